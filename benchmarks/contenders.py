@@ -1,0 +1,205 @@
+"""The contenders: for each library its LIF layer and its Linear-LIF-Linear-LIF network.
+
+Both run over whole sequences, time first, and return spikes only. A library is imported when its
+contender is constructed, so a machine may lack any of them.
+"""
+
+from collections.abc import Callable
+from importlib import import_module, metadata
+
+import torch
+from torch import nn
+
+BETA = 0.95
+THRESHOLD = 1.0
+
+
+class Contender:
+    """One library. `exact` asks for bit-identical spikes and input gradients of the LIF layer."""
+
+    name: str
+    package: str
+    same_neuron = True
+    exact = True
+    compiles = False
+
+    def __init__(self):
+        self.library = import_module(self.package)
+
+    @property
+    def version(self) -> str | None:
+        """The installed version; a library used from its source tree may have none."""
+        try:
+            return metadata.version(self.package)
+        except metadata.PackageNotFoundError:
+            return getattr(self.library, "__version__", None)
+
+    def lif(self) -> nn.Module:
+        """The layer alone: currents [T, B, N] -> spikes [T, B, N]."""
+        raise NotImplementedError
+
+    def rate_fc(self, fc1: nn.Linear, fc2: nn.Linear) -> nn.Module:
+        """The network around two given Linears: [T, B, inputs] -> spikes [T, B, outputs]."""
+        raise NotImplementedError
+
+    def specification(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What `lif` must compute: currents [T, B, N] -> spikes [T, B, N], differentiable."""
+        return Reference().lif()
+
+    def reset(self, module: nn.Module) -> None:
+        """Forgets the state that a run left in `module`."""
+
+
+class SnnFast(Contender):
+    """snnfast: one launch per layer and direction."""
+
+    name = package = "snnfast"
+
+    def lif(self):
+        return self.library.Unroll(self.library.Leaky(beta=BETA))
+
+    def rate_fc(self, fc1, fc2):
+        leaky = self.library.Leaky
+        return self.library.Unroll(nn.Sequential(fc1, leaky(beta=BETA), fc2, leaky(beta=BETA)))
+
+
+class _OnReference(nn.Module):
+    def __init__(self, library, module):
+        super().__init__()
+        self.library, self.module = library, module
+
+    def forward(self, x_seq):
+        with self.library.use_reference():
+            return self.module(x_seq)
+
+
+class Reference(SnnFast):
+    """The same modules on snnfast's pure-PyTorch loop, the specification."""
+
+    name = "reference"
+
+    def lif(self):
+        return _OnReference(self.library, super().lif())
+
+    def rate_fc(self, fc1, fc2):
+        return _OnReference(self.library, super().rate_fc(fc1, fc2))
+
+
+class StepLoop(nn.Module):
+    """snnTorch's published loop: the whole network once per step.
+
+    `unbind`, because the backward of indexing `x_seq[t]` fills a whole sequence of zeros per step.
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_seq):
+        return torch.stack([self.network(x) for x in x_seq.unbind(0)])
+
+
+class SnnTorch(Contender):
+    """snnTorch's own layers in a Python loop over time."""
+
+    name = package = "snntorch"
+
+    def _leaky(self):
+        # A membrane passed as argument breaks the compiled graph: Leaky tests `mem == None`.
+        return self.library.Leaky(beta=BETA, init_hidden=True)
+
+    def lif(self):
+        return StepLoop(self._leaky())
+
+    def rate_fc(self, fc1, fc2):
+        return StepLoop(nn.Sequential(fc1, self._leaky(), fc2, self._leaky()))
+
+    def reset(self, module):
+        # Leaky replaces a membrane of another shape than its input's by zeros.
+        for layer in module.modules():
+            if isinstance(layer, self.library.Leaky):
+                layer.mem = layer.mem.new_zeros(0)
+
+
+class SnnTorchCompiled(SnnTorch):
+    """The same loops under torch.compile, which unrolls all T steps into one graph."""
+
+    name = "snntorch-compile"
+    # Inductor may contract a multiply and an add, which flips a spike now and then.
+    exact = False
+    compiles = True
+
+    def _compile(self, module):
+        # Graphs of earlier sizes would turn this one dynamic or exhaust the recompile limit.
+        torch.compiler.reset()
+        # The first call is reported, and what an earlier run left on disk would hide its cost.
+        torch.compiler.config.force_disable_caches = True
+        return torch.compile(module, dynamic=False, fullgraph=True)
+
+    def lif(self):
+        return self._compile(super().lif())
+
+    def rate_fc(self, fc1, fc2):
+        return self._compile(super().rate_fc(fc1, fc2))
+
+
+class SpikingJelly(Contender):
+    """SpikingJelly's multi-step LIFNode; the library picks the fastest kernel it has built.
+
+    Another neuron than Leaky: it resets in the step that fires and divides by tau, where Leaky
+    waits a step and multiplies by beta.
+    """
+
+    name = package = "spikingjelly"
+    same_neuron = False
+    exact = False
+    tau = 1 / (1 - BETA)
+
+    def __init__(self):
+        super().__init__()
+        self.activation_based = import_module("spikingjelly.activation_based")
+        for module in ("neuron", "functional", "surrogate"):
+            import_module(f"spikingjelly.activation_based.{module}")
+
+    def _surrogate(self):
+        return self.activation_based.surrogate.ATan(alpha=2.0)
+
+    def lif(self):
+        return self.activation_based.neuron.LIFNode(
+            tau=self.tau,
+            decay_input=False,
+            v_threshold=THRESHOLD,
+            v_reset=None,
+            surrogate_function=self._surrogate(),
+            detach_reset=True,
+            step_mode="m",
+            store_v_seq=False,
+        )
+
+    def rate_fc(self, fc1, fc2):
+        return nn.Sequential(fc1, self.lif(), fc2, self.lif())
+
+    def specification(self):
+        """The recurrence that SpikingJelly documents for these options."""
+        fire = self._surrogate()
+
+        def recurrence(x_seq):
+            v = x_seq.new_zeros(x_seq.shape[1:])
+            spikes = []
+            for x in x_seq.unbind(0):
+                h = v - v / self.tau + x
+                spk = fire(h - THRESHOLD)
+                v = h - spk.detach() * THRESHOLD
+                spikes.append(spk)
+            return torch.stack(spikes)
+
+        return recurrence
+
+    def reset(self, module):
+        self.activation_based.functional.reset_net(module)
+
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (SnnFast, Reference, SnnTorch, SnnTorchCompiled, SpikingJelly)
+}

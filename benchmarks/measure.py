@@ -1,0 +1,224 @@
+"""Time, memory and the machine's own limit."""
+
+import gc
+import math
+import os
+import platform
+import random
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+# A slice of a round lasts about this long, so that short workloads are averaged over passes.
+SLICE_MS = 20.0
+MAX_PASSES = 20
+MIN_ROUNDS = 3
+
+
+class Workload(Protocol):
+    """What is timed: `forward` gives spikes, `backward` takes them; `reset` is never timed."""
+
+    def reset(self) -> None: ...
+
+    def forward(self) -> torch.Tensor: ...
+
+    def backward(self, spikes: torch.Tensor) -> None: ...
+
+
+class Clock:
+    """Stamps on the device's own time line: events on CUDA, `perf_counter` on the CPU."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+
+    def stamp(self):
+        """A moment, opaque until `milliseconds` reads it; does not synchronise."""
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def milliseconds(self, start, end) -> float:
+        """Milliseconds from one stamp to another; waits for the second."""
+        if not self.cuda:
+            return 1e3 * (end - start)
+        end.synchronize()
+        return start.elapsed_time(end)
+
+
+def _stamped_pass(workload: Workload, clock: Clock):
+    workload.reset()
+    start = clock.stamp()
+    spikes = workload.forward()
+    middle = clock.stamp()
+    workload.backward(spikes)
+    return start, middle, clock.stamp()
+
+
+def time_passes(workload: Workload, clock: Clock, passes: int) -> tuple[float, float]:
+    """Mean milliseconds of the forward and of the whole pass, over `passes` of them in a row."""
+    stamps = [_stamped_pass(workload, clock) for _ in range(passes)]
+    forward = statistics.fmean(clock.milliseconds(start, middle) for start, middle, _ in stamps)
+    whole = statistics.fmean(clock.milliseconds(start, end) for start, _, end in stamps)
+    return forward, whole
+
+
+@dataclass
+class Timing:
+    """Milliseconds of each round: the forward, and the whole pass that it begins."""
+
+    forward: list[float]
+    whole: list[float]
+
+    def summary(self) -> dict[str, float | int]:
+        """Medians over the rounds, with the least and the interquartile range beside them."""
+        low, _, high = statistics.quantiles(self.whole, n=4)
+        return {
+            "forward_ms": statistics.median(self.forward),
+            "forward_min_ms": min(self.forward),
+            "forward_backward_ms": statistics.median(self.whole),
+            "forward_backward_min_ms": min(self.whole),
+            "forward_backward_iqr_ms": high - low,
+            "rounds": len(self.whole),
+        }
+
+
+def interleave(
+    workloads: dict[str, Workload], clock: Clock, rounds: int, seconds: float
+) -> dict[str, Timing]:
+    """Times the workloads in turn, round by round, so that a slow spell of the machine hits all.
+
+    Stops after `rounds` rounds or `seconds` seconds, but not before `MIN_ROUNDS`. Every round has
+    its own order, so that nobody always finds the caches as the same neighbour left them.
+    """
+    passes = {name: _passes_per_slice(workload, clock) for name, workload in workloads.items()}
+    timings = {name: Timing([], []) for name in workloads}
+    names, order = list(workloads), random.Random(0)
+    started = time.perf_counter()
+    gc.collect()
+    gc.disable()
+    try:
+        for done in range(max(rounds, MIN_ROUNDS)):
+            if done >= MIN_ROUNDS and time.perf_counter() - started > seconds:
+                break
+            for name in order.sample(names, len(names)):
+                forward, whole = time_passes(workloads[name], clock, passes[name])
+                timings[name].forward.append(forward)
+                timings[name].whole.append(whole)
+    finally:
+        gc.enable()
+    return timings
+
+
+def _passes_per_slice(workload: Workload, clock: Clock) -> int:
+    """Warms the workload up and says how many passes fill a slice."""
+    time_passes(workload, clock, 1)
+    _, whole = time_passes(workload, clock, 1)
+    return min(MAX_PASSES, max(1, math.ceil(SLICE_MS / whole)))
+
+
+class CopyWorkload:
+    """The machine's limit for memory-bound work: a copy too large for any cache."""
+
+    def __init__(self, device: torch.device):
+        elements = 2**28 if device.type == "cuda" else 2**26
+        self.source = torch.ones(elements, device=device)
+        self.target = torch.ones_like(self.source)
+        self.nbytes = 2 * self.source.nbytes
+
+    def reset(self):
+        pass
+
+    def forward(self):
+        return self.target.copy_(self.source)
+
+    def backward(self, copied):
+        pass
+
+    def bytes_per_second(self, timing: Timing) -> float:
+        """Bytes read and written per second in the best round."""
+        return self.nbytes / (1e-3 * min(timing.whole))
+
+
+class _Saved:
+    """What a graph holds instead of a tensor, so that its death tells of the graph's."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def retained_bytes(forward: Callable[[], torch.Tensor], held: Iterable[torch.Tensor]) -> int:
+    """Bytes that the graph of `forward` keeps for its backward.
+
+    Whole storages, each counted once; those of `held` (inputs, parameters) and of the output are
+    not counted, since the caller keeps them anyway. Nor is what was saved for a part of the graph
+    that did not outlive the forward.
+    """
+    alive = weakref.WeakSet()
+
+    def pack(tensor):
+        # Undetached, a saved output would keep its own node alive, and with it the graph.
+        saved = _Saved(tensor.detach())
+        alive.add(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        output = forward()
+    storages = [saved.tensor.untyped_storage() for saved in alive]
+    kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    for tensor in (*held, output):
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """The most that `run` holds at once, in bytes, beyond what was allocated before it.
+
+    CUDA: the caching allocator's own count. CPU: the running sum of the profiler's memory events,
+    which sees tensors but not what a kernel takes from malloc itself.
+    """
+    if device.type != "cuda":
+        return _cpu_peak_bytes(run)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _cpu_peak_bytes(run):
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(
+        activities=activities, profile_memory=True, acc_events=True
+    ) as profile:
+        run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware: the GPU's name, or the CPU's model and torch's number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _cpu_model():
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as cpuinfo:
+            for line in cpuinfo:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,234 @@
+"""Checks, then times the contenders: `python benchmarks/run.py --help`.
+
+Prints a table and writes rows of JSON. What cannot be imported, is refused or gives a wrong result
+is a row with `error` and without figures. Exits with 1 if snnfast itself is such a row.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import measure
+import table
+import torch
+from benches import BENCHES, Size, check, outcome
+from contenders import CONTENDERS, Contender
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+}
+LIMIT = "limit"
+NOT_MEASURED = dict.fromkeys(
+    (
+        "check",
+        "first_call_s",
+        "forward_ms",
+        "forward_min_ms",
+        "forward_backward_ms",
+        "forward_backward_min_ms",
+        "forward_backward_iqr_ms",
+        "rounds",
+        "peak_bytes",
+        "copy_bytes_per_s",
+        "retained_bytes",
+        "limit_ms",
+        "limit_share",
+    )
+)
+
+
+class Refused(Exception):
+    """A contender is not run at this size."""
+
+
+@dataclass
+class Entry:
+    """A contender at one size: its row so far and, unless refused, the workload to time."""
+
+    row: dict
+    workload: measure.Workload | None = None
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` when tracked files differ from it."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--match="],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return described.stdout.strip() or None
+
+
+def check_contender(contender: Contender, bench, compile_max_t: int) -> tuple[dict, object]:
+    """The row's first entries and the workload, once the result is the specified one."""
+    if contender.compiles and compile_max_t < bench.size.T:
+        raise Refused(
+            f"not compiled: the graph unrolls T={bench.size.T} steps, more than "
+            f"--compile-max-t {compile_max_t}"
+        )
+    try:
+        specified = bench.specified(contender)
+    except ImportError as error:
+        raise Refused(f"no specification to check against: {error}") from error
+    expected = outcome(specified)
+    workload = bench.workload(contender)
+    clock = measure.Clock(bench.device)
+    start = clock.stamp()
+    result = outcome(workload)
+    first_call_s = 1e-3 * clock.milliseconds(start, clock.stamp())
+    exact = bench.exact(contender)
+    check(*result, *expected, exact)
+    return {"check": "exact" if exact else "close", "first_call_s": first_call_s}, workload
+
+
+def memory(workload, device: torch.device) -> dict:
+    """Peak and retained bytes of one pass."""
+    workload.reset()
+    retained = measure.retained_bytes(workload.forward, workload.held)
+    workload.reset()
+    peak = measure.peak_bytes(lambda: workload.backward(workload.forward()), device)
+    return {"peak_bytes": peak, "retained_bytes": retained}
+
+
+def enter(contender_class: type[Contender], bench, compile_max_t: int, common: dict) -> Entry:
+    """Constructs and checks a contender; whatever goes wrong becomes its row's `error`."""
+    row = {
+        "bench": bench.name,
+        "contender": contender_class.name,
+        "version": None,
+        "same_neuron": contender_class.same_neuron,
+        **common,
+        **NOT_MEASURED,
+        "error": None,
+    }
+    try:
+        contender = contender_class()
+        row["version"] = contender.version
+        checked, workload = check_contender(contender, bench, compile_max_t)
+        checked |= memory(workload, bench.device)
+    except Exception as error:
+        row["error"] = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        return Entry(row)
+    return Entry(row | checked, workload)
+
+
+def run_size(bench, contenders: list[type[Contender]], options, common: dict) -> list[dict]:
+    """The rows of every contender at one size, timed against each other in the same rounds."""
+    common = common | {"dtype": str(bench.dtype).removeprefix("torch."), **asdict(bench.size)}
+    entries = [enter(each, bench, options.compile_max_t, common) for each in contenders]
+    workloads = {e.row["contender"]: e.workload for e in entries if e.workload is not None}
+    if not workloads:
+        return [entry.row for entry in entries]
+    limit = bench.limit()
+    clock = measure.Clock(bench.device)
+    timings = measure.interleave(workloads | {LIMIT: limit}, clock, options.rounds, options.seconds)
+    limit_row = bench.limit_row(limit, timings.pop(LIMIT))
+    for entry in entries:
+        if timing := timings.get(entry.row["contender"]):
+            entry.row |= limit_row | timing.summary()
+            entry.row["limit_share"] = limit_row["limit_ms"] / entry.row["forward_backward_ms"]
+    return [entry.row for entry in entries]
+
+
+def run_bench(name: str, options, common: dict) -> list[dict]:
+    """The rows of one bench at all its sizes."""
+    bench_class = BENCHES[name]
+    sizes = options.sizes or (bench_class.quick_sizes if options.quick else bench_class.sizes)
+    contenders = [CONTENDERS[each] for each in options.contenders]
+    rows = []
+    for size in sizes:
+        bench = bench_class(size, DTYPES[options.dtype], options.device)
+        rows += run_size(bench, contenders, options, common)
+    return rows
+
+
+def environment(options) -> dict:
+    """What the rows of one run share: hardware, versions, commit and date."""
+    return {
+        "device": measure.device_name(options.device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write_json(rows: list[dict], path: Path) -> None:
+    """Writes the rows whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(rows, indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def default_path(bench: str, common: dict) -> Path:
+    """benchmarks/results/<bench>-<device>-<date>.json."""
+    device = re.sub(r"[^a-z0-9]+", "-", common["device"].lower()).strip("-")
+    return Path(__file__).parent / "results" / f"{bench}-{device}-{common['date'][:10]}.json"
+
+
+def parse_size(text: str) -> Size:
+    """`T,B,N` as a size."""
+    try:
+        size = Size(*map(int, text.split(",")))
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"expected T,B,N as in 25,128,1000, got {text!r}"
+        ) from None
+    if min(size.T, size.B, size.N) < 1:
+        raise argparse.ArgumentTypeError(f"T, B and N must be positive: {text!r}")
+    return size
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--bench", nargs="+", choices=BENCHES, default=list(BENCHES))
+    add("--sizes", nargs="+", type=parse_size, metavar="T,B,N", help="instead of each bench's own")
+    add("--dtype", choices=DTYPES, default="float32")
+    add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, help="CPU threads of torch")
+    add("--rounds", type=int, default=30, help="rounds at most per size (default 30)")
+    add("--seconds", type=float, default=60, help="seconds of rounds at most per size (default 60)")
+    add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    add("--compile-max-t", type=int, default=100, help="no compiled loop beyond this T")
+    add("--json", type=Path, help="one file for all rows, not benchmarks/results/<bench>-...json")
+    add("--quick", action="store_true", help="tiny sizes, few rounds; no JSON without --json")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.seconds = min(options.rounds, 5), min(options.seconds, 2)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the chosen benches; 1 if snnfast could not be timed."""
+    options = parse_options(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    common = environment(options)
+    all_rows = []
+    for bench in options.bench:
+        rows = run_bench(bench, options, common)
+        print(table.bench_tables(rows), flush=True)
+        if not options.json and not options.quick:
+            write_json(rows, default_path(bench, common))
+        all_rows += rows
+    if options.json:
+        write_json(all_rows, options.json)
+    return int(any(row["error"] for row in all_rows if row["contender"] == "snnfast"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The README's tables, made from benchmarks/results/*.json: `python benchmarks/table.py --help`."""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from pathlib import Path
+
+START = "<!-- benchmarks:start -->"
+END = "<!-- benchmarks:end -->"
+BASELINE = "snntorch"
+COLUMNS = (
+    "contender",
+    "forward ms",
+    "forward + backward ms",
+    "speed-up over snnTorch's loop",
+    "share of the limit",
+    "retained bytes per neuron-step",
+    "peak MB",
+)
+RECIPE_COLUMNS = (
+    "recipe",
+    "library",
+    "hardware",
+    "epochs",
+    "test accuracy",
+    "seconds per epoch",
+    "peak MB",
+    "date",
+)
+
+
+def load(results: Path) -> list[dict]:
+    """All rows in the JSON files of a folder; a file holds a list of rows or a single one."""
+    rows = []
+    for path in sorted(results.glob("*.json")):
+        content = json.loads(path.read_text())
+        rows += content if isinstance(content, list) else [content]
+    return rows
+
+
+def _grouped(rows, *keys):
+    def key(row):
+        return tuple(row[each] for each in keys)
+
+    return [list(group) for _, group in itertools.groupby(sorted(rows, key=key), key=key)]
+
+
+def _newest(rows):
+    return max(row["date"] for row in rows)
+
+
+def _line(cells):
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _markdown(columns, lines):
+    rule = _line(["---", *["---:"] * (len(columns) - 1)])
+    return "\n".join([_line(columns), rule, *(_line(line) for line in lines)])
+
+
+def _number(value):
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _megabytes(nbytes):
+    return "-" if nbytes is None else f"{nbytes / 1e6:.1f}"
+
+
+def _name(row):
+    name = " ".join(filter(None, (row["contender"], row["version"])))
+    return name if row["same_neuron"] else f"{name} (another neuron)"
+
+
+def _bench_line(row, baseline_ms):
+    whole = row["forward_backward_ms"]
+    return [
+        _name(row),
+        _number(row["forward_ms"]),
+        _number(whole),
+        f"{_number(baseline_ms / whole)}x" if baseline_ms else "-",
+        f"{row['limit_share']:.0%}",
+        _number(row["retained_bytes"] / (row["T"] * row["B"] * row["N"])),
+        _megabytes(row["peak_bytes"]),
+    ]
+
+
+def _bench_title(rows):
+    first = rows[0]
+    title = (
+        f"**{first['bench']}**, T={first['T']}, B={first['B']}, N={first['N']}, "
+        f"{first['dtype']}, on {first['device']}, torch {first['torch']}, "
+        f"{first['date'][:10]}, commit {first['commit']}"
+    )
+    bandwidth = next(filter(None, (row["copy_bytes_per_s"] for row in rows)), None)
+    return f"{title}, copies at {bandwidth / 1e9:.1f} GB/s" if bandwidth else title
+
+
+def _bench_table(rows):
+    timed = [row for row in rows if not row["error"]]
+    baseline_ms = next(
+        (row["forward_backward_ms"] for row in timed if row["contender"] == BASELINE), None
+    )
+    parts = [_bench_title(rows)]
+    if timed:
+        parts.append(_markdown(COLUMNS, [_bench_line(row, baseline_ms) for row in timed]))
+    parts += [f"No figures for {_name(row)}: {row['error']}" for row in rows if row["error"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def bench_tables(rows: list[dict]) -> str:
+    """One Markdown table per bench, hardware, dtype and size, each from its newest run.
+
+    A table never mixes runs, because speed-ups hold only within one.
+    """
+    tables = []
+    for group in _grouped(rows, "bench", "device", "dtype", "T", "B", "N"):
+        newest = _newest(group)
+        tables.append(_bench_table([row for row in group if row["date"] == newest]))
+    return "\n".join(tables)
+
+
+def _mean(rows, key):
+    values = [row[key] for row in rows if row[key] is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _accuracy(rows):
+    accuracies = [row["test_accuracy"] for row in rows]
+    text = f"{statistics.fmean(accuracies):.2%}"
+    if len(accuracies) > 1:
+        text += f" ± {statistics.stdev(accuracies):.2%} ({len(accuracies)} seeds)"
+    return text
+
+
+def _recipe_line(rows):
+    first = rows[0]
+    return [
+        first["recipe"],
+        " ".join(filter(None, (first["library"], first["version"]))),
+        first["device"],
+        first["epochs"],
+        _accuracy(rows),
+        _number(_mean(rows, "seconds_per_epoch")),
+        _megabytes(_mean(rows, "peak_bytes")),
+        _newest(rows)[:10],
+    ]
+
+
+def recipes_table(rows: list[dict]) -> str:
+    """One Markdown line per recipe, library, hardware and epochs: the mean over the seeds.
+
+    Of several runs with one seed the newest counts. `test_accuracy` is a share of 1.
+    """
+    newest = [
+        max(group, key=lambda row: row["date"])
+        for group in _grouped(rows, "recipe", "device", "epochs", "library", "seed")
+    ]
+    groups = _grouped(newest, "recipe", "device", "epochs", "library")
+    return _markdown(RECIPE_COLUMNS, [_recipe_line(group) for group in groups]) + "\n"
+
+
+def render(rows: list[dict]) -> str:
+    """All tables."""
+    parts = []
+    if benches := [row for row in rows if "bench" in row]:
+        parts.append(bench_tables(benches))
+    if recipes := [row for row in rows if "recipe" in row]:
+        parts.append(recipes_table(recipes))
+    return "\n".join(parts)
+
+
+def replace_section(text: str, tables: str) -> str:
+    """`text` with `tables` between the two markers."""
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(END) < text.index(START):
+        raise ValueError(f"the file must hold {START} and, after it, {END}, once each")
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    return f"{before}{START}\n\n{tables}\n{END}{after}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the tables or brings a README up to date; 1 if --check finds it is not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--readme", type=Path, help=f"rewrite the text after {START} in this file")
+    parser.add_argument("--check", action="store_true", help="with --readme: write nothing, fail")
+    options = parser.parse_args(arguments)
+    if options.check and not options.readme:
+        parser.error("--check needs --readme")
+    tables = render(load(options.results))
+    if not options.readme:
+        print(tables)
+        return 0
+    text = options.readme.read_text()
+    updated = replace_section(text, tables)
+    if not options.check:
+        options.readme.write_text(updated)
+    elif updated != text:
+        print(f"{options.readme} is out of date: run python benchmarks/table.py --readme", end=" ")
+        print(options.readme)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

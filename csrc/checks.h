@@ -1,0 +1,43 @@
+// One form for every complaint an operator makes: "<argument> must <rule>, got <value>".
+//
+// People meet snnfast.functional's ValueError and TypeError first; these checks are the second line, which keeps a call
+// of torch.ops.snnfast.* with wrong tensors from touching memory it must not.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+namespace snnfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check_place(const char* name, const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the input's device, got device index ",
+                  tensor.get_device_index(), " and ", like.get_device_index());
+}
+
+inline void check_tensor(const char* name, const Tensor& tensor, const Tensor& like, ScalarType dtype, int64_t numel) {
+  check_place(name, tensor, like);
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " must have dtype ", torch::headeronly::toString(dtype),
+                  ", got ", torch::headeronly::toString(tensor.scalar_type()));
+  STD_TORCH_CHECK(tensor.numel() == numel, name, " must have ", numel, " elements, got ", tensor.numel());
+}
+
+inline void check_tensor(const char* name, const std::optional<Tensor>& tensor, const Tensor& like, ScalarType dtype,
+                         int64_t numel) {
+  if (tensor.has_value()) check_tensor(name, *tensor, like, dtype, numel);
+}
+
+// A parameter is laid out over the trailing neuron dimensions: neuron i reads element i % numel.
+inline void check_param(const char* name, const Tensor& param, const Tensor& like, ScalarType dtype, int64_t neurons) {
+  check_tensor(name, param, like, dtype, param.numel());
+  STD_TORCH_CHECK(param.numel() > 0 && neurons % param.numel() == 0, name,
+                  " must have a number of elements that divides the ", neurons, " neurons, got ", param.numel());
+}
+
+}  // namespace snnfast

@@ -1,0 +1,167 @@
+// The CPU's time loops: parallel over tiles of neurons, vectorised over the neurons of a tile, serial over time.
+//
+// A tile's states stay in the cache while its loop walks through time. Every row of a tile is a plain pointer: a tensor's
+// row, or a buffer of the tile where an input is absent or an output unwanted, so that the innermost loop has no branches.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "../dispatch.h"
+#include "../op/tensors.h"
+#include "huge_pages.h"
+#include "simd.h"
+
+namespace snnfast {
+
+inline constexpr int kTile = 512;
+inline constexpr int64_t kStepsPerTask = 32768;  // neuron-steps worth waking another thread for
+
+template <typename T>
+using Row = T[kTile];
+
+template <typename T>
+void fill(Row<T>& row, T value) {
+  std::fill_n(row, kTile, value);
+}
+
+template <typename T, int kCount>
+void load_params(Row<T> (&rows)[kCount], const Periodic<T> (&params)[kCount], int64_t first, int width) {
+  for (int k = 0; k < kCount; ++k) {
+    for (int i = 0; i < width; ++i) rows[k][i] = params[k][first + i];
+  }
+}
+
+template <typename Neuron, typename T = typename Neuron::Scalar>
+void scan_tile(const Scan<Neuron, T>& scan, const typename Neuron::Options& options, int64_t first, int width) {
+  Row<T> params[Neuron::kParams], carried[Neuron::kStates], unwanted[Neuron::kExtras + 1];
+  load_params(params, scan.params, first, width);
+  const T* previous[Neuron::kStates];
+  T* next[Neuron::kStates];
+  T* extras[Neuron::kExtras + 1] = {};
+  for (int k = 0; k < Neuron::kStates; ++k) {
+    fill(carried[k], T(0));
+    previous[k] = scan.initial[k] ? scan.initial[k] + first : carried[k];
+  }
+  for (int64_t t = 0; t < scan.steps; ++t) {
+    const int64_t offset = t * scan.neurons + first;
+    const T* x = scan.x + offset;
+    T* spk = scan.spk + offset;
+    for (int k = 0; k < Neuron::kStates; ++k) next[k] = scan.states[k] ? scan.states[k] + offset : carried[k];
+    for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan.extras[k] ? scan.extras[k] + offset : unwanted[k];
+#pragma GCC ivdep
+    for (int i = 0; i < width; ++i) {
+      T lane_params[Neuron::kParams], state[Neuron::kStates], extra[Neuron::kExtras + 1];
+      for (int k = 0; k < Neuron::kParams; ++k) lane_params[k] = params[k][i];
+      for (int k = 0; k < Neuron::kStates; ++k) state[k] = previous[k][i];
+      spk[i] = Neuron(lane_params, options).step(x[i], state, extra);
+      for (int k = 0; k < Neuron::kStates; ++k) next[k][i] = state[k];
+      for (int k = 0; k < Neuron::kExtras; ++k) extras[k][i] = extra[k];
+    }
+    for (int k = 0; k < Neuron::kStates; ++k) previous[k] = next[k];
+  }
+  for (int k = 0; k < Neuron::kStates; ++k) std::copy_n(previous[k], width, scan.last[k] + first);
+}
+
+template <bool kWithParams, typename Neuron, typename Surrogate, typename T = typename Neuron::Scalar>
+void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const typename Neuron::Options& options,
+                        const Surrogate& surrogate, int64_t first, int width) {
+  Row<T> params[Neuron::kParams], carry[Neuron::kStates], zeros, absent;
+  Row<T> sums[kWithParams ? Neuron::kParams : 1], lost[kWithParams ? Neuron::kParams : 1];
+  load_params(params, scan.params, first, width);
+  fill(zeros, T(0));
+  fill(absent, kAbsent<T>);
+  for (auto& row : sums) fill(row, T(0));
+  for (auto& row : lost) fill(row, T(0));
+  for (int k = 0; k < Neuron::kStates; ++k) {
+    std::copy_n(scan.grad_last[k] ? scan.grad_last[k] + first : absent, width, carry[k]);
+  }
+  for (int64_t t = scan.steps - 1; t >= 0; --t) {
+    const int64_t offset = t * scan.neurons + first;
+    const T* grad_spk = scan.grad_spk ? scan.grad_spk + offset : absent;
+    const T* evaluated = scan.evaluated ? scan.evaluated + offset : zeros;
+    T* grad_x = scan.grad_x + offset;
+    const T *grad_states[Neuron::kStates], *states[Neuron::kStates], *previous[Neuron::kStates];
+    const T* extras[Neuron::kExtras + 1] = {};
+    for (int k = 0; k < Neuron::kStates; ++k) {
+      grad_states[k] = scan.grad_states[k] ? scan.grad_states[k] + offset : absent;
+      states[k] = scan.states[k] + offset;
+      const T* initial = scan.initial[k] ? scan.initial[k] + first : zeros;
+      previous[k] = t > 0 ? states[k] - scan.neurons : initial;
+    }
+    for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan.extras[k] + offset;
+#pragma GCC ivdep
+    for (int i = 0; i < width; ++i) {
+      T lane_params[Neuron::kParams], grad_params[Neuron::kParams];
+      T grad_state[Neuron::kStates], state[Neuron::kStates], before[Neuron::kStates], extra[Neuron::kExtras + 1];
+      for (int k = 0; k < Neuron::kParams; ++k) lane_params[k] = params[k][i];
+      for (int k = 0; k < Neuron::kStates; ++k) {
+        grad_state[k] = grad_states[k][i] + carry[k][i];
+        state[k] = states[k][i];
+        before[k] = previous[k][i];
+      }
+      for (int k = 0; k < Neuron::kExtras; ++k) extra[k] = extras[k][i];
+      grad_x[i] = Neuron(lane_params, options)
+                      .step_backward(surrogate, grad_spk[i], evaluated[i], state, extra, before, grad_state, grad_params);
+      for (int k = 0; k < Neuron::kStates; ++k) carry[k][i] = grad_state[k];
+      if constexpr (kWithParams) {
+        for (int k = 0; k < Neuron::kParams; ++k) {
+          CompensatedSum<T> total{sums[k][i], lost[k][i]};
+          total.add(grad_params[k]);
+          sums[k][i] = total.sum;
+          lost[k][i] = total.lost;
+        }
+      }
+    }
+  }
+  for (int k = 0; k < Neuron::kStates; ++k) {
+    if (scan.grad_initial[k]) std::copy_n(carry[k], width, scan.grad_initial[k] + first);
+  }
+  if constexpr (kWithParams) {
+    for (int k = 0; k < Neuron::kParams; ++k) std::copy_n(sums[k], width, scan.grad_params[k] + first);
+  }
+}
+
+struct Cpu {
+  using StorageTypes = std::tuple<float, double>;
+
+  static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) {
+    Tensor tensor = new_empty(like, sizes, dtype);
+    prefer_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+    return tensor;
+  }
+
+  template <typename Neuron, typename T>
+  static void scan(const torch::stable::Tensor&, const Scan<Neuron, T>& scan, const typename Neuron::Options& options) {
+    for_tiles(scan.steps, scan.neurons, [&](int64_t first, int width) { scan_tile(scan, options, first, width); });
+  }
+
+  template <typename Neuron, typename T>
+  static void scan_backward(const torch::stable::Tensor&, const ScanBackward<Neuron, T>& scan,
+                            const typename Neuron::Options& options, const SurrogateChoice& choice) {
+    dispatch_bool(scan.grad_params[0] != nullptr, [&](auto with_params) {
+      dispatch_surrogate<T>(choice, [&](const auto& surrogate, int) {
+        for_tiles(scan.steps, scan.neurons, [&](int64_t first, int width) {
+          scan_backward_tile<decltype(with_params)::value>(scan, options, surrogate, first, width);
+        });
+      });
+    });
+  }
+
+ private:
+  template <typename Body>
+  static void for_tiles(int64_t steps, int64_t neurons, const Body& body) {
+    const int64_t grain = std::max<int64_t>(64, kStepsPerTask / std::max<int64_t>(steps, 1));
+    torch::stable::parallel_for(0, neurons, grain, [&](int64_t begin, int64_t end) {
+      vectorized([&] {
+        for (int64_t first = begin; first < end; first += kTile) {
+          body(first, static_cast<int>(std::min<int64_t>(kTile, end - first)));
+        }
+      });
+    });
+  }
+};
+
+}  // namespace snnfast

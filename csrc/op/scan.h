@@ -1,0 +1,70 @@
+// What a time loop reads and writes: plain pointers, the same for every backend and neuron model.
+//
+// Sequences are [steps, neurons], row-major; a null pointer is an input that is absent or an output nobody wants.
+#pragma once
+
+#include <cstdint>
+
+#include <torch/headeronly/macros/Macros.h>
+
+namespace snnfast {
+
+template <typename P, int kCount>
+using Slots = P[kCount > 0 ? kCount : 1];
+
+// A parameter over the trailing neuron dimensions, repeated with this period.
+template <typename T>
+struct Periodic {
+  const T* data;
+  int64_t period;
+  C10_HOST_DEVICE T operator[](int64_t neuron) const { return data[period == 1 ? 0 : neuron % period]; }
+};
+
+// S: storage type of currents and spikes; states have the neuron's Scalar type.
+template <typename Neuron, typename S>
+struct Scan {
+  using T = typename Neuron::Scalar;
+  int64_t steps, neurons;
+  const S* x;                               // [steps, neurons]
+  const T* initial[Neuron::kStates];        // [neurons]; null: zeros
+  Periodic<T> params[Neuron::kParams];
+  S* spk;                                   // [steps, neurons]
+  T* states[Neuron::kStates];               // [steps, neurons]
+  Slots<T*, Neuron::kExtras> extras;        // [steps, neurons]
+  T* last[Neuron::kStates];                 // [neurons]
+};
+
+template <typename Neuron, typename S>
+struct ScanBackward {
+  using T = typename Neuron::Scalar;
+  int64_t steps, neurons;
+  const S* grad_spk;                        // [steps, neurons]
+  const T* grad_states[Neuron::kStates];    // [steps, neurons]
+  const T* grad_last[Neuron::kStates];      // [neurons]
+  const T* states[Neuron::kStates];         // [steps, neurons], as forward wrote them
+  Slots<const T*, Neuron::kExtras> extras;  // [steps, neurons], as forward wrote them
+  const T* initial[Neuron::kStates];        // [neurons]; null: zeros
+  const T* evaluated;                       // [steps, neurons]; the derivative of an `evaluated` surrogate
+  Periodic<T> params[Neuron::kParams];
+  S* grad_x;                                // [steps, neurons]
+  T* grad_initial[Neuron::kStates];         // [neurons]
+  T* grad_params[Neuron::kParams];          // [neurons], summed over time; all null or none
+};
+
+// An absent gradient: the one value that leaves every number it is added to as it was, -0 included.
+template <typename T>
+inline constexpr T kAbsent = -T(0);
+
+// Kahan's sum, so that a parameter's gradient over thousands of steps is as good as its terms.
+template <typename T>
+struct CompensatedSum {
+  T sum = T(0), lost = T(0);
+  C10_HOST_DEVICE void add(T value) {
+    const T term = value - lost;
+    const T next = sum + term;
+    lost = (next - sum) - term;
+    sum = next;
+  }
+};
+
+}  // namespace snnfast

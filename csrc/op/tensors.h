@@ -1,0 +1,64 @@
+// What the operators need of tensors: time and neurons of a sequence, typed pointers that are null where a tensor is absent.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "../checks.h"
+#include "scan.h"
+
+namespace snnfast {
+
+using torch::stable::contiguous;
+using torch::stable::new_empty;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? std::optional<Tensor>(contiguous(*tensor)) : std::nullopt;
+}
+
+// x as [steps, neurons]: its first dimension is time when unrolled, else it is one step.
+struct Sequence {
+  std::vector<int64_t> shape;
+  bool unroll;
+  int64_t steps, neurons = 1;
+
+  Sequence(const Tensor& x, bool unroll) : shape(x.sizes().begin(), x.sizes().end()), unroll(unroll) {
+    STD_TORCH_CHECK(!unroll || !shape.empty(), "x must have a time dimension, got a tensor of 0 dimensions");
+    steps = unroll ? shape[0] : 1;
+    for (const int64_t size : neuron_shape()) neurons *= size;
+  }
+
+  Sizes neuron_shape() const { return Sizes(shape.data() + unroll, shape.size() - unroll); }
+};
+
+template <typename Backend>
+Tensor empty_if(bool wanted, const Tensor& like, Sizes sizes, ScalarType dtype) {
+  return wanted ? Backend::empty(like, sizes, dtype) : new_empty(like, {0}, dtype);
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return tensor.numel() > 0 ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+
+template <typename T>
+const T* data(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? data<T>(*tensor) : nullptr;
+}
+
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return tensor.numel() > 0 ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+template <typename T>
+Periodic<T> periodic(const Tensor& param) {
+  return {data<T>(param), param.numel()};
+}
+
+}  // namespace snnfast

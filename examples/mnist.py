@@ -1,0 +1,195 @@
+"""Train one of the reference systems on MNIST: python examples/mnist.py --recipe rate-fc."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import datasets
+import pictures
+import torch
+from files import InputError, check_writable, replacing
+from recipes import RECIPES
+from training import LIBRARIES, Run, Settings, import_library, metrics, read_checkpoint
+
+INTERRUPTED = 130
+PICTURED = 16
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is there for --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default: sys.argv) and return the exit code.
+
+    Bad input raises SystemExit(2) after one line on standard error.
+    """
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        return _train(args)
+    except InputError as error:
+        parser.error(str(error))
+    except torch.OutOfMemoryError:
+        parser.error("argument --batch-size: out of GPU memory, give a smaller one")
+    except OSError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("interrupted before the training began", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        description="Train a reference system on MNIST, evaluate it every epoch and draw it."
+    )
+    add = parser.add_argument
+    add("--recipe", choices=RECIPES, default="rate-fc", help="system to train (%(default)s)")
+    add("--library", choices=LIBRARIES, default="snnfast", help="whose neurons (%(default)s)")
+    add("--device", help="cpu, cuda or cuda:N (cuda where there is one, else cpu)")
+    add("--seed", type=_whole(0), default=0, help="fixes the result on a machine (%(default)s)")
+    add("--epochs", type=_whole(1), help="epochs in all, with those resumed (the recipe's)")
+    add("--batch-size", type=_whole(1), metavar="N", help="samples per step (the recipe's)")
+    add("--limit", type=_whole(1), metavar="N", help="train on the first N samples only (all)")
+    add(
+        "--threads",
+        type=_whole(1, os.cpu_count()),
+        metavar="N",
+        help="CPU threads (PyTorch's choice)",
+    )
+    data = os.environ.get("SNNFAST_DATA") or "data"
+    add("--data", type=Path, default=data, metavar="DIR", help="holds MNIST/raw (%(default)s)")
+    add("--plots", type=Path, metavar="DIR", help="pictures go here (runs/RECIPE)")
+    add("--checkpoint", type=Path, metavar="FILE", help="saved every epoch (PLOTS/checkpoint.pt)")
+    add("--out", type=Path, metavar="FILE", help="metrics go here (PLOTS/metrics.json)")
+    add("--resume", action="store_true", help="continue from the checkpoint")
+    return parser
+
+
+def _train(args: argparse.Namespace) -> int:
+    version = import_library(args.library).__version__
+    device = _device(args.device)
+    _prepare_outputs(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    run = _run(args, device)
+    epochs = _epochs(args, run)
+    saved = len(run.history)
+    try:
+        while saved < epochs:
+            row = run.epoch(epochs)
+            run.save(args.checkpoint)
+            saved = len(run.history)
+            _report(row, epochs)
+        _write_json(metrics(run, version), args.out)
+        _draw(run, args.plots)
+    except KeyboardInterrupt:
+        state = f"{args.checkpoint} continues after epoch {saved} with --resume"
+        print(f"interrupted; {state if saved else 'no epoch was finished'}", file=sys.stderr)
+        return INTERRUPTED
+    print(f"metrics {args.out}, pictures {args.plots}, checkpoint {args.checkpoint}")
+    return 0
+
+
+def _device(name: str | None) -> torch.device:
+    allowed = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name is None:
+        name = "cuda" if len(allowed) > 1 else "cpu"
+    if (f"{name}:0" if name == "cuda" else name) not in allowed:
+        raise InputError(
+            f"argument --device: {name} is not available here; available: {', '.join(allowed)}"
+        )
+    return torch.device(name)
+
+
+def _prepare_outputs(args: argparse.Namespace) -> None:
+    args.plots = args.plots or Path("runs") / args.recipe
+    args.checkpoint = args.checkpoint or args.plots / "checkpoint.pt"
+    args.out = args.out or args.plots / "metrics.json"
+    if args.checkpoint.resolve() == args.out.resolve():
+        raise InputError(f"argument --out: {args.out} is the checkpoint, give another file")
+    # A new run replaces an older checkpoint, but never a file that is something else.
+    if args.resume or args.checkpoint.exists():
+        read_checkpoint(args.checkpoint)
+    check_writable(args.plots / "loss.png", "--plots")
+    check_writable(args.checkpoint, "--checkpoint")
+    check_writable(args.out, "--out")
+
+
+def _run(args: argparse.Namespace, device: torch.device) -> Run:
+    digits = datasets.load(args.data)
+    samples = len(digits.train_images)
+    if args.limit is not None and args.limit > samples:
+        raise InputError(f"argument --limit: {args.limit} asked for, {digits.name} has {samples}")
+    settings = Settings(
+        recipe=args.recipe,
+        dataset=digits.name,
+        samples=args.limit or samples,
+        batch_size=args.batch_size or RECIPES[args.recipe].BATCH_SIZE,
+        seed=args.seed,
+        device=device.type,
+    )
+    run = Run(settings, args.library, digits.first(settings.samples).to(device), device)
+    if args.resume:
+        run.restore(args.checkpoint)
+    return run
+
+
+def _epochs(args: argparse.Namespace, run: Run) -> int:
+    epochs, done = args.epochs or run.recipe.EPOCHS, len(run.history)
+    if epochs <= done:
+        raise InputError(
+            f"argument --epochs: {args.checkpoint} already has {done} epochs done, "
+            f"give more than {done} (not {epochs})"
+        )
+    return epochs
+
+
+def _report(row: dict[str, float], epochs: int) -> None:
+    print(
+        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, "
+        f"accuracy {row['train_accuracy']:.2%}, test loss {row['test_loss']:.4f}, "
+        f"test accuracy {row['test_accuracy']:.2%}, {row['seconds']:.1f} s",
+        flush=True,
+    )
+
+
+def _write_json(row: dict[str, Any], path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(row, indent=2) + "\n")
+
+
+def _draw(run: Run, directory: Path) -> None:
+    images, labels = run.digits.test_images[:PICTURED], run.digits.test_labels[:PICTURED]
+    spikes = run.predict(images)
+    title = f"{run.settings.recipe} on {run.settings.dataset}, {run.library}"
+    drawn = {
+        "loss": pictures.loss_curve(run.losses, run.history, title),
+        "raster": pictures.output_raster(spikes, images, labels),
+        "gallery": pictures.gallery(spikes, images, labels),
+    }
+    for name, figure in drawn.items():
+        with replacing(directory / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png")
+
+
+def _whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} given, must be a whole number from {least} to {most}"
+            )
+        return int(text)
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""The one training loop of every recipe: epochs, evaluation, checkpoints and the metrics row."""
+
+import importlib
+import io
+import platform
+import subprocess
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Digits
+from files import InputError, replacing
+from recipes import RECIPES
+from torch import Tensor
+from tqdm import tqdm
+
+LIBRARIES = ("snnfast", "snntorch", "reference")
+CHECKPOINT_FORMAT = "snnfast-examples-1"
+EVALUATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that, with the machine, fixes the numbers of a run.
+
+    A checkpoint continues only a run with equal settings. The library is not among them: all
+    libraries train the same parameters, so each can continue what another began.
+    """
+
+    recipe: str
+    dataset: str
+    samples: int
+    batch_size: int
+    seed: int
+    device: str
+
+
+ARGUMENTS = {"dataset": "--data", "samples": "--limit", "batch_size": "--batch-size"}
+
+
+class Pass(NamedTuple):
+    """One pass over a data set: the loss of every batch, and means over all samples."""
+
+    losses: list[float]
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+class Run:
+    """A network in training, with all the state that decides how the training continues.
+
+    Args:
+        settings: recipe, data and seed. The start, the order of the samples and their random
+            spikes depend on nothing else, so every library sees the same.
+        library: one of LIBRARIES.
+        digits: the data, on `device`.
+        device: where to train.
+
+    Attributes:
+        history: one dict per epoch done, of numbers.
+        losses: training loss of every iteration done.
+    """
+
+    def __init__(
+        self, settings: Settings, library: str, digits: Digits, device: torch.device
+    ) -> None:
+        self.settings, self.library, self.digits, self.device = settings, library, digits, device
+        self.recipe = RECIPES[settings.recipe]
+        # One seed each, so that no two of the three random streams overlap.
+        seeder = torch.Generator().manual_seed(settings.seed)
+        start, order, spikes = torch.randint(2**62, (3,), generator=seeder).tolist()
+        torch.manual_seed(start)
+        self.net = self.recipe.network(library, digits.train_images[0].numel()).to(device)
+        self.optimizer = self.recipe.optimizer(self.net.parameters())
+        self.generators = {
+            "order": torch.Generator().manual_seed(order),
+            "spikes": torch.Generator(device).manual_seed(spikes),
+        }
+        self.history: list[dict[str, float]] = []
+        self.losses: list[float] = []
+
+    def epoch(self, epochs: int) -> dict[str, float]:
+        """Train one epoch (of `epochs`, for the display), evaluate, and return its history row."""
+        epoch = len(self.history) + 1
+        with _neurons_of(self.library):
+            train = self._train(f"epoch {epoch}/{epochs}")
+            test = self._evaluate("test")
+        self.losses += train.losses
+        row = {
+            "epoch": epoch,
+            "train_loss": train.loss,
+            "train_accuracy": train.accuracy,
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy,
+            "seconds": train.seconds,
+            "test_seconds": test.seconds,
+        }
+        self.history.append(row)
+        return row
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Output of the network for uint8 images [B, H, W], with the spikes of the evaluation."""
+        self.net.eval()
+        with _neurons_of(self.library):
+            return self.net(self.recipe.encode(_brightness(images), self._evaluation_generator()))
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint that `restore` continues from, bit for bit."""
+        checkpoint = {
+            "format": CHECKPOINT_FORMAT,
+            "settings": asdict(self.settings),
+            "network": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "history": self.history,
+            "losses": self.losses,
+        }
+        # Through memory, because torch.save reports a full disk as an opaque RuntimeError.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+    def restore(self, path: Path) -> None:
+        """Take over the state in a checkpoint; InputError if it belongs to another run."""
+        checkpoint = read_checkpoint(path)
+        try:
+            self._check_settings(path, checkpoint["settings"])
+            self.net.load_state_dict(checkpoint["network"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            for name, generator in self.generators.items():
+                generator.set_state(checkpoint["generators"][name])
+            self.history, self.losses = checkpoint["history"], checkpoint["losses"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"argument --checkpoint: {path} is damaged ({type(error).__name__})"
+            ) from error
+
+    def _check_settings(self, path: Path, saved: dict[str, Any]) -> None:
+        for name, value in asdict(self.settings).items():
+            if saved[name] != value:
+                raise InputError(
+                    f"argument {ARGUMENTS.get(name, '--' + name)}: this run has {name} {value}, "
+                    f"but {path} continues a run with {saved[name]}"
+                )
+
+    def _train(self, title: str) -> Pass:
+        digits = self.digits
+        order = torch.randperm(len(digits.train_images), generator=self.generators["order"])
+        self.net.train()
+        return self._pass(
+            title,
+            digits.train_images,
+            digits.train_labels,
+            order,
+            self.generators["spikes"],
+            self.optimizer,
+        )
+
+    @torch.no_grad()
+    def _evaluate(self, title: str) -> Pass:
+        images, labels = self.digits.test_images, self.digits.test_labels
+        self.net.eval()
+        order = torch.arange(len(images))
+        return self._pass(title, images, labels, order, self._evaluation_generator())
+
+    def _pass(
+        self,
+        title: str,
+        images: Tensor,
+        labels: Tensor,
+        order: Tensor,
+        generator: torch.Generator,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> Pass:
+        losses = []
+        loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
+        correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        begin = time.perf_counter()
+        with tqdm(total=len(order), desc=title, unit=" samples", leave=False, disable=None) as bar:
+            for index in order.to(self.device).split(self.settings.batch_size):
+                target = labels[index]
+                output = self.net(self.recipe.encode(_brightness(images[index]), generator))
+                loss = self.recipe.loss(output, target)
+                if optimizer is not None:
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                losses.append(loss.detach())
+                loss_sum += loss.detach() * len(index)
+                correct += (self.recipe.scores(output).argmax(1) == target).sum()
+                # Reading a number waits for the GPU: only when the bar is redrawn anyway.
+                if bar.update(len(index)):
+                    accuracy = correct.item() / bar.n
+                    bar.set_postfix_str(f"loss {losses[-1]:.3f}, accuracy {accuracy:.1%}", False)
+        loss, accuracy = loss_sum.item() / len(order), correct.item() / len(order)
+        seconds = time.perf_counter() - begin
+        return Pass(torch.stack(losses).tolist(), loss, accuracy, seconds)
+
+    def _evaluation_generator(self) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(EVALUATION_SEED)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load what `Run.save` wrote; InputError if there is no such file or it is something else."""
+    if not path.is_file():
+        raise InputError(f"argument --checkpoint: there is no checkpoint {path} to resume from")
+    # torch.load raises whatever the bytes of a foreign or truncated file lead it to.
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _foreign(path) from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
+        raise _foreign(path)
+    return checkpoint
+
+
+def import_library(library: str) -> Any:
+    """Import the package behind one of LIBRARIES; InputError if it cannot be."""
+    package = "snntorch" if library == "snntorch" else "snnfast"
+    try:
+        return importlib.import_module(package)
+    except (ImportError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"argument --library: {library} needs the package {package}, which cannot be "
+            f"imported ({reason}); install it or choose another of {', '.join(LIBRARIES)}"
+        ) from error
+
+
+def metrics(run: Run, version: str) -> dict[str, Any]:
+    """Summarise a run as one flat row plus its history; times in seconds, memory in bytes."""
+    peak_bytes, peak_kind = _peak_memory(run.device)
+    seconds = [row["seconds"] for row in run.history]
+    settings = asdict(run.settings) | {"device": _hardware(run.device)}
+    return settings | {
+        "library": run.library,
+        "version": version,
+        "torch": torch.__version__,
+        "epochs": len(run.history),
+        "test_accuracy": run.history[-1]["test_accuracy"],
+        "seconds_per_epoch": sum(seconds) / len(seconds),
+        "peak_bytes": peak_bytes,
+        "peak_kind": peak_kind,
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "history": run.history,
+    }
+
+
+def _neurons_of(library: str) -> AbstractContextManager[Any]:
+    return import_library(library).use_reference() if library == "reference" else nullcontext()
+
+
+def _brightness(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def _foreign(path: Path) -> InputError:
+    return InputError(
+        f"argument --checkpoint: {path} is not a checkpoint of these examples, or is damaged"
+    )
+
+
+def _peak_memory(device: torch.device) -> tuple[int, str]:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "cuda max_memory_allocated"
+    import resource
+
+    # Linux counts kibibytes here, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process peak RSS"
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _cpu_model() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    commit = _git("rev-parse", "--short", "HEAD")
+    return commit and commit + ("-dirty" if _git("status", "--porcelain", "-uno") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

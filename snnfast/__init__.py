@@ -1,0 +1,23 @@
+"""snnfast: spiking neural networks written for snnTorch, trained at the speed of the hardware."""
+
+from importlib.metadata import version as _version
+
+from . import functional, reference, surrogate
+from .convert import convert, reset
+from .functional import use_reference
+from .neurons import Leaky, SpikingNeuron
+from .unroll import Unroll
+
+__version__ = _version("snnfast")
+
+__all__ = [
+    "Leaky",
+    "SpikingNeuron",
+    "Unroll",
+    "convert",
+    "functional",
+    "reference",
+    "reset",
+    "surrogate",
+    "use_reference",
+]

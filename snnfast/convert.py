@@ -1,0 +1,54 @@
+"""From a network written for snnTorch to a fused one, and its hidden states back to zero."""
+
+import torch
+from torch import nn
+
+from . import surrogate
+from .neurons import Leaky
+from .neurons.leaky import is_snntorch_leaky
+
+
+def convert(net: nn.Module) -> nn.Module:
+    """Swaps every `snntorch.Leaky` in `net` for `snnfast.Leaky`, in place, and returns `net`.
+
+    The layer objects stay who they are, whoever refers to them: parameters, buffers, hidden state, hooks and options are
+    kept, so optimisers and checkpoints go on working. Subclasses of `snntorch.Leaky` and other neurons are left alone.
+
+    Raises:
+        TypeError: `net` is no module.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    for module in net.modules():
+        if is_snntorch_leaky(module):
+            _fuse(module)
+    return net
+
+
+def _fuse(layer: nn.Module) -> None:
+    mem = layer._buffers.pop("mem")
+    layer._non_persistent_buffers_set.discard("mem")
+    for bound in ("state_function", "reset"):
+        layer.__dict__.pop(bound, None)
+    instances = type(layer).instances
+    instances[:] = [instance for instance in instances if instance is not layer]
+    spike_grad = layer.spike_grad
+    layer.__class__ = Leaky
+    layer.mem = mem
+    layer._snapshots = {}
+    layer.spike_grad = surrogate.disabled() if layer.surrogate_disable else spike_grad
+    layer._register_instance()
+
+
+def reset(net: nn.Module) -> None:
+    """Sets the hidden state of every spiking layer inside `net`, however deep, to zeros cut off from any graph.
+
+    Raises:
+        TypeError: `net` is no module.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    with torch.no_grad():
+        for module in net.modules():
+            if hasattr(module, "reset_mem"):
+                module.reset_mem()

@@ -1,0 +1,262 @@
+"""Neurons as functions of tensors: argument checks, defaults, and the choice between the kernels and the reference.
+
+Currents are `x` [T, B, ...] (time first) for a sequence and [B, ...] for a step; any number of neuron dimensions works,
+0 included. Membranes are float32 for float32, float16 and bfloat16 currents and float64 for float64 ones; spikes come in
+the current's dtype. Integer currents are taken as torch's default dtype.
+"""
+
+import contextlib
+import warnings
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .surrogate import Surrogate, evaluated, resolve
+
+RESET_MECHANISMS = ("subtract", "zero", "none")
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_reference_forced = False
+_said = set()
+
+
+@contextlib.contextmanager
+def use_reference():
+    """Within it, every snnfast layer runs the pure-PyTorch reference loop: the same numbers, to compare with or debug."""
+    global _reference_forced
+    before, _reference_forced = _reference_forced, True
+    try:
+        yield
+    finally:
+        _reference_forced = before
+
+
+def leaky(
+    x: Tensor,
+    mem: Tensor | None = None,
+    *,
+    beta: float | Tensor,
+    threshold: float | Tensor = 1.0,
+    graded_spikes_factor: float | Tensor = 1.0,
+    surrogate=None,
+    reset_mechanism: str = "subtract",
+    reset_delay: bool = True,
+    return_mem: str = "all",
+) -> tuple[Tensor, Tensor]:
+    """The leaky integrate-and-fire neuron of `snntorch.Leaky` over a whole sequence, in one launch.
+
+    Args:
+        x: input current [T, B, ...].
+        mem: membrane before the first step [B, ...]; None: zeros.
+        beta: decay of the membrane per step, clamped to [0, 1]. A number or a tensor that broadcasts over [B, ...].
+        threshold: a neuron fires where mem > threshold; broadcasts as beta.
+        graded_spikes_factor: the height of a spike; broadcasts as beta.
+        surrogate: surrogate gradient of a spike, see `snnfast.surrogate.resolve`. Default: atan(alpha=2).
+        reset_mechanism: "subtract" the threshold, set to "zero", or "none".
+        reset_delay: reset one step after the spike (True) or in the same step.
+        return_mem: "all" membranes [T, B, ...], or the "last" one [B, ...], which costs no memory.
+
+    Returns:
+        spikes [T, B, ...] and membranes.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype. ValueError: a wrong shape, device, layout or option.
+    """
+    if return_mem not in ("all", "last"):
+        raise ValueError(f"return_mem must be 'all' or 'last', got {return_mem!r}")
+    options = leaky_options(surrogate, reset_mechanism, reset_delay, unroll=True)
+    params = (beta, threshold, graded_spikes_factor)
+    spk, mem_last, mem_seq = run_leaky(x, mem, params, options, want_mem_seq=return_mem == "all")
+    return spk, mem_last if mem_seq is None else mem_seq
+
+
+def leaky_step(
+    x: Tensor,
+    mem: Tensor | None = None,
+    *,
+    beta: float | Tensor,
+    threshold: float | Tensor = 1.0,
+    graded_spikes_factor: float | Tensor = 1.0,
+    surrogate=None,
+    reset_mechanism: str = "subtract",
+    reset_delay: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """One step of `leaky`: current x and membrane mem [B, ...] to spikes and membrane [B, ...]."""
+    options = leaky_options(surrogate, reset_mechanism, reset_delay, unroll=False)
+    spk, mem, _ = run_leaky(x, mem, (beta, threshold, graded_spikes_factor), options)
+    return spk, mem
+
+
+def leaky_options(surrogate, reset_mechanism, reset_delay, unroll: bool) -> ops.LeakyOptions:
+    """Checked options of a Leaky call."""
+    check_reset_mechanism(reset_mechanism)
+    return ops.LeakyOptions(resolve(surrogate), reset_mechanism, bool(reset_delay), unroll)
+
+
+def check_reset_mechanism(reset_mechanism) -> None:
+    """Raises ValueError for an unknown reset mechanism."""
+    if reset_mechanism not in RESET_MECHANISMS:
+        raise ValueError(
+            f"reset_mechanism must be one of {', '.join(RESET_MECHANISMS)}; got {reset_mechanism!r}"
+        )
+
+
+def run_leaky(
+    x: Tensor,
+    mem: Tensor | None,
+    params: tuple,
+    options: ops.LeakyOptions,
+    want_mem_seq: bool = False,
+    state_quant=False,
+    inhibition: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Checks the tensors, then runs the kernels or the reference: spikes, last membrane, membranes [T, ...] or None."""
+    x = check_current(x, options.unroll)
+    shape = x.shape[1:] if options.unroll else x.shape
+    check_mem(mem, x, shape)
+    params = tuple(
+        as_parameter(name, param, x, shape)
+        for name, param in zip(("beta", "threshold", "graded_spikes_factor"), params, strict=True)
+    )
+    dtype = _state_dtype(x, mem, params)
+    spk_dtype = x.dtype
+    if dtype == torch.float64 or x.device.type == "cpu":
+        # The CPU kernels compute where they store; on a GPU the bytes of half precision are the point.
+        x = x.to(dtype)
+    mem = None if mem is None else mem.to(dtype)
+    reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
+    if reasons or _reference_forced or _is_exported():
+        _say_once("Leaky", reasons)
+        spk, mem_last, mem_seq = _reference_leaky(x, mem, params, options, dtype, state_quant, inhibition)
+    else:
+        params = (_over_trailing_dims(param.to(dtype), shape) for param in params)
+        spk, mem_last, mem_seq = ops.leaky(x, mem, *params, options, want_mem_seq)
+    return spk.to(spk_dtype), mem_last, mem_seq if want_mem_seq else None
+
+
+def check_current(x: Tensor, unroll: bool) -> Tensor:
+    """A current the kernels can read: dense, floating; integers become torch's default dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise ValueError(f"x must be a dense tensor, got layout {x.layout}; use x.to_dense()")
+    if x.dtype not in FLOATS:
+        if x.dtype == torch.bool or x.dtype.is_floating_point or x.dtype.is_complex or x.is_quantized:
+            raise TypeError(f"x must have dtype float32, float64, float16 or bfloat16, got {x.dtype}")
+        x = x.to(torch.get_default_dtype())
+    if unroll and x.dim() == 0:
+        raise ValueError("x must have a time dimension [T, B, ...], got a tensor of 0 dimensions")
+    return x
+
+
+def check_mem(mem: Tensor | None, x: Tensor, shape: torch.Size) -> None:
+    """An initial membrane fits one step of the current, in shape and device."""
+    if mem is None:
+        return
+    if not isinstance(mem, Tensor):
+        raise TypeError(f"mem must be a tensor or None, got {type(mem).__name__}")
+    if mem.layout != torch.strided:
+        raise ValueError(f"mem must be a dense tensor, got layout {mem.layout}")
+    if mem.dtype not in FLOATS:
+        raise TypeError(f"mem must have dtype float32, float64, float16 or bfloat16, got {mem.dtype}")
+    if mem.shape != shape:
+        raise ValueError(f"mem must have shape {tuple(shape)}, got {tuple(mem.shape)}")
+    if mem.device != x.device:
+        raise ValueError(f"mem must be on {x.device} as x is, got {mem.device}")
+
+
+def as_parameter(name: str, value, x: Tensor, shape: torch.Size) -> Tensor:
+    """A parameter as a tensor on x's device that broadcasts over one step's shape."""
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+        return torch.full((), value, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    if value.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
+    if value.dtype.is_complex or value.dtype == torch.bool or value.is_quantized:
+        raise TypeError(f"{name} must have a real dtype, got {value.dtype}")
+    if value.device != x.device:
+        if value.dim() > 0:
+            raise ValueError(f"{name} must be on {x.device} as x is, got {value.device}")
+        value = value.to(x.device)
+    if value.numel() != 1 and not _broadcasts(value.shape, shape):
+        raise ValueError(
+            f"{name} must broadcast over one step's shape {tuple(shape)}, got shape {tuple(value.shape)}"
+        )
+    return value
+
+
+def _broadcasts(param: torch.Size, shape: torch.Size) -> bool:
+    if len(param) > len(shape):
+        return False
+    pairs = zip(reversed(param), reversed(shape), strict=False)
+    return all(size in (1, wanted) for size, wanted in pairs)
+
+
+def _state_dtype(x: Tensor, mem: Tensor | None, params: tuple) -> torch.dtype:
+    """float64 where torch's type promotion would compute in float64, else float32."""
+    tensors = [x, *(param for param in params if param.dim() > 0)]
+    if mem is not None:
+        tensors.append(mem)
+    doubled = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if doubled else torch.float32
+
+
+def _over_trailing_dims(param: Tensor, shape: torch.Size) -> Tensor:
+    """A parameter laid out as the kernels read it: one number, or all of the trailing dimensions it varies over."""
+    if param.numel() == 1:
+        return param
+    sizes = (1,) * (len(shape) - param.dim()) + tuple(param.shape)
+    varies = next(d for d, size in enumerate(sizes) if size != 1)
+    return param.reshape(sizes[varies:]).expand(shape[varies:])
+
+
+def _reasons_not_to_fuse(x: Tensor, surrogate, state_quant, inhibition) -> list[str]:
+    reasons = []
+    if state_quant:
+        reasons.append("state_quant")
+    if inhibition:
+        reasons.append("inhibition")
+    if not isinstance(surrogate, Surrogate):
+        reasons.append("a spike_grad that is no plain step function or learns parameters")
+    elif isinstance(surrogate, evaluated) and torch.compiler.is_compiling():
+        reasons.append("a custom spike_grad under torch.compile")
+    if x.device.type == "cuda" and ops.cuda_import_error is not None:
+        reasons.append(f"CUDA, whose kernels did not load ({ops.cuda_import_error})")
+    elif x.device.type not in ("cpu", "cuda", "meta"):
+        reasons.append(f"device {x.device.type}")
+    return reasons
+
+
+def _is_exported() -> bool:
+    """An exporter wants operations that its runtime knows, not ours."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch.jit.is_tracing()
+
+
+def _say_once(layer: str, reasons: list[str]) -> None:
+    if torch.compiler.is_compiling():
+        return
+    for reason in reasons:
+        if (layer, reason) not in _said:
+            _said.add((layer, reason))
+            warnings.warn(
+                f"{layer}: {reason} is not fused; this layer runs the reference loop, with the same numbers but slower",
+                stacklevel=4,
+            )
+
+
+def _reference_leaky(x, mem, params, options, dtype, state_quant, inhibition):
+    x = x.to(dtype)
+    if mem is None:
+        mem = torch.zeros_like(x[0] if options.unroll else x)
+    if inhibition and mem.dim() < 2:
+        raise ValueError(f"x must have a batch and a neuron dimension for inhibition, got {tuple(x.shape)}")
+    arguments = (*params, options.surrogate, options.reset_mechanism, options.reset_delay, state_quant, inhibition)
+    if not options.unroll:
+        spk, mem = reference.leaky_step(x, mem, *arguments)
+        return spk, mem, None
+    spk, mem_seq = reference.leaky(x, mem, *arguments)
+    return spk, mem_seq[-1].clone() if len(mem_seq) else mem, mem_seq

@@ -1,0 +1,203 @@
+"""What every spiking layer shares: parameters, hidden state, reset mechanism, saving and loading.
+
+The surface is that of `snntorch._neurons.neurons.SpikingNeuron` 1.0.0, of which these layers are subclasses where snnTorch
+is installed, so that its `utils.reset`, `backprop` and NIR export find them. Where 1.0.0 contradicts itself the layer does
+what the documentation promises; the README lists each such deviation.
+"""
+
+import warnings
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from .. import surrogate
+from ..functional import RESET_MECHANISMS, check_reset_mechanism
+
+try:
+    from snntorch import SpikingNeuron as _SnntorchNeuron
+except ImportError:
+    _SnntorchNeuron = None
+
+
+class SpikingNeuron(_SnntorchNeuron or nn.Module):
+    """Base of the fused layers. Subclasses name their states and implement `forward` and `unroll`.
+
+    Args: as `Leaky`.
+    """
+
+    state_names: tuple[str, ...] = ()
+    """Attributes that hold the hidden state: plain tensors, so that DistributedDataParallel leaves them alone."""
+
+    if _SnntorchNeuron is None:
+        instances = []
+        reset_dict = {name: value for value, name in enumerate(RESET_MECHANISMS)}
+
+    def __init__(
+        self,
+        threshold=1.0,
+        spike_grad=None,
+        surrogate_disable=False,
+        init_hidden=False,
+        inhibition=False,
+        learn_threshold=False,
+        reset_mechanism="subtract",
+        state_quant=False,
+        output=False,
+        graded_spikes_factor=1.0,
+        learn_graded_spikes_factor=False,
+    ):
+        nn.Module.__init__(self)
+        check_reset_mechanism(reset_mechanism)
+        if state_quant and not callable(state_quant):
+            raise TypeError(f"state_quant must be callable or False, got {type(state_quant).__name__}")
+        if inhibition:
+            warnings.warn(
+                "Inhibition is an unstable feature that has only been tested for dense (fully-connected) layers. "
+                "Use with caution!",
+                UserWarning,
+                stacklevel=3,
+            )
+        self.spike_grad = surrogate.disabled() if surrogate_disable else spike_grad
+        self.surrogate_disable = surrogate_disable
+        self.init_hidden = init_hidden
+        self.inhibition = inhibition
+        self.output = output
+        self.state_quant = state_quant
+        self._add_parameter("threshold", threshold, learn_threshold)
+        self._add_parameter("graded_spikes_factor", graded_spikes_factor, learn_graded_spikes_factor)
+        self.register_buffer("reset_mechanism_val", torch.tensor(RESET_MECHANISMS.index(reset_mechanism)))
+        self._reset_mechanism = reset_mechanism
+        self._snapshots = {}
+        for name in self.state_names:
+            setattr(self, name, torch.zeros(0))
+        self._register_instance()
+
+    def _add_parameter(self, name: str, value, learn: bool) -> None:
+        """A learnable parameter or a buffer. Numbers and arrays as torch.as_tensor takes them, tensors as they are."""
+        try:
+            tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}") from error
+        if tensor.dtype == torch.bool or tensor.dtype.is_complex:
+            raise TypeError(f"{name} must have a real dtype, got {tensor.dtype}")
+        if not learn:
+            self.register_buffer(name, tensor)
+        else:
+            floating = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+            self.register_parameter(name, nn.Parameter(floating))
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, surrogate.resolve(value) if name == "spike_grad" else value)
+
+    def _register_instance(self) -> None:
+        """Enters snnTorch's list of instances without keeping the layer alive."""
+        instances = (_SnntorchNeuron or SpikingNeuron).instances
+
+        def leave(proxy):
+            instances[:] = [instance for instance in instances if instance is not proxy]
+
+        instances.append(weakref.proxy(self, leave))
+
+    @property
+    def reset_mechanism(self) -> str:
+        """"subtract", "zero" or "none"; assigning it changes the dynamics and `reset_mechanism_val` (0, 1, 2)."""
+        return self._reset_mechanism
+
+    @reset_mechanism.setter
+    def reset_mechanism(self, name: str) -> None:
+        check_reset_mechanism(name)
+        self.reset_mechanism_val = torch.full_like(self.reset_mechanism_val, RESET_MECHANISMS.index(name))
+        self._reset_mechanism = name
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected, errors
+        )
+        # Checkpoints older than graded spikes lack the factor; the layer's own value is what they meant.
+        graded = prefix + "graded_spikes_factor"
+        if graded in missing:
+            missing.remove(graded)
+        value = state_dict.get(prefix + "reset_mechanism_val")
+        if value is not None:
+            if int(value) in range(len(RESET_MECHANISMS)):
+                self._reset_mechanism = RESET_MECHANISMS[int(value)]
+            else:
+                errors.append(f"{prefix}reset_mechanism_val must be 0, 1 or 2, got {int(value)}")
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        for name in self.state_names:
+            setattr(self, name, fn(getattr(self, name)))
+        return self
+
+    def __getstate__(self):
+        state = self.__dict__.copy()
+        state["_snapshots"] = {}
+        for name in self.state_names:
+            state[name] = state[name].detach()
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._register_instance()
+
+    def _initial(self, name: str, given: Tensor | None, shape: torch.Size, device) -> Tensor | None:
+        """The state a call starts from: the given one, else the stored one; None (zeros) where the shape is another's."""
+        state = getattr(self, name) if given is None else given
+        if not isinstance(state, Tensor):
+            raise TypeError(f"{name} must be a tensor or None, got {type(state).__name__}")
+        if state.shape == shape:
+            return state if given is not None else state.to(device)
+        if given is not None and given.numel() > 0 and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{type(self).__name__}: {name} of shape {tuple(given.shape)} does not fit the input's "
+                f"{tuple(shape)} and is replaced by zeros, as in snnTorch",
+                stacklevel=3,
+            )
+        return None
+
+    def _parameter(self, name: str) -> Tensor:
+        """A parameter as backward may keep it: a fixed one as a copy that outlives in-place changes.
+
+        DistributedDataParallel overwrites buffers (with equal values) at every forward; autograd would refuse to go back
+        through earlier steps. The copy is made anew only when the buffer was written to.
+        """
+        tensor = getattr(self, name)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or tensor.requires_grad or not torch.is_grad_enabled() or tensor.is_inference():
+            return tensor
+        source, version, snapshot = self._snapshots.get(name, (None, None, None))
+        if source is not tensor or version != tensor._version:
+            snapshot = tensor.clone()
+            self._snapshots[name] = (tensor, tensor._version, snapshot)
+        return snapshot
+
+    def reset_state(self) -> None:
+        """Sets the hidden state to zeros, cut off from any graph."""
+        for name in self.state_names:
+            setattr(self, name, torch.zeros_like(getattr(self, name), requires_grad=False))
+
+    def detach_state(self) -> None:
+        """Cuts the hidden state off from its graph: truncated backpropagation through time."""
+        for name in self.state_names:
+            setattr(self, name, getattr(self, name).detach())
+
+    @classmethod
+    def reset_hidden(cls) -> None:
+        """Resets every living layer of this class (snnTorch's process-wide reset); `snnfast.reset(net)` resets one net."""
+        for layer in cls._living():
+            layer.reset_state()
+
+    @classmethod
+    def detach_hidden(cls) -> None:
+        """Detaches every living layer of this class."""
+        for layer in cls._living():
+            layer.detach_state()
+
+    @classmethod
+    def _living(cls) -> list:
+        return [layer for layer in list(cls.instances) if isinstance(layer, cls)]
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.extra_repr()})"

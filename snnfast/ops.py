@@ -1,0 +1,221 @@
+"""The operators as autograd sees them: fake kernels and one `torch.autograd.Function` per neuron.
+
+The only file that names `torch.ops.snnfast`. Arguments arrive checked, in the state's dtype and on one device, from
+`snnfast.functional`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _ext, reference, surrogate
+
+cuda_import_error = _ext.import_error
+
+
+class LeakyOptions(NamedTuple):
+    """How a Leaky layer runs; `unroll`: x's first dimension is time."""
+
+    surrogate: surrogate.Surrogate
+    reset_mechanism: str
+    reset_delay: bool
+    unroll: bool
+
+
+def leaky(
+    x: Tensor,
+    mem: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    graded_spikes_factor: Tensor,
+    options: LeakyOptions,
+    want_mem_seq: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Runs the fused neuron: spikes (x's shape and dtype), the last membrane, and all membranes [T, ...] if wanted."""
+    arguments = (x, mem, beta, threshold, graded_spikes_factor)
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments):
+        spk, mem_last, *mem_seq = _Leaky.apply(*arguments, options)
+        return spk, mem_last, mem_seq[0] if options.unroll and want_mem_seq else None
+    spk, mem_last, mem_seq, _ = torch.ops.snnfast.leaky_fwd(
+        *arguments,
+        options.unroll,
+        options.reset_mechanism,
+        options.reset_delay,
+        want_mem_seq,
+        False,
+    )
+    return spk, mem_last, mem_seq if options.unroll and want_mem_seq else None
+
+
+class _Leaky(torch.autograd.Function):
+    """Outputs: spikes, last membrane, then all membranes when unrolled, then what fired when there is no reset delay.
+
+    What backward reads are outputs, not copies: a membrane that the user asked for is kept once, and a second backward
+    finds the graph that leads to it.
+    """
+
+    @staticmethod
+    def forward(ctx, x, mem, beta, threshold, graded_spikes_factor, options):
+        ctx.options = options
+        ctx.dtype = x.dtype
+        ctx.set_materialize_grads(False)
+        spk, mem_last, mem_seq, charge_seq = torch.ops.snnfast.leaky_fwd(
+            x,
+            mem,
+            beta,
+            threshold,
+            graded_spikes_factor,
+            options.unroll,
+            options.reset_mechanism,
+            options.reset_delay,
+            True,
+            not options.reset_delay,
+        )
+        charge = None if options.reset_delay else charge_seq
+        kept = mem_seq if options.unroll else mem_last
+        ctx.save_for_backward(kept, charge, mem, beta, threshold, graded_spikes_factor)
+        if isinstance(options.surrogate, surrogate.disabled) and not graded_spikes_factor.requires_grad:
+            ctx.mark_non_differentiable(spk)
+        outputs = (spk, mem_last, mem_seq) if options.unroll else (spk, mem_last)
+        return outputs if charge is None else (*outputs, charge)
+
+    @staticmethod
+    def backward(ctx, grad_spk, grad_mem_last, *grads):
+        grad_mem_seq = grads[0] if ctx.options.unroll else None
+        # No caller sees `charge`: a gradient reaches it only when a first backward was itself differentiated.
+        grad_charge = None if ctx.options.reset_delay else grads[-1]
+        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if differentiable or grad_charge is not None:
+            return _reference_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge)
+        return _fused_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq)
+
+
+def _fused_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq):
+    mem_seq, charge, mem, beta, threshold, graded_spikes_factor = ctx.saved_tensors
+    options = ctx.options
+    needs_x, needs_mem, *needs_params = ctx.needs_input_grad[:5]
+    derivative = None
+    if isinstance(options.surrogate, surrogate.evaluated):
+        fired = mem_seq if charge is None else charge
+        derivative = options.surrogate.derivative(fired - _per_step(threshold, fired)).contiguous()
+    grad_x, grad_mem, grad_params = torch.ops.snnfast.leaky_bwd(
+        grad_spk,
+        grad_mem_last,
+        grad_mem_seq,
+        mem_seq,
+        charge,
+        mem,
+        beta,
+        threshold,
+        graded_spikes_factor,
+        derivative,
+        options.unroll,
+        options.reset_mechanism,
+        options.surrogate.name,
+        options.surrogate.constants,
+        ctx.dtype,
+        needs_mem,
+        any(needs_params),
+    )
+    params = (beta, threshold, graded_spikes_factor)
+    return (
+        grad_x if needs_x else None,
+        grad_mem if needs_mem else None,
+        *(
+            _sum_to(grad_params[k], param) if needed else None
+            for k, (param, needed) in enumerate(zip(params, needs_params, strict=True))
+        ),
+        None,
+    )
+
+
+def _reference_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge):
+    """Double backward (create_graph=True): the same gradients in operations that autograd can differentiate again."""
+    mem_seq, charge, mem, beta, threshold, graded_spikes_factor = ctx.saved_tensors
+    options = ctx.options
+
+    def as_sequence(tensor):
+        if tensor is None:
+            return None
+        return tensor if options.unroll else tensor.unsqueeze(0)
+
+    mem_seq = as_sequence(mem_seq)
+    grad_mem_seq = as_sequence(grad_mem_seq)
+    if grad_mem_last is not None:
+        last = torch.cat([mem_seq.new_zeros(mem_seq[1:].shape), grad_mem_last.unsqueeze(0)])
+        grad_mem_seq = last if grad_mem_seq is None else grad_mem_seq + last
+    params = (beta, threshold, graded_spikes_factor)
+    grad_x, grad_mem, *grad_params = reference.leaky_backward(
+        None if grad_spk is None else as_sequence(grad_spk).to(mem_seq.dtype),
+        grad_mem_seq,
+        as_sequence(grad_charge),
+        mem_seq,
+        mem_seq if charge is None else as_sequence(charge),
+        torch.zeros_like(mem_seq[0]) if mem is None else mem,
+        *(_per_step(param, mem_seq) for param in params),
+        options.surrogate,
+        options.reset_mechanism,
+        options.reset_delay,
+    )
+    grad_x = grad_x if options.unroll else grad_x.squeeze(0)
+    return (
+        grad_x.to(ctx.dtype),
+        None if mem is None else grad_mem,
+        *(_sum_to(grad.reshape(-1), param) for grad, param in zip(grad_params, params, strict=True)),
+        None,
+    )
+
+
+def _per_step(param: Tensor, sequence: Tensor) -> Tensor:
+    """A parameter as it broadcasts over a step: laid out over the trailing dimensions already, or one number."""
+    return param.reshape(()) if param.numel() == 1 else param
+
+
+def _sum_to(per_neuron: Tensor, param: Tensor) -> Tensor:
+    """Sums a gradient [neurons] over the neurons that share a parameter, in double: a total as good as its terms."""
+    total = per_neuron.view(-1, param.numel()).sum(0, dtype=torch.float64)
+    return total.to(param.dtype).view(param.shape)
+
+
+@torch.library.register_fake("snnfast::leaky_fwd")
+def _(x, mem, beta, threshold, graded, unroll, reset_mechanism, reset_delay, save_mem, save_charge):
+    state = torch.float64 if x.dtype == torch.float64 else torch.float32
+
+    def empty(shape):
+        return x.new_empty(shape, dtype=state)
+
+    return (
+        x.new_empty(x.shape),
+        empty(x.shape[1:] if unroll else x.shape),
+        empty(x.shape if unroll and save_mem else (0,)),
+        empty(x.shape if save_charge and not reset_delay else (0,)),
+    )
+
+
+@torch.library.register_fake("snnfast::leaky_bwd")
+def _(
+    grad_spk,
+    grad_mem_last,
+    grad_mem_seq,
+    mem_seq,
+    charge_seq,
+    mem,
+    beta,
+    threshold,
+    graded,
+    evaluated,
+    unroll,
+    reset_mechanism,
+    surrogate,
+    constants,
+    dtype,
+    want_mem,
+    want_params,
+):
+    neurons = mem_seq.shape[1:] if unroll else mem_seq.shape
+    return (
+        mem_seq.new_empty(mem_seq.shape, dtype=dtype),
+        mem_seq.new_empty(neurons if want_mem else (0,)),
+        mem_seq.new_empty((3, neurons.numel()) if want_params else (0,)),
+    )

@@ -1,0 +1,254 @@
+"""Surrogate gradients, named and parametrised as in `snntorch.surrogate`.
+
+A spike is a Heaviside step of `u = mem - threshold`: 1 where u > 0, else 0. Its derivative is replaced in backward by a
+surrogate. Here a surrogate is a small frozen object: callable like snnTorch's closures (`surrogate(u) -> spikes`, any
+floating dtype, same shape), picklable, and known by name to the kernels. Formulas are those that snnTorch 1.0.0 computes
+(snntorch/surrogate.py), which now and then differ from its documentation; `go` is the gradient arriving at the spike.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "SFS",
+    "Surrogate",
+    "atan",
+    "disabled",
+    "evaluated",
+    "fast_sigmoid",
+    "heaviside",
+    "resolve",
+    "sigmoid",
+    "spike_rate_escape",
+    "straight_through_estimator",
+    "triangular",
+]
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, surrogate):
+        ctx.surrogate = surrogate
+        ctx.save_for_backward(u)
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (u,) = ctx.saved_tensors
+        return ctx.surrogate.gradient(u, grad), None
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Base class. Calling one fires spikes whose backward is `gradient`."""
+
+    @property
+    def name(self) -> str:
+        """The name by which the kernels know it."""
+        return type(self).__name__
+
+    @property
+    def constants(self) -> list[float]:
+        """What the kernel computes with, folded in double as Python folds it in snnTorch's expressions."""
+        return [float(getattr(self, field.name)) for field in fields(self)]
+
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
+        """dL/du from `u = mem - threshold` and `go` = dL/dspike, all of one shape, in differentiable operations."""
+        raise NotImplementedError
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return _Spike.apply(u, self)
+
+
+@dataclass(frozen=True)
+class atan(Surrogate):
+    """`alpha/2 / (1 + (pi/2 * alpha * u)**2) * go`: snnTorch's default."""
+
+    alpha: float = 2.0
+
+    @property
+    def constants(self):
+        return [math.pi / 2 * self.alpha, self.alpha / 2]
+
+    def gradient(self, u, go):
+        return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * u) ** 2) * go
+
+
+@dataclass(frozen=True)
+class fast_sigmoid(Surrogate):
+    """`go / (slope * |u| + 1)**2`."""
+
+    slope: float = 25.0
+
+    def gradient(self, u, go):
+        return go / (self.slope * u.abs() + 1.0) ** 2
+
+
+@dataclass(frozen=True)
+class sigmoid(Surrogate):
+    """`go * slope * e / (e + 1)**2` with `e = exp(-|slope * u|)`: finite where snnTorch 1.0.0 overflows to NaN."""
+
+    slope: float = 25.0
+
+    def gradient(self, u, go):
+        e = torch.exp(-(self.slope * u).abs())
+        return go * self.slope * e / (e + 1) ** 2
+
+
+@dataclass(frozen=True)
+class straight_through_estimator(Surrogate):
+    """`go`."""
+
+    def gradient(self, u, go):
+        return go
+
+
+@dataclass(frozen=True)
+class triangular(Surrogate):
+    """`go * threshold` where u < 0, else `-go * threshold`: what snnTorch computes, which is not a triangle."""
+
+    threshold: float = 1.0
+
+    def gradient(self, u, go):
+        scaled = go * self.threshold
+        return torch.where(u >= 0, -scaled, scaled)
+
+
+@dataclass(frozen=True)
+class heaviside(Surrogate):
+    """`go * (u > 0)`."""
+
+    def gradient(self, u, go):
+        return go * (u > 0).to(u.dtype)
+
+
+@dataclass(frozen=True)
+class spike_rate_escape(Surrogate):
+    """`go * slope * exp(-beta * |u - 1|)`."""
+
+    beta: float = 1.0
+    slope: float = 25.0
+
+    def gradient(self, u, go):
+        return go * self.slope * torch.exp(-self.beta * (u - 1).abs())
+
+
+@dataclass(frozen=True)
+class SFS(Surrogate):
+    """Sparse fast sigmoid: `go / (slope * |u| + 1)**2 * (u > B)`."""
+
+    slope: float = 25.0
+    B: float = 1.0
+
+    def gradient(self, u, go):
+        return go / (self.slope * u.abs() + 1.0) ** 2 * (u > self.B).to(u.dtype)
+
+
+@dataclass(frozen=True)
+class disabled(Surrogate):
+    """No gradient through the spike (`surrogate_disable=True`)."""
+
+    def gradient(self, u, go):
+        return torch.zeros_like(go)
+
+    def __call__(self, u):
+        return (u > 0).to(u.dtype)
+
+
+@dataclass(frozen=True)
+class evaluated(Surrogate):
+    """Any other surrogate whose forward is the plain step: its derivative is evaluated by autograd, once for all steps.
+
+    `function` maps u to spikes; its gradient must be elementwise in u and linear in the incoming gradient.
+    """
+
+    function: Callable[[Tensor], Tensor]
+
+    constants: ClassVar[list[float]] = []
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """d spike / du at every element of `u`, with u's shape and dtype."""
+        differentiable = u.requires_grad
+        with torch.enable_grad():
+            u = u if differentiable else u.detach().requires_grad_()
+            spikes = self.function(u)
+            return torch.autograd.grad(spikes, u, torch.ones_like(spikes), create_graph=differentiable)[0]
+
+    def gradient(self, u, go):
+        return self.derivative(u) * go
+
+    def __call__(self, u):
+        return self.function(u)
+
+
+_NAMED = {
+    surrogate.__name__: surrogate
+    for surrogate in (
+        atan,
+        fast_sigmoid,
+        sigmoid,
+        straight_through_estimator,
+        triangular,
+        heaviside,
+        spike_rate_escape,
+        SFS,
+    )
+}
+
+
+def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
+    """Finds the fused form of a surrogate.
+
+    Args:
+        spike_grad: None (atan, snnTorch's default), a `Surrogate`, one of snnTorch's closures such as
+            `snntorch.surrogate.fast_sigmoid(slope=25)`, or any callable from `mem - threshold` to spikes.
+
+    Returns:
+        A `Surrogate`, which the kernels know how to differentiate, or `spike_grad` itself where it does not fire with a
+        plain step function or learns parameters of its own; such a layer runs the reference loop.
+
+    Raises:
+        TypeError: `spike_grad` is not callable.
+    """
+    if spike_grad is None:
+        return atan()
+    if isinstance(spike_grad, Surrogate):
+        return spike_grad
+    if not callable(spike_grad):
+        raise TypeError(f"spike_grad must be callable or None, got {type(spike_grad).__name__}")
+    named = _named_in_snntorch(spike_grad)
+    if named is not None:
+        return named
+    return evaluated(spike_grad) if _fires_with_a_step(spike_grad) else spike_grad
+
+
+def _named_in_snntorch(spike_grad) -> Surrogate | None:
+    """snnTorch hands out closures `<name>.<locals>.inner` over their parameters."""
+    if getattr(spike_grad, "__module__", None) != "snntorch.surrogate":
+        return None
+    surrogate = _NAMED.get(getattr(spike_grad, "__qualname__", "").split(".")[0])
+    if surrogate is None:
+        return None
+    found = inspect.getclosurevars(spike_grad).nonlocals
+    names = [field.name for field in fields(surrogate)]
+    if set(names) != set(found):
+        return None
+    return surrogate(**{name: float(found[name]) for name in names})
+
+
+def _fires_with_a_step(spike_grad) -> bool:
+    if isinstance(spike_grad, nn.Module) and any(True for _ in spike_grad.parameters()):
+        return False
+    u = torch.tensor([-2.0, -1.0, -1e-3, 0.0, 1e-3, 0.5, 1.0, 2.0])
+    try:
+        spikes = spike_grad(u)
+        return not spikes.requires_grad and torch.equal(spikes.float(), (u > 0).float())
+    except Exception:
+        # The user's function has its say when the layer calls it, with the user's own tensors.
+        return False

@@ -1,0 +1,188 @@
+"""Bad input: every mistake gets an error that says which argument, what is allowed and what came; nothing crashes."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import snnfast as snn
+from snnfast.functional import leaky, leaky_step
+
+X = torch.randn(4, 2, 3)
+
+NN = float("nan")
+MISTAKES = {
+    "x is no tensor": (TypeError, "x must be a tensor, got list", lambda: leaky([1.0], beta=0.9)),
+    "x is an array": (TypeError, "x must be a tensor, got ndarray", lambda: leaky(np.ones((2, 2)), beta=0.9)),
+    "x is None": (TypeError, "x must be a tensor, got NoneType", lambda: leaky(None, beta=0.9)),
+    "x has no time": (ValueError, "x must have a time dimension", lambda: leaky(torch.tensor(1.0), beta=0.9)),
+    "x is sparse": (ValueError, "x must be a dense tensor", lambda: leaky(X.to_sparse(), beta=0.9)),
+    "x is sparse csr": (ValueError, "x must be a dense tensor", lambda: leaky_step(X[0].to_sparse_csr(), beta=0.9)),
+    "x is bool": (TypeError, "x must have dtype float32", lambda: leaky(X > 0, beta=0.9)),
+    "x is complex": (TypeError, "x must have dtype float32", lambda: leaky(X.to(torch.complex64), beta=0.9)),
+    "x is float8": (TypeError, "x must have dtype float32", lambda: leaky(X.to(torch.float8_e4m3fn), beta=0.9)),
+    "x is quantised": (
+        TypeError,
+        "x must have dtype float32",
+        lambda: leaky(torch.quantize_per_tensor(X, 0.1, 0, torch.quint8), beta=0.9),
+    ),
+    "mem is no tensor": (TypeError, "mem must be a tensor or None, got float", lambda: leaky(X, 0.5, beta=0.9)),
+    "mem has the sequence's shape": (ValueError, r"mem must have shape (2, 3), got (4, 2, 3)", lambda: leaky(X, X, beta=0.9)),
+    "mem merely broadcasts": (ValueError, "mem must have shape (2, 3), got (3,)", lambda: leaky(X, X[0, 0], beta=0.9)),
+    "mem is empty": (ValueError, "mem must have shape (2, 3), got (0,)", lambda: leaky(X, torch.zeros(0), beta=0.9)),
+    "mem is integer": (TypeError, "mem must have dtype", lambda: leaky(X, X[0].int(), beta=0.9)),
+    "mem is bool": (TypeError, "mem must have dtype", lambda: leaky_step(X[0], X[0] > 0, beta=0.9)),
+    "mem is complex": (TypeError, "mem must have dtype", lambda: leaky(X, X[0].to(torch.complex64), beta=0.9)),
+    "mem is sparse": (ValueError, "mem must be a dense tensor", lambda: leaky(X, X[0].to_sparse(), beta=0.9)),
+    "mem is elsewhere": (ValueError, "mem must be on cpu as x is, got meta", lambda: leaky(X, X[0].to("meta"), beta=0.9)),
+    "step mem of another shape": (ValueError, "mem must have shape (2, 3), got (2,)", lambda: leaky_step(X[0], X[0, :, 0], beta=0.9)),
+    "beta missing": (TypeError, "beta", lambda: leaky(X)),
+    "beta is text": (TypeError, "beta must be a number or a tensor, got str", lambda: leaky(X, beta="0.9")),
+    "beta is None": (TypeError, "beta must be a number or a tensor, got NoneType", lambda: leaky(X, beta=None)),
+    "beta is bool": (TypeError, "beta must be a number or a tensor, got bool", lambda: leaky(X, beta=True)),
+    "beta does not fit": (ValueError, "beta must broadcast over one step's shape (2, 3), got shape (2,)", lambda: leaky(X, beta=torch.ones(2))),
+    "beta is wider": (ValueError, "beta must broadcast over one step's shape", lambda: leaky(X, beta=torch.ones(5, 2, 3))),
+    "beta is empty": (ValueError, "beta must broadcast over one step's shape", lambda: leaky(X, beta=torch.ones(0))),
+    "beta is complex": (TypeError, "beta must have a real dtype", lambda: leaky(X, beta=torch.tensor(1j))),
+    "beta is a bool tensor": (TypeError, "beta must have a real dtype", lambda: leaky(X, beta=torch.tensor(True))),
+    "beta is sparse": (ValueError, "beta must be a dense tensor", lambda: leaky(X, beta=torch.ones(3).to_sparse())),
+    "beta is elsewhere": (ValueError, "beta must be on cpu as x is, got meta", lambda: leaky(X, beta=torch.ones(3, device="meta"))),
+    "threshold does not fit": (ValueError, "threshold must broadcast over one step's shape", lambda: leaky(X, beta=0.9, threshold=torch.ones(4))),
+    "threshold is a list": (TypeError, "threshold must be a number or a tensor, got list", lambda: leaky(X, beta=0.9, threshold=[1.0])),
+    "factor does not fit": (ValueError, "graded_spikes_factor must broadcast", lambda: leaky(X, beta=0.9, graded_spikes_factor=torch.ones(3, 2))),
+    "unknown reset": (ValueError, "reset_mechanism must be one of subtract, zero, none; got 'sub'", lambda: leaky(X, beta=0.9, reset_mechanism="sub")),
+    "reset is a number": (ValueError, "reset_mechanism must be one of subtract, zero, none; got 0", lambda: leaky(X, beta=0.9, reset_mechanism=0)),
+    "reset is unhashable": (ValueError, "reset_mechanism must be one of", lambda: leaky(X, beta=0.9, reset_mechanism=["zero"])),
+    "surrogate by name": (TypeError, "spike_grad must be callable or None, got str", lambda: leaky(X, beta=0.9, surrogate="atan")),
+    "unknown return_mem": (ValueError, "return_mem must be 'all' or 'last', got 'none'", lambda: leaky(X, beta=0.9, return_mem="none")),
+    "misspelt option": (TypeError, "reset_mechanisms", lambda: leaky(X, beta=0.9, reset_mechanisms="zero")),
+    "layer without beta": (TypeError, "beta", lambda: snn.Leaky()),
+    "layer beta is text": (TypeError, "beta must be a number or a tensor, got str", lambda: snn.Leaky("0.9")),
+    "layer beta is None": (TypeError, "beta must be a number or a tensor, got NoneType", lambda: snn.Leaky(None)),
+    "layer threshold is a module": (TypeError, "threshold must be a number or a tensor", lambda: snn.Leaky(0.9, threshold=nn.ReLU())),
+    "layer beta is complex": (TypeError, "beta must have a real dtype", lambda: snn.Leaky(1j)),
+    "layer beta is bool": (TypeError, "beta must have a real dtype", lambda: snn.Leaky(True)),
+    "layer unknown reset": (ValueError, "reset_mechanism must be one of", lambda: snn.Leaky(0.9, reset_mechanism="hard")),
+    "layer set to unknown reset": (ValueError, "reset_mechanism must be one of", lambda: setattr(snn.Leaky(0.9), "reset_mechanism", "x")),
+    "layer spike_grad is a number": (TypeError, "spike_grad must be callable or None, got int", lambda: snn.Leaky(0.9, spike_grad=25)),
+    "layer state_quant is a number": (TypeError, "state_quant must be callable or False, got int", lambda: snn.Leaky(0.9, state_quant=8)),
+    "layer hidden and mem": (TypeError, "mem must not be passed while init_hidden=True", lambda: snn.Leaky(0.9, init_hidden=True)(X[0], X[0])),
+    "layer hidden and mem, unrolled": (TypeError, "mem must not be passed", lambda: snn.Leaky(0.9, init_hidden=True).unroll(X, X[0])),
+    "layer input is a list": (TypeError, "x must be a tensor, got list", lambda: snn.Leaky(0.9)([1.0])),
+    "layer input is bool": (TypeError, "x must have dtype", lambda: snn.Leaky(0.9)(X[0] > 0)),
+    "layer unrolled without time": (ValueError, "x must have a time dimension", lambda: snn.Leaky(0.9).unroll(torch.tensor(0.5))),
+    "layer unrolled hidden without time": (ValueError, "x must have a time dimension", lambda: snn.Leaky(0.9, init_hidden=True).unroll(torch.tensor(0.5))),
+    "layer mem is a number": (TypeError, "mem must be a tensor or None, got float", lambda: snn.Leaky(0.9)(X[0], 0.0)),
+    "layer beta does not fit input": (ValueError, "beta must broadcast", lambda: snn.Leaky(torch.ones(7))(X[0])),
+    "layer inhibits a vector": (ValueError, "batch and a neuron dimension for inhibition", lambda: snn.Leaky(0.9, inhibition=True)(X[0, 0])),
+    "unroll of a vector": (ValueError, "x must be a tensor [T, B, ...], got (3,)", lambda: snn.Unroll(nn.ReLU())(X[0, 0])),
+    "unroll of no tensor": (ValueError, "x must be a tensor [T, B, ...], got list", lambda: snn.Unroll(nn.ReLU())([X])),
+    "unroll over an rnn": (TypeError, "layer 0 (LSTM) must be stateless", lambda: snn.Unroll(nn.LSTM(3, 3))),
+    "unroll over hidden neurons": (TypeError, "layer 0 (ModuleList) must be stateless", lambda: snn.Unroll(nn.ModuleList([snn.Leaky(0.9)]))),
+    "convert no module": (TypeError, "net must be a torch.nn.Module, got function", lambda: snn.convert(leaky)),
+    "reset no module": (TypeError, "net must be a torch.nn.Module, got Tensor", lambda: snn.reset(X)),
+    "foreign reset value in a checkpoint": (
+        RuntimeError,
+        "reset_mechanism_val must be 0, 1 or 2, got 7",
+        lambda: snn.Leaky(0.9).load_state_dict({**snn.Leaky(0.9).state_dict(), "reset_mechanism_val": torch.tensor(7)}),
+    ),
+    "checkpoint with vector beta": (
+        RuntimeError,
+        "size mismatch for beta",
+        lambda: snn.Leaky(0.9).load_state_dict(snn.Leaky(torch.ones(3)).state_dict()),
+    ),
+    "checkpoint without beta": (RuntimeError, "Missing key", lambda: snn.Leaky(0.9).load_state_dict({})),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake(mistake):
+    error, message, call = MISTAKES[mistake]
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+def test_there_are_at_least_forty():
+    assert len({message for _, message, _ in MISTAKES.values()}) >= 40
+
+
+ONE = torch.ones(())
+FWD = {
+    "x": X,
+    "mem": None,
+    "beta": ONE,
+    "threshold": ONE,
+    "graded_spikes_factor": ONE,
+    "unroll": True,
+    "reset_mechanism": "subtract",
+    "reset_delay": True,
+    "save_mem": True,
+    "save_charge": False,
+}
+BWD = {
+    "grad_spk": X,
+    "grad_mem_last": None,
+    "grad_mem_seq": None,
+    "mem_seq": X,
+    "charge_seq": None,
+    "mem": None,
+    "beta": ONE,
+    "threshold": ONE,
+    "graded_spikes_factor": ONE,
+    "evaluated": None,
+    "unroll": True,
+    "reset_mechanism": "subtract",
+    "surrogate": "atan",
+    "constants": [3.0, 1.0],
+    "dtype": torch.float32,
+    "want_mem": True,
+    "want_params": True,
+}
+RAW_MISTAKES = [
+    ("leaky_fwd", {"x": torch.tensor(1.0)}, "x must have a time dimension"),
+    ("leaky_fwd", {"x": X.int()}, "x must have a dtype of"),
+    ("leaky_fwd", {"mem": X}, "mem must have 6 elements, got 24"),
+    ("leaky_fwd", {"mem": X[0].double()}, "mem must have dtype Float, got Double"),
+    ("leaky_fwd", {"beta": torch.ones(4)}, "beta must have a number of elements that divides the 6 neurons, got 4"),
+    ("leaky_fwd", {"beta": torch.ones(0)}, "beta must have a number of elements"),
+    ("leaky_fwd", {"threshold": ONE.double()}, "threshold must have dtype Float, got Double"),
+    ("leaky_fwd", {"reset_mechanism": "sub"}, "reset_mechanism must be one of subtract, zero, none; got 'sub'"),
+    ("leaky_bwd", {"grad_spk": X[0]}, "grad_spk must have 24 elements, got 6"),
+    ("leaky_bwd", {"grad_mem_last": X}, "grad_mem_last must have 6 elements, got 24"),
+    ("leaky_bwd", {"grad_mem_seq": X.double()}, "grad_mem_seq must have dtype Float, got Double"),
+    ("leaky_bwd", {"charge_seq": X[:2]}, "charge_seq must have 24 elements, got 12"),
+    ("leaky_bwd", {"evaluated": X[:1]}, "evaluated must have 24 elements, got 6"),
+    ("leaky_bwd", {"surrogate": "tanh"}, "surrogate must be one of atan, fast_sigmoid"),
+    ("leaky_bwd", {"constants": [1.0]}, "surrogate atan must have 2 constants, got 1"),
+    ("leaky_bwd", {"surrogate": "evaluated", "constants": []}, "evaluated must be given"),
+    ("leaky_bwd", {"dtype": torch.float64}, "mem_seq must have dtype Double, got Float"),
+    ("leaky_bwd", {"dtype": torch.int32}, "grad_spk must have dtype"),
+]
+
+
+@pytest.mark.parametrize("op, change, message", RAW_MISTAKES, ids=lambda v: v if isinstance(v, str) else None)
+def test_operators_refuse_what_would_touch_foreign_memory(op, change, message):
+    """The second line of defence: torch.ops.snnfast called directly."""
+    arguments = {**(FWD if op == "leaky_fwd" else BWD), **change}
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        getattr(torch.ops.snnfast, op)(**arguments)
+
+
+def test_documented_behaviours():
+    """Input that is odd but meaningful: integers, NaN parameters, huge and infinite values, mismatched step states."""
+    spk, mem = leaky(torch.tensor([[2, 0], [0, 3]]), beta=0.5)
+    assert spk.dtype == mem.dtype == torch.float32 and spk.tolist() == [[1, 0], [0, 1]]
+    spk, mem = leaky(X, beta=NN)
+    assert mem.isnan().all() and (spk == 0).all()
+    spk, mem = leaky(X, beta=0.9, threshold=NN)
+    assert mem.isnan().all() and (spk == 0).all()
+    spk, _ = leaky(X * 0 + 3e38, beta=1.0, reset_mechanism="none")
+    assert (spk == 1).all()
+    spk, mem = leaky(X, beta=7.0, reset_mechanism="none")
+    assert torch.equal(mem, leaky(X, beta=1.0, reset_mechanism="none")[1])
+    with pytest.warns(UserWarning, match=re.escape("mem of shape (3,) does not fit the input's (2, 3)")):
+        replaced = snn.Leaky(0.9)(X[0], torch.ones(3))
+    assert torch.equal(replaced[1], snn.Leaky(0.9)(X[0], torch.zeros(2, 3))[1])

@@ -1,0 +1,595 @@
+"""Every way a drop-in for snntorch.Leaky is used: step loops, hidden state, saving, moving, parallel, compiled, exported."""
+
+import copy
+import gc
+import io
+import pickle
+import warnings
+import weakref
+
+import pytest
+import snntorch
+import snntorch.surrogate
+import torch
+import torch.multiprocessing as multiprocessing
+from cases import identical
+from snntorch import utils
+from torch import nn
+
+import snnfast as snn
+from snnfast import functional
+
+
+def step_loop(layer, x, mem=None):
+    """The loop every tutorial writes."""
+    spk_seq, mem_seq = [], []
+    mem = layer.init_leaky() if mem is None else mem
+    for current in x.unbind(0):
+        spk, mem = layer(current, mem)
+        spk_seq.append(spk)
+        mem_seq.append(mem)
+    return torch.stack(spk_seq), torch.stack(mem_seq)
+
+
+def hidden_net(library, **options):
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Linear(10, 20),
+        library.Leaky(0.9, init_hidden=True, **options),
+        nn.Linear(20, 5),
+        library.Leaky(0.8, init_hidden=True, output=True, **options),
+    )
+
+
+X = torch.randn(7, 4, 10, generator=torch.Generator().manual_seed(1)) * 2
+
+
+def test_is_a_snntorch_leaky():
+    layer = snn.Leaky(0.9)
+    assert isinstance(layer, snntorch.Leaky) and isinstance(layer, snn.SpikingNeuron)
+
+
+@pytest.mark.parametrize("start", ["init_leaky", "reset_mem", "zeros", "omitted"])
+def test_step_loop(start, device):
+    x = X.to(device)
+    outcomes = []
+    for library in (snn, snntorch):
+        layer = library.Leaky(0.9, threshold=0.5).to(device)
+        if start == "omitted":
+            outputs = [layer(step) for step in x.unbind(0)]
+            outcomes.append(tuple(torch.stack(column) for column in zip(*outputs, strict=True)))
+        else:
+            mem = torch.zeros(4, 10, device=device) if start == "zeros" else getattr(layer, start)()
+            outcomes.append(step_loop(layer, x, mem))
+        assert layer.mem.shape == (4, 10)
+    assert all(identical(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_returned_membrane_is_the_layers_own():
+    layer = snn.Leaky(0.9)
+    _, mem = layer(X[0])
+    assert layer.mem is mem and not mem._is_view()
+
+
+def test_hidden_state_in_a_sequential(device):
+    outcomes = []
+    for library in (snn, snntorch):
+        net = hidden_net(library).to(device)
+        x = X.to(device)
+        first = [net(step) for step in x.unbind(0)]
+        utils.reset(net)
+        again = [net(step) for step in x.unbind(0)]
+        for (spk, mem), (spk2, mem2) in zip(first, again, strict=True):
+            assert identical(spk, spk2) and identical(mem, mem2)
+        loss = sum(spk.sum() + mem.sum() for spk, mem in again)
+        loss.backward()
+        outcomes.append([*again[-1], *(p.grad for p in net.parameters())])
+    assert all(identical(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_unroll_is_the_step_loop(device):
+    for init_hidden in (False, True):
+        for output in (False, True):
+            layers = [
+                snn.Leaky(0.9, threshold=0.5, init_hidden=init_hidden, output=output).to(device)
+                for _ in range(2)
+            ]
+            x = X.to(device)
+            unrolled = layers[0].unroll(x)
+            steps = [layers[1](step) for step in x.unbind(0)]
+            if init_hidden and not output:
+                assert identical(unrolled, torch.stack(steps))
+            else:
+                for ours, column in zip(unrolled, zip(*steps, strict=True), strict=True):
+                    assert identical(ours, torch.stack(column))
+
+
+def test_hidden_unroll_goes_on_where_the_last_one_ended(device):
+    x = X.to(device)
+    whole, parts = (snn.Leaky(0.9, init_hidden=True).to(device) for _ in range(2))
+    spk = whole.unroll(x)
+    assert identical(torch.cat([parts.unroll(x[:3]), parts.unroll(x[3:])]), spk)
+    assert identical(parts.mem, whole.mem) and not parts.mem._is_view()
+    snn.reset(parts)
+    assert identical(parts.unroll(x), spk)
+
+
+def test_plain_unroll_starts_from_zeros_each_time():
+    layer = snn.Leaky(0.9)
+    assert identical(layer.unroll(X)[0], layer.unroll(X)[0])
+
+
+def test_user_edits_the_state_between_steps():
+    layer, theirs = snn.Leaky(0.9, init_hidden=True, output=True), snntorch.Leaky(0.9, init_hidden=True, output=True)
+    for one in (layer, theirs):
+        one(X[0])
+        one.mem = one.mem * 0.5
+        one.mem.fill_(0.7)
+    assert all(identical(a, b) for a, b in zip(layer(X[1]), theirs(X[1]), strict=True))
+
+
+def test_truncated_bptt():
+    """detach_hidden cuts the graph: the gradient of a later chunk stops at its first step."""
+    layer = snn.Leaky(0.9, init_hidden=True, output=True, learn_beta=True)
+    x = X.clone().requires_grad_()
+    layer(x[0])
+    snn.Leaky.detach_hidden()
+    _, mem = layer(x[1])
+    mem.sum().backward()
+    assert x.grad[0].abs().sum() == 0 and x.grad[1].abs().sum() > 0
+    snntorch.Leaky.detach_hidden()
+    layer(x[2])[1].sum().backward()
+
+
+def test_snntorchs_backprop_trains():
+    from snntorch import backprop, functional as losses
+
+    torch.manual_seed(0)
+    net = hidden_net(snn)
+    loader = [(X[0], torch.tensor([0, 1, 2, 3]))] * 3
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    before = [p.clone() for p in net.parameters()]
+    for method, options in ((backprop.BPTT, {}), (backprop.TBPTT, {"K": 2})):
+        criterion = losses.mse_count_loss()
+        loss = method(net, loader, optimiser, criterion, num_steps=5, time_var=False, **options)
+        assert torch.as_tensor(loss).isfinite()
+    assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 4), (2, 3, 5), (2, 3, 4, 5)])
+def test_any_shape(shape, device):
+    x = torch.randn(shape, device=device) * 3
+    outcomes = [library.Leaky(0.9).to(device)(x) for library in (snn, snntorch)]
+    assert all(identical(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_batch_size_changes_restart_from_zeros():
+    layer = snn.Leaky(0.9, init_hidden=True)
+    layer(X[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert identical(layer(X[1, :2]), snn.Leaky(0.9, init_hidden=True)(X[1, :2]))
+
+
+def test_integer_currents(device):
+    x = torch.tensor([[0, 1, 2], [3, 0, 1]], device=device)
+    outcomes = [step_loop(library.Leaky(0.5).to(device), x) for library in (snn, snntorch)]
+    assert all(identical(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_parameters_of_higher_precision(device):
+    """A float64 array for beta makes float64 membranes and float32 spikes, as in snnTorch."""
+    beta = torch.linspace(0.5, 0.99, 10, dtype=torch.float64).numpy()
+    outcomes = [step_loop(library.Leaky(beta).to(device), X.to(device)) for library in (snn, snntorch)]
+    assert outcomes[0][1].dtype == torch.float64
+    assert all(identical(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_state_dict_both_ways():
+    ours = snn.Leaky(torch.rand(10), threshold=torch.rand(10), learn_beta=True, reset_mechanism="zero")
+    theirs = snntorch.Leaky(torch.rand(10), threshold=torch.rand(10), learn_beta=True, reset_mechanism="zero")
+    ours(X[0]), theirs(X[0])
+    for source, target in ((ours, theirs), (theirs, ours)):
+        state = source.state_dict()
+        assert list(state) == list(target.state_dict())
+        for name, tensor in target.state_dict().items():
+            assert (tensor.dtype, tensor.shape) == (state[name].dtype, state[name].shape)
+        target.load_state_dict(copy.deepcopy(state))
+    assert all(identical(a, b) for a, b in zip(step_loop(ours, X), step_loop(theirs, X), strict=True))
+
+
+def test_buffers_keep_the_dtype_they_were_given():
+    for threshold in (1, 1.0, torch.tensor(1, dtype=torch.int32)):
+        ours, theirs = snn.Leaky(0.9, threshold=threshold), snntorch.Leaky(0.9, threshold=threshold)
+        assert ours.threshold.dtype == theirs.threshold.dtype
+        assert identical(step_loop(ours, X)[1], step_loop(theirs, X)[1])
+
+
+def test_shared_and_generated_parameters():
+    """One parameter in two layers; a beta that another network makes."""
+    beta = nn.Parameter(torch.tensor(0.7))
+    first, second = snn.Leaky(beta, learn_beta=True), snn.Leaky(beta, learn_beta=True)
+    assert first.beta.data_ptr() == second.beta.data_ptr()
+    outcomes = []
+    for library in (snn, snntorch):
+        source = torch.tensor(0.3, requires_grad=True)
+        layer = library.Leaky(0.5)
+        layer.beta = torch.sigmoid(source)
+        step_loop(layer, X)[1].sum().backward()
+        outcomes.append(source.grad)
+    torch.testing.assert_close(*outcomes)
+
+
+def test_moves_with_its_state():
+    layer = snn.Leaky(0.9, init_hidden=True)
+    layer(X[0])
+    layer.double()
+    assert layer.mem.dtype == layer.beta.dtype == torch.float64
+    assert layer.to("meta").mem.device.type == "meta"
+
+
+def test_state_follows_the_input(device):
+    layer = snn.Leaky(0.9)
+    _, mem = layer(X[0].to(device))
+    assert mem.device.type == device
+    meta = snn.Leaky(0.9).to("meta").unroll(X.to("meta"))
+    assert meta[0].device.type == "meta" and meta[0].shape == X.shape
+
+
+def test_autocast_stays_fused(device):
+    with warnings.catch_warnings(), torch.autocast(device, torch.bfloat16):
+        warnings.simplefilter("error")
+        net = snn.Unroll(nn.Linear(10, 20), snn.Leaky(0.9), nn.Linear(20, 5), snn.Leaky(0.9, output=True)).to(device)
+        spk, mem = net(X.to(device))
+    assert spk.dtype == torch.bfloat16 and mem.dtype == torch.float32
+    mem.sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_half_precision_network(device):
+    net = snn.Unroll(nn.Linear(10, 20), snn.Leaky(0.9), nn.Linear(20, 5)).to(device).bfloat16()
+    net(X.to(device).bfloat16()).sum().backward()
+    assert net[0].weight.grad.dtype == torch.bfloat16 and net[0].weight.grad.abs().sum() > 0
+
+
+def test_data_parallel_replicas_run():
+    layer = snn.Leaky(0.9, init_hidden=True, learn_beta=True)
+    layer(X[0])
+    replica = layer._replicate_for_data_parallel()
+    replica.beta = torch.tensor(0.1)
+    _, kept = layer._parameters["beta"], layer.mem
+    spk = replica(X[1])
+    assert spk.shape == (4, 10) and layer.mem is kept
+
+
+def _ddp_rank(rank, path, library_name, result):
+    """Two ranks step a net whose time loop is outside DDP; rank 1's membranes must stay rank 1's."""
+    library = snn if library_name == "snnfast" else snntorch
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), library.Leaky(0.9, init_hidden=True, output=True))
+    alone = copy.deepcopy(net)
+    parallel = nn.parallel.DistributedDataParallel(net)
+    x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(rank))
+    same = True
+    for step in x.unbind(0):
+        mem, expected = parallel(step)[1], alone(step)[1]
+        same = same and torch.equal(mem, expected)
+    mem.sum().backward()
+    result[rank] = same
+    torch.distributed.destroy_process_group()
+
+
+def run_ddp(tmp_path, library_name):
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        result = manager.dict()
+        multiprocessing.spawn(_ddp_rank, (str(tmp_path / library_name), library_name, result), nprocs=2)
+        return result[0] and result[1]
+
+
+def test_distributed_data_parallel_leaves_membranes_alone(tmp_path):
+    assert run_ddp(tmp_path, "snnfast")
+    assert not run_ddp(tmp_path, "snntorch")
+
+
+def test_forward_hooks_see_each_step():
+    layer, seen = snn.Leaky(0.9, init_hidden=True), []
+    layer.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    for step in X.unbind(0):
+        layer(step)
+    assert seen == [(4, 10)] * 7
+
+
+def test_prints_itself():
+    assert repr(snn.Leaky(0.9)) == "Leaky(beta=0.9, reset_mechanism='subtract', reset_delay=True)"
+    assert "beta=(10,)" in repr(snn.Leaky(torch.rand(10)))
+
+
+def test_fallbacks_keep_snntorchs_numbers_and_say_so():
+    functional._said.clear()
+    options = {"state_quant": lambda mem: (mem * 8).round() / 8, "inhibition": True}
+    for name, value in options.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ours = snn.Leaky(0.9, threshold=0.3, **{name: value})
+            theirs = snntorch.Leaky(0.9, threshold=0.3, **{name: value})
+            stepped = step_loop(ours, X)
+            step_loop(ours, X)
+            expected = step_loop(theirs, X)
+            unrolled = ours.unroll(X)
+        assert sum(f"Leaky: {name} is not fused" in str(w.message) for w in caught) == 1
+        for outcome in (stepped, unrolled):
+            assert all(identical(a, b) for a, b in zip(outcome, expected, strict=True))
+        assert expected[0].sum() > 0
+
+
+def test_use_reference_gives_the_same_numbers(device):
+    x = X.to(device).clone().requires_grad_()
+    layer = snn.Leaky(0.9, threshold=0.5).to(device)
+    fused = layer.unroll(x)
+    with snn.use_reference():
+        looped = layer.unroll(x)
+        assert type(looped[0].grad_fn) is not type(fused[0].grad_fn)
+    for outcome in (fused, looped):
+        outcome += (torch.autograd.grad(outcome[0].sum() + outcome[1].sum(), x)[0],)
+    assert all(identical(a, b) for a, b in zip(fused, looped, strict=True))
+
+
+class Unconverted(nn.Module):
+    """A network as its author wrote it for snnTorch, with a list that refers to a layer once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(10, 6)
+        self.body = nn.ModuleDict({"lif": snntorch.Leaky(0.9, learn_beta=True, reset_mechanism="zero")})
+        self.custom = snntorch.Leaky(0.8, surrogate_disable=True, reset_delay=False)
+        self.other = snntorch.Synaptic(0.9, 0.8)
+        self.order = [self.body["lif"], self.custom]
+
+    def forward(self, x):
+        for layer in self.order:
+            layer.reset_mem()
+        outputs = []
+        for step in x.unbind(0):
+            spk, _ = self.order[0](self.fc(step))
+            outputs.append(self.order[1](spk)[1])
+        return torch.stack(outputs)
+
+
+def test_convert_keeps_everything_but_the_speed():
+    net = Unconverted()
+    optimiser = torch.optim.SGD(net.parameters(), 0.1)
+    layer, hooked = net.body["lif"], []
+    layer.register_forward_hook(lambda *_: hooked.append(1))
+    before, state = net(X), copy.deepcopy(net.state_dict())
+    assert snn.convert(net) is net
+    assert net.body["lif"] is layer and type(layer) is snn.Leaky and type(net.custom) is snn.Leaky
+    assert type(net.other) is snntorch.Synaptic
+    assert layer.spike_grad == snn.surrogate.atan() and isinstance(net.custom.spike_grad, snn.surrogate.disabled)
+    hooked.clear()
+    after = net(X)
+    assert identical(before, after) and len(hooked) == len(X)
+    assert list(net.state_dict()) == list(state)
+    after.sum().backward()
+    optimiser.step()
+    assert not torch.equal(net.fc.weight, state["fc.weight"])
+    assert type(snn.convert(snntorch.Leaky(0.9))) is snn.Leaky
+    assert "mem" not in dict(net.named_buffers()) or all("other" in n for n in dict(net.named_buffers()) if n.endswith("mem"))
+
+
+def test_convert_keeps_subclasses():
+    class Mine(snntorch.Leaky):
+        pass
+
+    assert type(snn.convert(nn.Sequential(Mine(0.9)))[0]) is Mine
+
+
+def test_unroll_container_runs_layer_by_layer(device):
+    sequential = nn.Sequential(
+        nn.Linear(10, 20), snn.Leaky(0.9), nn.Sequential(nn.Linear(20, 6), snn.Leaky(0.5)), nn.ReLU()
+    )
+    net = snn.Unroll(sequential).to(device)
+    assert list(net.state_dict()) == list(sequential.state_dict())
+    x = X.to(device)
+    hidden, _ = net[1].unroll(net[0](x))
+    expected, _ = net[2][1].unroll(net[2][0](hidden))
+    torch.testing.assert_close(net(x), expected, rtol=0, atol=0)
+    with pytest.raises(TypeError, match="layer 0 .* must be stateless .* snntorch.*Leaky; see snnfast.convert"):
+        snn.Unroll(snntorch.Leaky(0.9))
+    images = snn.Unroll(nn.Conv2d(1, 3, 3), snn.Leaky(torch.rand(3, 1, 1)), nn.Flatten(), nn.Linear(108, 2)).to(device)
+    assert images(torch.randn(5, 2, 1, 8, 8, device=device)).shape == (5, 2, 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"reset_delay": False}, {"reset_mechanism": "zero"}])
+def test_compiles_without_a_graph_break(options, device):
+    torch._dynamo.reset()
+    layer = snn.Leaky(0.9, learn_beta=True, **options).to(device)
+    x = X.to(device)
+
+    def run(x):
+        spk, mem = layer.unroll(x)
+        step, _ = layer(x[0], mem[-1])
+        return spk.sum() + mem.square().sum() + step.sum(), spk
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    outcomes = []
+    for function in (run, compiled):
+        leaf = x.clone().requires_grad_()
+        loss, spk = function(leaf)
+        loss.backward()
+        outcomes.append((spk, leaf.grad, layer.beta.grad.clone()))
+        layer.zero_grad()
+    (spk, grad, beta), (spk2, grad2, beta2) = outcomes
+    assert identical(spk, spk2) and identical(grad, grad2)
+    torch.testing.assert_close(beta, beta2)
+
+
+def test_compiled_step_loop_with_hidden_state(device):
+    torch._dynamo.reset()
+    net = hidden_net(snn).to(device)
+    x = X.to(device)
+    expected = [net(step)[0] for step in x.unbind(0)]
+    snn.reset(net)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for step, spk in zip(x.unbind(0), expected, strict=True):
+        assert identical(compiled(step)[0], spk)
+
+
+def test_exports():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(10, 5), snn.Leaky(0.9)
+
+        def forward(self, x, mem):
+            return self.lif(self.fc(x), mem)
+
+    net, mem = Net().eval(), torch.zeros(4, 5)
+    program = torch.export.export(net, (X[0], mem))
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not any("snnfast" in target for target in targets)
+    assert all(identical(a, b) for a, b in zip(program.module()(X[0], mem), net(X[0], mem), strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(net, (X[0], mem))
+    assert all(identical(a, b) for a, b in zip(traced(X[1], mem), net(X[1], mem), strict=True))
+
+
+def test_freed_when_dropped():
+    gc.collect()
+    layer = snn.Leaky(0.9)
+    alive = weakref.ref(layer)
+    count = len(snntorch.SpikingNeuron.instances)
+    del layer
+    gc.collect()
+    assert alive() is None and len(snntorch.SpikingNeuron.instances) == count - 1
+
+
+# Each repaired defect of snnTorch 1.0.0: a check that fails there.
+
+
+def check_state_on_the_inputs_device(library):
+    layer = library.Leaky(0.9)
+    layer.beta, layer.threshold, layer.graded_spikes_factor = (
+        t.to("meta") for t in (layer.beta, layer.threshold, layer.graded_spikes_factor)
+    )
+    assert layer(X[0].to("meta"))[1].device.type == "meta"
+
+
+def check_membranes_are_no_buffers(library):
+    assert "mem" not in dict(library.Leaky(0.9).named_buffers())
+
+
+def check_pickles(library):
+    net = nn.Sequential(nn.Linear(10, 3), library.Leaky(0.9, init_hidden=True))
+    net(X[0])
+    again = pickle.loads(pickle.dumps(net))
+    assert identical(again(X[1]), net(X[1]))
+
+
+def check_torch_save_of_a_model(library):
+    buffer = io.BytesIO()
+    torch.save(library.Leaky(0.9, spike_grad=snntorch.surrogate.fast_sigmoid()), buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=False)(X[0])[0].shape == (4, 10)
+
+
+def check_deepcopy_after_a_step_with_gradient(library):
+    layer = library.Leaky(0.9, init_hidden=True)
+    layer(X[0].clone().requires_grad_())
+    assert identical(copy.deepcopy(layer).mem, layer.mem.detach())
+
+
+def check_copies_are_reset(library):
+    net = copy.deepcopy(nn.Sequential(library.Leaky(0.9, init_hidden=True)))
+    net(X[0])
+    utils.reset(net)
+    assert (net[0].mem == 0).all()
+
+
+def check_no_class_list_keeps_layers_alive(library):
+    layer = library.Leaky(0.9)
+    alive = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert alive() is None
+
+
+def check_setting_the_reset_changes_the_dynamics(library):
+    layer, expected = library.Leaky(0.9), library.Leaky(0.9, reset_mechanism="zero")
+    layer.reset_mechanism = "zero"
+    assert identical(step_loop(layer, X)[1], step_loop(expected, X)[1])
+
+
+def check_loading_the_reset_changes_the_dynamics(library):
+    layer, expected = library.Leaky(0.9), library.Leaky(0.9, reset_mechanism="none")
+    layer.load_state_dict(expected.state_dict())
+    assert layer.reset_mechanism == "none"
+    assert identical(step_loop(layer, X)[1], step_loop(expected, X)[1])
+
+
+def check_reset_finds_nested_layers(library):
+    net = nn.Sequential(nn.Sequential(library.Leaky(0.9, init_hidden=True)))
+    net(X[0])
+    (snn.reset if library is snn else utils.reset)(net)
+    assert (net[0][0].mem == 0).all()
+
+
+def check_reset_leaves_other_nets_alone(library):
+    nets = [nn.Sequential(library.Leaky(0.9, init_hidden=True)) for _ in range(2)]
+    for net in nets:
+        net(X[0])
+    (snn.reset if library is snn else utils.reset)(nets[0])
+    assert (nets[1][0].mem != 0).any()
+
+
+def check_refused_membrane_leaves_the_state_alone(library):
+    layer = library.Leaky(0.9, init_hidden=True)
+    layer(X[0])
+    mem = layer.mem
+    with pytest.raises(TypeError):
+        layer(X[0], torch.ones(4, 10))
+    assert layer.mem is mem
+
+
+def check_old_checkpoints_load(library):
+    state = library.Leaky(0.9).state_dict()
+    del state["graded_spikes_factor"]
+    library.Leaky(0.5).load_state_dict(state)
+
+
+def check_integer_parameters_can_learn(library):
+    layer = library.Leaky(0.9, threshold=1, learn_threshold=True)
+    assert layer.threshold.is_floating_point()
+
+
+def check_inhibition_of_feature_maps(library):
+    spk, _ = library.Leaky(0.9, inhibition=True)(torch.randn(2, 3, 4, 4) + 2)
+    assert (spk.sum(1) <= 1).all() and spk.sum() > 0
+
+
+def check_no_sync_or_break_without_delay(library):
+    torch._dynamo.reset()
+    layer = library.Leaky(0.9, reset_delay=False)
+    torch.compile(layer, fullgraph=True, backend="eager")(X[0], torch.zeros(4, 10))
+
+
+def check_half_precision_network(library):
+    net = nn.Sequential(nn.Linear(10, 5), library.Leaky(0.9, init_hidden=True), nn.Linear(5, 2)).bfloat16()
+    assert net(X[0].bfloat16()).dtype == torch.bfloat16
+
+
+def check_float64_spikes(library):
+    assert library.Leaky(0.9)(X[0].double())[0].dtype == torch.float64
+
+
+REPAIRS = {name: check for name, check in globals().items() if name.startswith("check_")}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REPAIRS)
+def test_repaired_defect(name):
+    REPAIRS[name](snn)
+    with pytest.raises(Exception):  # noqa: B017 - each fails in its own way there
+        REPAIRS[name](snntorch)

@@ -1,0 +1,137 @@
+"""Surrogates: recognised in every form users hand them in, the same formula in Python and in the kernels."""
+
+import pickle
+
+import numpy as np
+import pytest
+import snntorch.surrogate as theirs
+import torch
+from cases import EXACT_SURROGATES, ROUNDED_SURROGATES, VARIED, identical
+
+import snnfast
+from snnfast import functional
+from snnfast import surrogate as ours
+
+ALL = {**EXACT_SURROGATES, **ROUNDED_SURROGATES}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_snntorch_closures_become_named_surrogates(name):
+    constants = VARIED.get(name, ALL[name])
+    resolved = ours.resolve(getattr(theirs, name)(**constants))
+    assert resolved == getattr(ours, name)(**constants)
+
+
+def test_default_constants_are_snntorchs():
+    for name in ALL:
+        assert ours.resolve(getattr(theirs, name)()) == getattr(ours, name)()
+    assert ours.resolve(None) == ours.resolve(snnfast.Leaky(0.9).spike_grad) == ours.atan(alpha=2.0)
+
+
+@pytest.mark.parametrize("name", EXACT_SURROGATES)
+def test_python_formula_is_snntorchs_bit_for_bit(name):
+    for constants in (ALL[name], VARIED.get(name, ALL[name])):
+        grads = []
+        for module in (ours, theirs):
+            u = torch.linspace(-4, 4, 4001, requires_grad=True)
+            spikes = getattr(module, name)(**constants)(u)
+            assert torch.equal(spikes, (u > 0).float())
+            spikes.backward(torch.linspace(-2, 3, 4001))
+            grads.append(u.grad)
+        assert identical(*grads)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_kernel_and_python_formula_agree(name, device):
+    """One step of an undecayed neuron: dL/dx is the surrogate's gradient itself."""
+    surrogate = getattr(ours, name)(**ALL[name])
+    x = torch.linspace(-4, 4, 4001, device=device, requires_grad=True)
+    go = torch.linspace(-2, 3, 4001, device=device)
+    spk, _ = functional.leaky_step(x, beta=0.0, surrogate=surrogate, reset_mechanism="none")
+    spk.backward(go)
+    expected = surrogate.gradient(x.detach() - 1, go)
+    if name in EXACT_SURROGATES:
+        assert identical(x.grad, expected)
+    else:
+        torch.testing.assert_close(x.grad, expected, rtol=2e-6, atol=0)
+
+
+def test_derivatives_are_those_of_smooth_primitives():
+    """Finite differences of the function whose derivative each surrogate is, up to the sign snnTorch gives it."""
+    u = torch.linspace(-1, 1, 2000, dtype=torch.float64)
+    h = 1e-6
+    primitives = {
+        ours.atan(2.0): lambda v: torch.atan(torch.pi * v) / torch.pi,
+        ours.fast_sigmoid(7.0): lambda v: v / (1 + 7 * v.abs()),
+        ours.sigmoid(5.0): lambda v: torch.sigmoid(5 * v),
+        ours.spike_rate_escape(2.0, 3.0): lambda v: 1.5 * torch.sign(v - 1) * (1 - torch.exp(-2 * (v - 1).abs())),
+    }
+    for surrogate, primitive in primitives.items():
+        slope = (primitive(u + h) - primitive(u - h)) / (2 * h)
+        torch.testing.assert_close(surrogate.gradient(u, torch.ones_like(u)), slope, rtol=1e-5, atol=1e-6)
+
+
+def test_sigmoid_is_finite_where_snntorch_overflows(device):
+    u = torch.linspace(-50, 50, 101, device=device, requires_grad=True)
+    theirs.sigmoid(slope=25)(u).sum().backward()
+    assert u.grad.isnan().any()
+    spk, _ = functional.leaky_step(u, beta=0.5, surrogate=theirs.sigmoid(slope=25))
+    (grad,) = torch.autograd.grad(spk.sum(), u)
+    assert grad.isfinite().all() and grad[51] > 0
+
+
+def test_surrogates_pickle_compare_and_print():
+    for name, constants in ALL.items():
+        surrogate = getattr(ours, name)(**constants)
+        assert pickle.loads(pickle.dumps(surrogate)) == surrogate
+        assert repr(surrogate).startswith(f"{name}(")
+
+
+class StepWithModule(torch.nn.Module):
+    """A step whose surrogate learns its own slope."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, u):
+        smooth = torch.sigmoid(self.slope * u)
+        return (u > 0).float() + smooth - smooth.detach()
+
+
+def test_unknown_callables_are_told_apart():
+    assert isinstance(ours.resolve(theirs.custom_surrogate(lambda u, g, s: g)), ours.evaluated)
+    learning, ramp = StepWithModule(), torch.sigmoid
+    assert ours.resolve(learning) is learning
+    assert ours.resolve(ramp) is ramp
+    with pytest.raises(TypeError, match="spike_grad must be callable or None, got str"):
+        ours.resolve("atan")
+
+
+def test_a_learning_surrogate_learns_on_the_reference_path():
+    functional._said.clear()
+    layer = snnfast.Leaky(0.9, spike_grad=StepWithModule())
+    with pytest.warns(UserWarning, match="spike_grad that is no plain step"):
+        spk, _ = layer.unroll(torch.randn(5, 3, 4))
+    spk.sum().backward()
+    assert layer.spike_grad.slope.grad.abs() > 0
+    assert dict(layer.named_parameters()).keys() == {"spike_grad.slope"}
+
+
+def test_a_surrogate_that_is_no_step_keeps_its_numbers():
+    import snntorch
+
+    x = torch.randn(8, 3, 5)
+    results = []
+    for library in (snnfast, snntorch):
+        layer, mem = library.Leaky(0.9, spike_grad=torch.sigmoid), torch.zeros(3, 5)
+        for step in x.unbind(0):
+            spk, mem = layer(step, mem)
+        results.append((spk, mem))
+    assert identical(results[0][0], results[1][0]) and identical(results[0][1], results[1][1])
+
+
+def test_stochastic_surrogate_trains(device):
+    x = torch.randn(6, 4, 50, device=device, requires_grad=True)
+    functional.leaky(x, beta=0.9, surrogate=theirs.SSO())[0].sum().backward()
+    assert x.grad.isfinite().all() and np.count_nonzero(x.grad.cpu().numpy()) > 0
