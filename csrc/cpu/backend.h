@@ -11,12 +11,12 @@
 
 #include "../dispatch.h"
 #include "../op/tensors.h"
-#include "huge_pages.h"
+#include "memory.h"
 #include "simd.h"
 
 namespace snnfast {
 
-inline constexpr int kTile = 512;
+inline constexpr int kTile = 2048;
 inline constexpr int64_t kStepsPerTask = 32768;  // neuron-steps worth waking another thread for
 
 template <typename T>
@@ -129,13 +129,14 @@ struct Cpu {
 
   static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) {
     Tensor tensor = new_empty(like, sizes, dtype);
-    prefer_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+    prepare_fresh_memory(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
     return tensor;
   }
 
   template <typename Neuron, typename T>
   static void scan(const torch::stable::Tensor&, const Scan<Neuron, T>& scan, const typename Neuron::Options& options) {
-    for_tiles(scan.steps, scan.neurons, [&](int64_t first, int width) { scan_tile(scan, options, first, width); });
+    for_tiles(scan.steps, scan.neurons, Order::kForward,
+              [&](int64_t first, int width) { scan_tile(scan, options, first, width); });
   }
 
   template <typename Neuron, typename T>
@@ -143,7 +144,7 @@ struct Cpu {
                             const typename Neuron::Options& options, const SurrogateChoice& choice) {
     dispatch_bool(scan.grad_params[0] != nullptr, [&](auto with_params) {
       dispatch_surrogate<T>(choice, [&](const auto& surrogate, int) {
-        for_tiles(scan.steps, scan.neurons, [&](int64_t first, int width) {
+        for_tiles(scan.steps, scan.neurons, Order::kBackward, [&](int64_t first, int width) {
           scan_backward_tile<decltype(with_params)::value>(scan, options, surrogate, first, width);
         });
       });
@@ -151,12 +152,17 @@ struct Cpu {
   }
 
  private:
+  // Backward walks the tiles from the last to the first: forward left the last ones in the cache.
+  enum class Order { kForward, kBackward };
+
   template <typename Body>
-  static void for_tiles(int64_t steps, int64_t neurons, const Body& body) {
+  static void for_tiles(int64_t steps, int64_t neurons, Order order, const Body& body) {
     const int64_t grain = std::max<int64_t>(64, kStepsPerTask / std::max<int64_t>(steps, 1));
     torch::stable::parallel_for(0, neurons, grain, [&](int64_t begin, int64_t end) {
       vectorized([&] {
-        for (int64_t first = begin; first < end; first += kTile) {
+        const int64_t tiles = (end - begin + kTile - 1) / kTile;
+        for (int64_t k = 0; k < tiles; ++k) {
+          const int64_t first = begin + kTile * (order == Order::kForward ? k : tiles - 1 - k);
           body(first, static_cast<int>(std::min<int64_t>(kTile, end - first)));
         }
       });
