@@ -3,11 +3,12 @@
 import copy
 from dataclasses import dataclass
 
-import measure
 import torch
-from contenders import Contender
 from torch import nn
 from torch.nn import functional as F
+
+import measure
+from contenders import Contender
 
 # A rounding that differs flips a spike now and then, and the neuron's later spikes with it.
 SPIKES_OFF = 1e-3

@@ -199,7 +199,4 @@ class SpikingJelly(Contender):
         self.activation_based.functional.reset_net(module)
 
 
-CONTENDERS = {
-    contender.name: contender
-    for contender in (SnnFast, Reference, SnnTorch, SnnTorchCompiled, SpikingJelly)
-}
+CONTENDERS = {contender.name: contender for contender in (SnnFast, Reference, SnnTorch, SnnTorchCompiled, SpikingJelly)}

@@ -89,9 +89,7 @@ class Timing:
         }
 
 
-def interleave(
-    workloads: dict[str, Workload], clock: Clock, rounds: int, seconds: float
-) -> dict[str, Timing]:
+def interleave(workloads: dict[str, Workload], clock: Clock, rounds: int, seconds: float) -> dict[str, Timing]:
     """Times the workloads in turn, round by round, so that a slow spell of the machine hits all.
 
     Stops after `rounds` rounds or `seconds` seconds, but not before `MIN_ROUNDS`. Every turn begins
@@ -197,9 +195,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 def _cpu_peak_bytes(run):
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(
-        activities=activities, profile_memory=True, acc_events=True
-    ) as profile:
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0

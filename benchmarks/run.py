@@ -15,15 +15,15 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 import measure
 import table
-import torch
 from benches import BENCHES, Size, check, outcome
 from contenders import CONTENDERS, Contender
 
 DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 }
 LIMIT = "limit"
 NOT_MEASURED = dict.fromkeys(
@@ -72,8 +72,7 @@ def check_contender(contender: Contender, bench, compile_max_t: int) -> tuple[di
     """The row's first entries and the workload, once the result is the specified one."""
     if contender.compiles and compile_max_t < bench.size.T:
         raise Refused(
-            f"not compiled: the graph unrolls T={bench.size.T} steps, more than "
-            f"--compile-max-t {compile_max_t}"
+            f"not compiled: the graph unrolls T={bench.size.T} steps, more than --compile-max-t {compile_max_t}"
         )
     try:
         specified = bench.specified(contender)
@@ -181,9 +180,7 @@ def parse_size(text: str) -> Size:
     try:
         size = Size(*map(int, text.split(",")))
     except (TypeError, ValueError):
-        raise argparse.ArgumentTypeError(
-            f"expected T,B,N as in 25,128,1000, got {text!r}"
-        ) from None
+        raise argparse.ArgumentTypeError(f"expected T,B,N as in 25,128,1000, got {text!r}") from None
     if min(size.T, size.B, size.N) < 1:
         raise argparse.ArgumentTypeError(f"T, B and N must be positive: {text!r}")
     return size
@@ -191,9 +188,7 @@ def parse_size(text: str) -> Size:
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--bench", nargs="+", choices=BENCHES, default=list(BENCHES))
     add("--sizes", nargs="+", type=parse_size, metavar="T,B,N", help="instead of each bench's own")

@@ -101,9 +101,7 @@ def _bench_title(rows):
 
 def _bench_table(rows):
     timed = [row for row in rows if not row["error"]]
-    baseline_ms = next(
-        (row["forward_backward_ms"] for row in timed if row["contender"] == BASELINE), None
-    )
+    baseline_ms = next((row["forward_backward_ms"] for row in timed if row["contender"] == BASELINE), None)
     parts = [_bench_title(rows)]
     if timed:
         parts.append(_markdown(COLUMNS, [_bench_line(row, baseline_ms) for row in timed]))

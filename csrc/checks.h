@@ -4,12 +4,12 @@
 // of torch.ops.snnfast.* with wrong tensors from touching memory it must not.
 #pragma once
 
-#include <cstdint>
-#include <optional>
-
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
 
 namespace snnfast {
 

@@ -1,15 +1,15 @@
 // From run-time values (dtype, names) to template arguments.
 #pragma once
 
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
 #include <string>
 #include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include "neuron/reset.h"
 #include "neuron/surrogate.h"
@@ -41,8 +41,7 @@ void dispatch_dtype(ScalarType dtype, F&& f) {
     f(storage);
   };
   std::apply([&](auto... storage) { (one(storage), ...); }, StorageTypes());
-  STD_TORCH_CHECK(known, "x must have a dtype of ", names, " on this device; got ",
-                  torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(known, "x must have a dtype of ", names, " on this device; got ", torch::headeronly::toString(dtype));
 }
 
 // f(std::bool_constant) for a flag that changes what a kernel loads and stores.

@@ -1,7 +1,6 @@
 // Every operator of snnfast. Shapes: x [T, ...] when `unroll`, else one step [...]; a neuron's states have x's shape
 // less T; parameters are laid out over the trailing neuron dimensions. snnfast/ops.py is the only caller.
 #include <Python.h>
-
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(snnfast, m) {

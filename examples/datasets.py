@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from files import InputError, replacing
 from torch import Tensor
 from torchvision.datasets import MNIST
+
+from files import InputError, replacing
 
 DOWNLOAD_TIMEOUT_SECONDS = 10
 RAW_FILES = [name.removesuffix(".gz") for name, _ in MNIST.resources]
@@ -33,9 +34,7 @@ class Digits(NamedTuple):
 
     def first(self, samples: int) -> "Digits":
         """Keep only the first `samples` training images; the test set stays whole."""
-        return self._replace(
-            train_images=self.train_images[:samples], train_labels=self.train_labels[:samples]
-        )
+        return self._replace(train_images=self.train_images[:samples], train_labels=self.train_labels[:samples])
 
 
 def load(root: Path) -> Digits:
@@ -46,8 +45,7 @@ def load(root: Path) -> Digits:
     """
     if root.exists() and not root.is_dir():
         raise InputError(
-            f"argument --data: {root} is not a directory; give the one that has (or shall have) "
-            f"MNIST/raw in it"
+            f"argument --data: {root} is not a directory; give the one that has (or shall have) MNIST/raw in it"
         )
     if not _on_disk(root):
         try:

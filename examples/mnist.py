@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 import datasets
 import pictures
-import torch
 from files import InputError, check_writable, replacing
 from recipes import RECIPES
 from training import LIBRARIES, Run, Settings, import_library, metrics, read_checkpoint
@@ -47,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        description="Train a reference system on MNIST, evaluate it every epoch and draw it."
-    )
+    parser = Parser(description="Train a reference system on MNIST, evaluate it every epoch and draw it.")
     add = parser.add_argument
     add("--recipe", choices=RECIPES, default="rate-fc", help="system to train (%(default)s)")
     add("--library", choices=LIBRARIES, default="snnfast", help="whose neurons (%(default)s)")
@@ -103,9 +102,7 @@ def _device(name: str | None) -> torch.device:
     if name is None:
         name = "cuda" if len(allowed) > 1 else "cpu"
     if (f"{name}:0" if name == "cuda" else name) not in allowed:
-        raise InputError(
-            f"argument --device: {name} is not available here; available: {', '.join(allowed)}"
-        )
+        raise InputError(f"argument --device: {name} is not available here; available: {', '.join(allowed)}")
     return torch.device(name)
 
 
@@ -146,8 +143,7 @@ def _epochs(args: argparse.Namespace, run: Run) -> int:
     epochs, done = args.epochs or run.recipe.EPOCHS, len(run.history)
     if epochs <= done:
         raise InputError(
-            f"argument --epochs: {args.checkpoint} already has {done} epochs done, "
-            f"give more than {done} (not {epochs})"
+            f"argument --epochs: {args.checkpoint} already has {done} epochs done, give more than {done} (not {epochs})"
         )
     return epochs
 
@@ -183,9 +179,7 @@ def _draw(run: Run, directory: Path) -> None:
 def _whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} given, must be a whole number from {least} to {most}"
-            )
+            raise argparse.ArgumentTypeError(f"{text!r} given, must be a whole number from {least} to {most}")
         return int(text)
 
     return parse

@@ -77,9 +77,7 @@ def output_raster(spikes: Tensor, images: Tensor, labels: Tensor, sample: int = 
     return figure
 
 
-def gallery(
-    spikes: Tensor, images: Tensor, labels: Tensor, rows: int = 4, columns: int = 4
-) -> Figure:
+def gallery(spikes: Tensor, images: Tensor, labels: Tensor, rows: int = 4, columns: int = 4) -> Figure:
     """Draw the first rows * columns samples: each image beside the spike counts of its outputs."""
     shown = min(rows * columns, len(labels))
     with matplotlib.rc_context(STYLE):
@@ -89,9 +87,7 @@ def gallery(
         cells = figure.add_gridspec(rows, columns)
         tallest = int(spikes[:, :shown].sum(0).max())
         for sample in range(shown):
-            _draw_cell(
-                figure, cells[divmod(sample, columns)], spikes, images, labels, sample, tallest
-            )
+            _draw_cell(figure, cells[divmod(sample, columns)], spikes, images, labels, sample, tallest)
     return figure
 
 

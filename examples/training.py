@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
+
 from datasets import Digits
 from files import InputError, replacing
 from recipes import RECIPES
-from torch import Tensor
-from tqdm import tqdm
 
 LIBRARIES = ("snnfast", "snntorch", "reference")
 CHECKPOINT_FORMAT = "snnfast-examples-1"
@@ -67,9 +68,7 @@ class Run:
         losses: training loss of every iteration done.
     """
 
-    def __init__(
-        self, settings: Settings, library: str, digits: Digits, device: torch.device
-    ) -> None:
+    def __init__(self, settings: Settings, library: str, digits: Digits, device: torch.device) -> None:
         self.settings, self.library, self.digits, self.device = settings, library, digits, device
         self.recipe = RECIPES[settings.recipe]
         # One seed each, so that no two of the three random streams overlap.
@@ -139,9 +138,7 @@ class Run:
                 generator.set_state(checkpoint["generators"][name])
             self.history, self.losses = checkpoint["history"], checkpoint["losses"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"argument --checkpoint: {path} is damaged ({type(error).__name__})"
-            ) from error
+            raise InputError(f"argument --checkpoint: {path} is damaged ({type(error).__name__})") from error
 
     def _check_settings(self, path: Path, saved: dict[str, Any]) -> None:
         for name, value in asdict(self.settings).items():
@@ -264,9 +261,7 @@ def _brightness(images: Tensor) -> Tensor:
 
 
 def _foreign(path: Path) -> InputError:
-    return InputError(
-        f"argument --checkpoint: {path} is not a checkpoint of these examples, or is damaged"
-    )
+    return InputError(f"argument --checkpoint: {path} is not a checkpoint of these examples, or is damaged")
 
 
 def _peak_memory(device: torch.device) -> tuple[int, str]:

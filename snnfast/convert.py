@@ -11,8 +11,9 @@ from .neurons.leaky import is_snntorch_leaky
 def convert(net: nn.Module) -> nn.Module:
     """Swaps every `snntorch.Leaky` in `net` for `snnfast.Leaky`, in place, and returns `net`.
 
-    The layer objects stay who they are, whoever refers to them: parameters, buffers, hidden state, hooks and options are
-    kept, so optimisers and checkpoints go on working. Subclasses of `snntorch.Leaky` and other neurons are left alone.
+    The layer objects stay who they are, whoever refers to them: parameters, buffers, hidden state, hooks and options
+    are kept, so optimisers and checkpoints go on working. Subclasses of `snntorch.Leaky` and other neurons are left
+    alone.
 
     Raises:
         TypeError: `net` is no module.

@@ -1,8 +1,8 @@
 """Neurons as functions of tensors: argument checks, defaults, and the choice between the kernels and the reference.
 
-Currents are `x` [T, B, ...] (time first) for a sequence and [B, ...] for a step; any number of neuron dimensions works,
-0 included. Membranes are float32 for float32, float16 and bfloat16 currents and float64 for float64 ones; spikes come in
-the current's dtype. Integer currents are taken as torch's default dtype.
+Currents are `x` [T, B, ...] (time first) for a sequence and [B, ...] for a step; any number of neuron dimensions
+works, 0 included. Membranes are float32 for float32, float16 and bfloat16 currents and float64 for float64 ones; spikes
+come in the current's dtype. Integer currents are taken as torch's default dtype.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _said = set()
 
 @contextlib.contextmanager
 def use_reference():
-    """Within it, every snnfast layer runs the pure-PyTorch reference loop: the same numbers, to compare with or debug."""
+    """Within it, every snnfast layer runs the pure-PyTorch reference loop: the same numbers, for comparison."""
     global _reference_forced
     before, _reference_forced = _reference_forced, True
     try:
@@ -97,9 +97,7 @@ def leaky_options(surrogate, reset_mechanism, reset_delay, unroll: bool) -> ops.
 def check_reset_mechanism(reset_mechanism) -> None:
     """Raises ValueError for an unknown reset mechanism."""
     if reset_mechanism not in RESET_MECHANISMS:
-        raise ValueError(
-            f"reset_mechanism must be one of {', '.join(RESET_MECHANISMS)}; got {reset_mechanism!r}"
-        )
+        raise ValueError(f"reset_mechanism must be one of {', '.join(RESET_MECHANISMS)}; got {reset_mechanism!r}")
 
 
 def run_leaky(
@@ -181,9 +179,7 @@ def as_parameter(name: str, value, x: Tensor, shape: torch.Size) -> Tensor:
             raise ValueError(f"{name} must be on {x.device} as x is, got {value.device}")
         value = value.to(x.device)
     if value.numel() != 1 and not _broadcasts(value.shape, shape):
-        raise ValueError(
-            f"{name} must broadcast over one step's shape {tuple(shape)}, got shape {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name} must broadcast over one step's shape {tuple(shape)}, got shape {tuple(value.shape)}")
     return value
 
 

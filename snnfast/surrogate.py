@@ -2,8 +2,9 @@
 
 A spike is a Heaviside step of `u = mem - threshold`: 1 where u > 0, else 0. Its derivative is replaced in backward by a
 surrogate. Here a surrogate is a small frozen object: callable like snnTorch's closures (`surrogate(u) -> spikes`, any
-floating dtype, same shape), picklable, and known by name to the kernels. Formulas are those that snnTorch 1.0.0 computes
-(snntorch/surrogate.py), which now and then differ from its documentation; `go` is the gradient arriving at the spike.
+floating dtype, same shape), picklable, and known by name to the kernels. Formulas are those that snnTorch 1.0.0
+computes (snntorch/surrogate.py), which now and then differ from its documentation; `go` is the gradient arriving at the
+spike.
 """
 
 import inspect

@@ -10,8 +10,8 @@ from .neurons import SpikingNeuron
 class Unroll(nn.Sequential):
     """Runs layers over time: stateless ones see [T*B, ...] once, neurons unroll over T in one launch.
 
-    Takes layers, or one `nn.Sequential` whose layers (and parameter names) it takes over; sequentials may nest. The input
-    is [T, B, ...], the output the last layer's [T, B, ...]; where that is a neuron with output=True, its
+    Takes layers, or one `nn.Sequential` whose layers (and parameter names) it takes over; sequentials may nest. The
+    input is [T, B, ...], the output the last layer's [T, B, ...]; where that is a neuron with output=True, its
     (spikes, membranes). Sequences start from zero membranes, except in neurons with init_hidden=True.
 
     Training-mode batch-norm sees all T*B samples at once, not one step's B as in a loop over time.

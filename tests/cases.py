@@ -43,7 +43,7 @@ class Case:
     scale: float = 1.0
 
     def tensors(self, dtype=torch.float32, device="cpu"):
-        """x [T, ...], mem0 [...] or None, {beta, threshold, graded_spikes_factor}, weights of the loss on spk and mem."""
+        """x [T, ...], mem0 [...] or None, {name: parameter}, and the weights of the loss on spikes and membranes."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def normal(*shape):
@@ -107,9 +107,7 @@ def random_cases(count: int, seed: int, surrogates=None) -> list[Case]:
                 reset_delay=reset_delay,
                 surrogate=surrogate,
                 constants=pick([constants, VARIED.get(surrogate, constants)]),
-                layout={
-                    name: pick(LAYOUTS) for name in ("beta", "threshold", "graded_spikes_factor")
-                },
+                layout={name: pick(LAYOUTS) for name in ("beta", "threshold", "graded_spikes_factor")},
                 loss=pick(["spk", "mem", "both"]),
                 initial=pick([True, False]),
                 scale=pick([0.3, 1.0, 3.0]),

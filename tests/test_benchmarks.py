@@ -38,9 +38,7 @@ def rows(tmp_path_factory):
     command += ["--sizes", f"{T},{B},{N}", "--device", "cpu", "--threads", "1"]
     command += ["--rounds", "3", "--compile-max-t", "1"]
     path = os.pathsep.join([str(folder), *filter(None, sys.path)])
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No figures for spikingjelly" in done.stdout
     written = json.loads((folder / "rows.json").read_text())
@@ -114,9 +112,7 @@ class _OneSpikeMore(nn.Module):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize(
-    ("wrong", "message"), [(_EveryStepAlone, "spikes"), (_DoubledGradient, "gradient")]
-)
+@pytest.mark.parametrize(("wrong", "message"), [(_EveryStepAlone, "spikes"), (_DoubledGradient, "gradient")])
 def test_a_wrong_layer_is_refused(module, exact, wrong, message):
     row, workload = _enter(module, wrong, exact)
     assert row["error"].startswith("WrongResult") and message in row["error"]

@@ -317,9 +317,7 @@ def test_a_library_that_is_absent_is_named(package, command, capsys, monkeypatch
     assert not contents(tmp_path)
 
 
-def test_a_failed_write_is_one_line_and_keeps_the_checkpoint(
-    command, data, straight, capsys, tmp_path
-):
+def test_a_failed_write_is_one_line_and_keeps_the_checkpoint(command, data, straight, capsys, tmp_path):
     prepare_wrong_files(tmp_path, straight[0])
     before = contents(tmp_path)
     paths = ["--data", data, "--plots", tmp_path]
@@ -416,9 +414,7 @@ def assert_one_line(code, stderr, message):
 
 def assert_same_run(first, second):
     expected, actual = metrics(first), metrics(second)
-    assert {key: expected[key] for key in FIELDS - MEASURED} == {
-        key: actual[key] for key in FIELDS - MEASURED
-    }
+    assert {key: expected[key] for key in FIELDS - MEASURED} == {key: actual[key] for key in FIELDS - MEASURED}
     expected, actual = checkpoint(first), checkpoint(second)
     for state in (expected, actual):
         for row in state["history"]:

@@ -4,9 +4,9 @@ import pytest
 import snntorch
 import snntorch.surrogate
 import torch
-from cases import EXACT_SURROGATES, RESETS, ROUNDED_SURROGATES, Case, identical, random_cases
 
 import snnfast
+from cases import EXACT_SURROGATES, RESETS, ROUNDED_SURROGATES, Case, identical, random_cases
 from snnfast import functional, reference
 
 CASES = random_cases(360, seed=20)
@@ -77,11 +77,7 @@ def run_stepwise(case, device):
 
 
 def finish(x, mem0, layer, spk, mem, on_spk, on_mem):
-    loss = sum(
-        (tensor * weight).sum()
-        for tensor, weight in ((spk, on_spk), (mem, on_mem))
-        if weight is not None
-    )
+    loss = sum((tensor * weight).sum() for tensor, weight in ((spk, on_spk), (mem, on_mem)) if weight is not None)
     loss.backward()
     return {
         "spk": spk.detach(),
@@ -112,9 +108,7 @@ def test_bit_identical_to_snntorch(case, device):
 def test_float64_bit_identical_to_snntorch(case, device):
     """snnTorch's layer with a surrogate that keeps float64: its own round spikes and their gradients to float32."""
     theirs = run_snntorch(case, device, torch.float64, surrogate=case.surrogates())
-    assert_identical(
-        run_unrolled(case, device, torch.float64), theirs, ("mem", "grad_x", "grad_mem0", "spk")
-    )
+    assert_identical(run_unrolled(case, device, torch.float64), theirs, ("mem", "grad_x", "grad_mem0", "spk"))
 
 
 def test_the_cases_are_worth_running():
@@ -130,7 +124,7 @@ def test_the_cases_are_worth_running():
 
 
 def test_parameter_gradients_are_as_good_as_eager(device):
-    """Errors against float64, in roundings of the sum of the terms' sizes: at most twice eager's, in each case and overall."""
+    """Errors against float64, in roundings of the terms' sizes: at most twice eager's, in each case and overall."""
     errors = {name: ([], []) for name in ("beta", "threshold", "graded_spikes_factor")}
     for case in random_cases(144, seed=22):
         ours, theirs = run_unrolled(case, device), run_snntorch(case, device)
@@ -154,9 +148,7 @@ def parameter_gradients_in_float64(case, device):
     arguments = (*params.values(), case.surrogates(), case.reset_mechanism)
     _, mem = reference.leaky(x, mem0, *arguments, case.reset_delay)
     before = torch.cat([mem0[None], mem[:-1]])
-    charge = torch.stack(
-        [reference.leaky_step(*step, *arguments)[1] for step in zip(x, before, strict=True)]
-    )
+    charge = torch.stack([reference.leaky_step(*step, *arguments)[1] for step in zip(x, before, strict=True)])
     _, _, *terms = reference.leaky_backward(
         None if on_spk is None else on_spk.double(),
         None if on_mem is None else on_mem.double(),
@@ -240,9 +232,7 @@ def test_special_values_flow_as_in_snntorch(special, device):
             case.tensors = tensors
             theirs = run_snntorch(case, device)
             for run in (run_unrolled, run_stepwise):
-                assert_identical(
-                    run(case, device), theirs, ("spk", "mem", "grad_x", "grad_mem0")
-                )
+                assert_identical(run(case, device), theirs, ("spk", "mem", "grad_x", "grad_mem0"))
 
 
 def test_large_sizes_use_every_neuron(device):
@@ -327,7 +317,7 @@ def test_strides_do_not_matter(device):
 
 
 def test_double_backward_matches_the_reference(device):
-    """create_graph=True: second derivatives through surrogate and membrane, against autograd over the reference loop."""
+    """create_graph=True: second derivatives through surrogate and membrane, against autograd over the loop."""
     for reset in RESETS:
         for reset_delay in (True, False):
             for unroll in (True, False):
@@ -347,9 +337,7 @@ def test_double_backward_matches_the_reference(device):
                                 fired, mem = functional.leaky_step(step, mem, beta=beta, **options)
                                 spk.append(fired)
                             spk = torch.stack(spk)
-                    (first,) = torch.autograd.grad(
-                        (spk * x.detach()).sum() + mem.square().sum(), x, create_graph=True
-                    )
+                    (first,) = torch.autograd.grad((spk * x.detach()).sum() + mem.square().sum(), x, create_graph=True)
                     second.append(torch.autograd.grad(first.square().sum(), (x, beta)))
                 for ours, theirs in zip(*second, strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)

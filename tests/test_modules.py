@@ -1,4 +1,4 @@
-"""Every way a drop-in for snntorch.Leaky is used: step loops, hidden state, saving, moving, parallel, compiled, exported."""
+"""Every way a drop-in for snntorch.Leaky is used: step loops, hidden state, saving, DDP, compiling, exporting."""
 
 import copy
 import gc
@@ -12,11 +12,11 @@ import snntorch
 import snntorch.surrogate
 import torch
 import torch.multiprocessing as multiprocessing
-from cases import identical
 from snntorch import utils
 from torch import nn
 
 import snnfast as snn
+from cases import identical
 from snnfast import functional
 
 
@@ -91,8 +91,7 @@ def test_unroll_is_the_step_loop(device):
     for init_hidden in (False, True):
         for output in (False, True):
             layers = [
-                snn.Leaky(0.9, threshold=0.5, init_hidden=init_hidden, output=output).to(device)
-                for _ in range(2)
+                snn.Leaky(0.9, threshold=0.5, init_hidden=init_hidden, output=output).to(device) for _ in range(2)
             ]
             x = X.to(device)
             unrolled = layers[0].unroll(x)
@@ -142,7 +141,8 @@ def test_truncated_bptt():
 
 
 def test_snntorchs_backprop_trains():
-    from snntorch import backprop, functional as losses
+    from snntorch import backprop
+    from snntorch import functional as losses
 
     torch.manual_seed(0)
     net = hidden_net(snn)
@@ -375,7 +375,9 @@ def test_convert_keeps_everything_but_the_speed():
     optimiser.step()
     assert not torch.equal(net.fc.weight, state["fc.weight"])
     assert type(snn.convert(snntorch.Leaky(0.9))) is snn.Leaky
-    assert "mem" not in dict(net.named_buffers()) or all("other" in n for n in dict(net.named_buffers()) if n.endswith("mem"))
+    assert "mem" not in dict(net.named_buffers()) or all(
+        "other" in n for n in dict(net.named_buffers()) if n.endswith("mem")
+    )
 
 
 def test_convert_keeps_subclasses():

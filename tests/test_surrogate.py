@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import snntorch.surrogate as theirs
 import torch
-from cases import EXACT_SURROGATES, ROUNDED_SURROGATES, VARIED, identical
 
 import snnfast
+from cases import EXACT_SURROGATES, ROUNDED_SURROGATES, VARIED, identical
 from snnfast import functional
 from snnfast import surrogate as ours
 

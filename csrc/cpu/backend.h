@@ -1,13 +1,14 @@
 // The CPU's time loops: parallel over tiles of neurons, vectorised over the neurons of a tile, serial over time.
 //
-// A tile's states stay in the cache while its loop walks through time. Every row of a tile is a plain pointer: a tensor's
-// row, or a buffer of the tile where an input is absent or an output unwanted, so that the innermost loop has no branches.
+// A tile's states stay in the cache while its loop walks through time. Every row of a tile is a plain pointer: a
+// tensor's row, or a buffer of the tile where an input is absent or an output unwanted, so that the innermost loop has
+// no branches.
 #pragma once
+
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cstdint>
-
-#include <torch/csrc/stable/ops.h>
 
 #include "../dispatch.h"
 #include "../op/tensors.h"
@@ -103,8 +104,9 @@ void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const typename Neur
         before[k] = previous[k][i];
       }
       for (int k = 0; k < Neuron::kExtras; ++k) extra[k] = extras[k][i];
-      grad_x[i] = Neuron(lane_params, options)
-                      .step_backward(surrogate, grad_spk[i], evaluated[i], state, extra, before, grad_state, grad_params);
+      grad_x[i] =
+          Neuron(lane_params, options)
+              .step_backward(surrogate, grad_spk[i], evaluated[i], state, extra, before, grad_state, grad_params);
       for (int k = 0; k < Neuron::kStates; ++k) carry[k][i] = grad_state[k];
       if constexpr (kWithParams) {
         for (int k = 0; k < Neuron::kParams; ++k) {

@@ -1,6 +1,7 @@
+#include "../op/leaky.h"
+
 #include <torch/csrc/stable/library.h>
 
-#include "../op/leaky.h"
 #include "backend.h"
 
 STABLE_TORCH_LIBRARY_IMPL(snnfast, CPU, m) {

@@ -13,8 +13,8 @@
 
 namespace snnfast {
 
-// glibc gives freed memory back to the kernel as soon as 128 KiB to 64 MiB of it lie together, depending on what was freed
-// before; a training step frees and takes as much again every time. A limit that the user set stays in force.
+// glibc gives freed memory back to the kernel as soon as 128 KiB to 64 MiB of it lie together, depending on what was
+// freed before; a training step frees and takes as much again every time. A limit that the user set stays in force.
 inline void keep_freed_memory() {
 #ifdef __GLIBC__
   for (const char* setting : {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}) {

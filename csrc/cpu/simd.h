@@ -6,8 +6,8 @@ namespace snnfast {
 #if defined(__x86_64__) && defined(__GNUC__)
 
 template <typename Body>
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"), gnu::flatten]] void run_avx512(
-    const Body& body) {
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"),
+  gnu::flatten]] void run_avx512(const Body& body) {
   body();
 }
 

@@ -4,14 +4,14 @@
 // before it computes them, so that memory latency is paid once per kAhead steps.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
 
 #include "../dispatch.h"
 #include "../op/tensors.h"
@@ -32,7 +32,8 @@ __device__ Neuron load_neuron(const Periodic<typename Neuron::Scalar> (&params)[
 }
 
 template <typename Neuron, typename S>
-__global__ void __launch_bounds__(kThreads) scan_kernel(const Scan<Neuron, S> scan, const typename Neuron::Options options) {
+__global__ void __launch_bounds__(kThreads)
+    scan_kernel(const Scan<Neuron, S> scan, const typename Neuron::Options options) {
   using T = typename Neuron::Scalar;
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < scan.neurons; i += stride) {

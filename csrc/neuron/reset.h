@@ -1,10 +1,10 @@
 // The spike condition and the reset mechanisms that every neuron model shares.
 #pragma once
 
+#include <torch/headeronly/macros/Macros.h>
+
 #include <array>
 #include <string_view>
-
-#include <torch/headeronly/macros/Macros.h>
 
 namespace snnfast {
 

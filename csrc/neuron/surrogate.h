@@ -1,16 +1,17 @@
 // Surrogate gradients: what backward puts in the place of the Heaviside step's derivative.
 //
-// backward(grad, u, evaluated) returns dL/du, given grad = dL/dspike, u = mem - threshold and, for `evaluated` alone, the
-// derivative that Python evaluated at this element. Operations stand in snnTorch 1.0.0's order (snntorch/surrogate.py),
-// constants arrive folded in double as Python folds them: one rounding more or less changes the gradient's last bit.
+// backward(grad, u, evaluated) returns dL/du, given grad = dL/dspike, u = mem - threshold and, for `evaluated` alone,
+// the derivative that Python evaluated at this element. Operations stand in snnTorch 1.0.0's order
+// (snntorch/surrogate.py), constants arrive folded in double as Python folds them: one rounding more or less changes
+// the gradient's last bit.
 #pragma once
+
+#include <torch/headeronly/macros/Macros.h>
 
 #include <cmath>
 #include <string_view>
 #include <tuple>
 #include <utility>
-
-#include <torch/headeronly/macros/Macros.h>
 
 namespace snnfast {
 
@@ -92,9 +93,7 @@ struct SpikeRateEscape {
   static constexpr int kConstants = 2;
   T beta, slope;
   C10_HOST_DEVICE explicit SpikeRateEscape(const T* c) : beta(c[0]), slope(c[1]) {}
-  C10_HOST_DEVICE T backward(T grad, T u, T) const {
-    return grad * slope * std::exp(-beta * std::abs(u - T(1)));
-  }
+  C10_HOST_DEVICE T backward(T grad, T u, T) const { return grad * slope * std::exp(-beta * std::abs(u - T(1))); }
 };
 
 // constants: slope, B
@@ -129,9 +128,8 @@ struct Disabled {
 };
 
 template <typename T>
-using Surrogates =
-    std::tuple<Atan<T>, FastSigmoid<T>, Sigmoid<T>, StraightThrough<T>, Triangular<T>, Heaviside<T>,
-               SpikeRateEscape<T>, Sfs<T>, Evaluated<T>, Disabled<T>>;
+using Surrogates = std::tuple<Atan<T>, FastSigmoid<T>, Sigmoid<T>, StraightThrough<T>, Triangular<T>, Heaviside<T>,
+                              SpikeRateEscape<T>, Sfs<T>, Evaluated<T>, Disabled<T>>;
 
 // A surrogate chosen at run time, for kernels where one uniform branch costs less than a kernel per surrogate.
 template <typename T>
@@ -140,8 +138,7 @@ struct AnySurrogate {
   T constants[kMaxConstants];
 
   C10_HOST_DEVICE T backward(T grad, T u, T evaluated) const {
-    return choose(grad, u, evaluated,
-                  std::make_index_sequence<std::tuple_size_v<Surrogates<T>>>());
+    return choose(grad, u, evaluated, std::make_index_sequence<std::tuple_size_v<Surrogates<T>>>());
   }
 
  private:

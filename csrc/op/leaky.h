@@ -1,13 +1,13 @@
 // The leaky operators over any backend: checks, allocation, dispatch.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
-
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include "../checks.h"
 #include "../dispatch.h"

@@ -3,9 +3,9 @@
 // Sequences are [steps, neurons], row-major; a null pointer is an input that is absent or an output nobody wants.
 #pragma once
 
-#include <cstdint>
-
 #include <torch/headeronly/macros/Macros.h>
+
+#include <cstdint>
 
 namespace snnfast {
 
@@ -25,13 +25,13 @@ template <typename Neuron, typename S>
 struct Scan {
   using T = typename Neuron::Scalar;
   int64_t steps, neurons;
-  const S* x;                               // [steps, neurons]
-  const T* initial[Neuron::kStates];        // [neurons]; null: zeros
+  const S* x;                         // [steps, neurons]
+  const T* initial[Neuron::kStates];  // [neurons]; null: zeros
   Periodic<T> params[Neuron::kParams];
-  S* spk;                                   // [steps, neurons]
-  T* states[Neuron::kStates];               // [steps, neurons]
-  Slots<T*, Neuron::kExtras> extras;        // [steps, neurons]
-  T* last[Neuron::kStates];                 // [neurons]
+  S* spk;                             // [steps, neurons]
+  T* states[Neuron::kStates];         // [steps, neurons]
+  Slots<T*, Neuron::kExtras> extras;  // [steps, neurons]
+  T* last[Neuron::kStates];           // [neurons]
 };
 
 template <typename Neuron, typename S>
@@ -46,9 +46,9 @@ struct ScanBackward {
   const T* initial[Neuron::kStates];        // [neurons]; null: zeros
   const T* evaluated;                       // [steps, neurons]; the derivative of an `evaluated` surrogate
   Periodic<T> params[Neuron::kParams];
-  S* grad_x;                                // [steps, neurons]
-  T* grad_initial[Neuron::kStates];         // [neurons]
-  T* grad_params[Neuron::kParams];          // [neurons], summed over time; all null or none
+  S* grad_x;                         // [steps, neurons]
+  T* grad_initial[Neuron::kStates];  // [neurons]
+  T* grad_params[Neuron::kParams];   // [neurons], summed over time; all null or none
 };
 
 // An absent gradient: the one value that leaves every number it is added to as it was, -0 included.

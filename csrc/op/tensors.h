@@ -1,12 +1,13 @@
-// What the operators need of tensors: time and neurons of a sequence, typed pointers that are null where a tensor is absent.
+// What the operators need of tensors: time and neurons of a sequence, typed pointers that are null where a tensor is
+// absent.
 #pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 #include <optional>
 #include <vector>
-
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include "../checks.h"
 #include "scan.h"

@@ -1,8 +1,8 @@
 """What every spiking layer shares: parameters, hidden state, reset mechanism, saving and loading.
 
-The surface is that of `snntorch._neurons.neurons.SpikingNeuron` 1.0.0, of which these layers are subclasses where snnTorch
-is installed, so that its `utils.reset`, `backprop` and NIR export find them. Where 1.0.0 contradicts itself the layer does
-what the documentation promises; the README lists each such deviation.
+The surface is that of `snntorch._neurons.neurons.SpikingNeuron` 1.0.0, of which these layers are subclasses where
+snnTorch is installed, so that its `utils.reset`, `backprop` and NIR export find them. Where 1.0.0 contradicts itself
+the layer does what the documentation promises; the README lists each such deviation.
 """
 
 import warnings
@@ -101,7 +101,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     @property
     def reset_mechanism(self) -> str:
-        """"subtract", "zero" or "none"; assigning it changes the dynamics and `reset_mechanism_val` (0, 1, 2)."""
+        """ "subtract", "zero" or "none"; assigning it changes the dynamics and `reset_mechanism_val` (0, 1, 2)."""
         return self._reset_mechanism
 
     @reset_mechanism.setter
@@ -111,9 +111,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         self._reset_mechanism = name
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing, unexpected, errors
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         # Checkpoints older than graded spikes lack the factor; the layer's own value is what they meant.
         graded = prefix + "graded_spikes_factor"
         if graded in missing:
@@ -143,7 +141,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         self._register_instance()
 
     def _initial(self, name: str, given: Tensor | None, shape: torch.Size, device) -> Tensor | None:
-        """The state a call starts from: the given one, else the stored one; None (zeros) where the shape is another's."""
+        """The state a call starts from: the given, else the stored one; None (zeros) where its shape does not fit."""
         state = getattr(self, name) if given is None else given
         if not isinstance(state, Tensor):
             raise TypeError(f"{name} must be a tensor or None, got {type(state).__name__}")
@@ -160,8 +158,8 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
     def _parameter(self, name: str) -> Tensor:
         """A parameter as backward may keep it: a fixed one as a copy that outlives in-place changes.
 
-        DistributedDataParallel overwrites buffers (with equal values) at every forward; autograd would refuse to go back
-        through earlier steps. The copy is made anew only when the buffer was written to.
+        DistributedDataParallel overwrites buffers (with equal values) at every forward; autograd would refuse to go
+        back through earlier steps. The copy is made anew only when the buffer was written to.
         """
         tensor = getattr(self, name)
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -185,7 +183,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     @classmethod
     def reset_hidden(cls) -> None:
-        """Resets every living layer of this class (snnTorch's process-wide reset); `snnfast.reset(net)` resets one net."""
+        """Resets every living layer of this class, as snnTorch does; `snnfast.reset(net)` resets one net."""
         for layer in cls._living():
             layer.reset_state()
 
