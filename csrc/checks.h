@@ -36,7 +36,7 @@ inline void check_tensor(const char* name, const std::optional<Tensor>& tensor, 
 // A parameter is laid out over the trailing neuron dimensions: neuron i reads element i % numel.
 inline void check_param(const char* name, const Tensor& param, const Tensor& like, ScalarType dtype, int64_t neurons) {
   check_tensor(name, param, like, dtype, param.numel());
-  STD_TORCH_CHECK(param.numel() > 0 && neurons % param.numel() == 0, name,
+  STD_TORCH_CHECK(neurons == 0 || (param.numel() > 0 && neurons % param.numel() == 0), name,
                   " must have a number of elements that divides the ", neurons, " neurons, got ", param.numel());
 }
 

@@ -41,7 +41,7 @@ void dispatch_dtype(ScalarType dtype, F&& f) {
     f(storage);
   };
   std::apply([&](auto... storage) { (one(storage), ...); }, StorageTypes());
-  STD_TORCH_CHECK(known, "x must have a dtype of ", names, " on this device; got ", torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(known, "dtype must be one of ", names, " on this device; got ", torch::headeronly::toString(dtype));
 }
 
 // f(std::bool_constant) for a flag that changes what a kernel loads and stores.
@@ -64,10 +64,11 @@ struct SurrogateChoice {
   std::vector<double> constants;
 };
 
-// f(surrogate, index) for the surrogate of this name.
+// f(surrogate, AnySurrogate) for the surrogate of this name.
 template <typename T, typename F>
 void dispatch_surrogate(const SurrogateChoice& choice, F&& f) {
-  T constants[kMaxConstants] = {};
+  AnySurrogate<T> any{};
+  T* constants = any.constants;
   for (std::size_t k = 0; k < choice.constants.size() && k < kMaxConstants; ++k) {
     constants[k] = static_cast<T>(choice.constants[k]);
   }
@@ -81,7 +82,8 @@ void dispatch_surrogate(const SurrogateChoice& choice, F&& f) {
       known = true;
       STD_TORCH_CHECK(choice.constants.size() == Surrogate::kConstants, "surrogate ", choice.name, " must have ",
                       int{Surrogate::kConstants}, " constants, got ", choice.constants.size());
-      f(Surrogate(constants), index);
+      any.index = index;
+      f(Surrogate(constants), any);
     };
     (one(std::type_identity<std::tuple_element_t<I, Surrogates<T>>>(), static_cast<int>(I)), ...);
   };

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from . import surrogate
+from .functional import RESET_MECHANISMS
 from .neurons import Leaky
 from .neurons.leaky import is_snntorch_leaky
 
@@ -12,8 +13,9 @@ def convert(net: nn.Module) -> nn.Module:
     """Swaps every `snntorch.Leaky` in `net` for `snnfast.Leaky`, in place, and returns `net`.
 
     The layer objects stay who they are, whoever refers to them: parameters, buffers, hidden state, hooks and options
-    are kept, so optimisers and checkpoints go on working. Subclasses of `snntorch.Leaky` and other neurons are left
-    alone.
+    are kept, so optimisers and checkpoints go on working. A layer that loaded another reset mechanism than it was made
+    with (and goes on ignoring it in snnTorch) follows what it loaded. Subclasses of `snntorch.Leaky` and other neurons
+    are left alone.
 
     Raises:
         TypeError: `net` is no module.
@@ -27,17 +29,18 @@ def convert(net: nn.Module) -> nn.Module:
 
 
 def _fuse(layer: nn.Module) -> None:
+    spike_grad = surrogate.disabled() if layer.surrogate_disable else layer.spike_grad
+    surrogate.resolve(spike_grad)
     mem = layer._buffers.pop("mem")
     layer._non_persistent_buffers_set.discard("mem")
     for bound in ("state_function", "reset"):
         layer.__dict__.pop(bound, None)
     instances = type(layer).instances
     instances[:] = [instance for instance in instances if instance is not layer]
-    spike_grad = layer.spike_grad
     layer.__class__ = Leaky
     layer.mem = mem
-    layer._snapshots = {}
-    layer.spike_grad = surrogate.disabled() if layer.surrogate_disable else spike_grad
+    layer.spike_grad = spike_grad
+    layer.reset_mechanism = RESET_MECHANISMS[int(layer.reset_mechanism_val)]
     layer._register_instance()
 
 

@@ -55,7 +55,7 @@ def leaky(
         surrogate: surrogate gradient of a spike, see `snnfast.surrogate.resolve`. Default: atan(alpha=2).
         reset_mechanism: "subtract" the threshold, set to "zero", or "none".
         reset_delay: reset one step after the spike (True) or in the same step.
-        return_mem: "all" membranes [T, B, ...], or the "last" one [B, ...], which costs no memory.
+        return_mem: "all" membranes [T, B, ...], or the "last" one [B, ...], for which inference stores no others.
 
     Returns:
         spikes [T, B, ...] and membranes.
@@ -125,7 +125,8 @@ def run_leaky(
     mem = None if mem is None else mem.to(dtype)
     reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
     if reasons or _reference_forced or _is_exported():
-        _say_once("Leaky", reasons)
+        for reason in reasons:
+            _say_once("Leaky", reason)
         spk, mem_last, mem_seq = _reference_leaky(x, mem, params, options, dtype, state_quant, inhibition)
     else:
         params = (_over_trailing_dims(param.to(dtype), shape) for param in params)
@@ -178,6 +179,8 @@ def as_parameter(name: str, value, x: Tensor, shape: torch.Size) -> Tensor:
         if value.dim() > 0:
             raise ValueError(f"{name} must be on {x.device} as x is, got {value.device}")
         value = value.to(x.device)
+    if value.numel() == 1 and value.dim() > len(shape):
+        return value.reshape(())
     if value.numel() != 1 and not _broadcasts(value.shape, shape):
         raise ValueError(f"{name} must broadcast over one step's shape {tuple(shape)}, got shape {tuple(value.shape)}")
     return value
@@ -232,16 +235,15 @@ def _is_exported() -> bool:
     return torch.jit.is_tracing()
 
 
-def _say_once(layer: str, reasons: list[str]) -> None:
-    if torch.compiler.is_compiling():
-        return
-    for reason in reasons:
-        if (layer, reason) not in _said:
-            _said.add((layer, reason))
-            warnings.warn(
-                f"{layer}: {reason} is not fused; this layer runs the reference loop, with the same numbers but slower",
-                stacklevel=4,
-            )
+@torch.compiler.assume_constant_result
+def _say_once(layer: str, reason: str) -> None:
+    """Warns in Python, also where torch.compile traces the call."""
+    if (layer, reason) not in _said:
+        _said.add((layer, reason))
+        warnings.warn(
+            f"{layer}: {reason} is not fused; this layer runs the reference loop, with the same numbers but slower",
+            stacklevel=5,
+        )
 
 
 def _reference_leaky(x, mem, params, options, dtype, state_quant, inhibition):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _ext, reference, surrogate
 
@@ -34,9 +35,11 @@ def leaky(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Runs the fused neuron: spikes (x's shape and dtype), the last membrane, and all membranes [T, ...] if wanted."""
     arguments = (x, mem, beta, threshold, graded_spikes_factor)
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments):
-        spk, mem_last, *mem_seq = _Leaky.apply(*arguments, options)
-        return spk, mem_last, mem_seq[0] if options.unroll and want_mem_seq else None
+    differentiated = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments)
+    # Forward-mode differentiation is not implemented; the Function says so, the bare operator would drop tangents.
+    if differentiated or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0):
+        spk, mem_last, mem_seq, _ = _Leaky.apply(*arguments, options)
+        return spk, mem_last, mem_seq if want_mem_seq else None
     spk, mem_last, mem_seq, _ = torch.ops.snnfast.leaky_fwd(
         *arguments,
         options.unroll,
@@ -49,7 +52,7 @@ def leaky(
 
 
 class _Leaky(torch.autograd.Function):
-    """Outputs: spikes, last membrane, then all membranes when unrolled, then what fired when there is no reset delay.
+    """Outputs: spikes, last membrane, all membranes (None for a step), what fired (None where the membranes did).
 
     What backward reads are outputs, not copies: a membrane that the user asked for is kept once, and a second backward
     finds the graph that leads to it.
@@ -72,19 +75,17 @@ class _Leaky(torch.autograd.Function):
             True,
             not options.reset_delay,
         )
+        mem_seq = mem_seq if options.unroll else None
         charge = None if options.reset_delay else charge_seq
-        kept = mem_seq if options.unroll else mem_last
+        kept = mem_last if mem_seq is None else mem_seq
         ctx.save_for_backward(kept, charge, mem, beta, threshold, graded_spikes_factor)
         if isinstance(options.surrogate, surrogate.disabled) and not graded_spikes_factor.requires_grad:
             ctx.mark_non_differentiable(spk)
-        outputs = (spk, mem_last, mem_seq) if options.unroll else (spk, mem_last)
-        return outputs if charge is None else (*outputs, charge)
+        return spk, mem_last, mem_seq, charge
 
     @staticmethod
-    def backward(ctx, grad_spk, grad_mem_last, *grads):
-        grad_mem_seq = grads[0] if ctx.options.unroll else None
+    def backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge):
         # No caller sees `charge`: a gradient reaches it only when a first backward was itself differentiated.
-        grad_charge = None if ctx.options.reset_delay else grads[-1]
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if differentiable or grad_charge is not None:
             return _reference_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge)
@@ -142,7 +143,7 @@ def _reference_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge)
 
     mem_seq = as_sequence(mem_seq)
     grad_mem_seq = as_sequence(grad_mem_seq)
-    if grad_mem_last is not None:
+    if grad_mem_last is not None and len(mem_seq):
         last = torch.cat([mem_seq.new_zeros(mem_seq[1:].shape), grad_mem_last.unsqueeze(0)])
         grad_mem_seq = last if grad_mem_seq is None else grad_mem_seq + last
     params = (beta, threshold, graded_spikes_factor)
@@ -152,12 +153,14 @@ def _reference_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge)
         as_sequence(grad_charge),
         mem_seq,
         mem_seq if charge is None else as_sequence(charge),
-        torch.zeros_like(mem_seq[0]) if mem is None else mem,
+        mem_seq.new_zeros(mem_seq.shape[1:]) if mem is None else mem,
         *(_per_step(param, mem_seq) for param in params),
         options.surrogate,
         options.reset_mechanism,
         options.reset_delay,
     )
+    if grad_mem_last is not None and not len(mem_seq):
+        grad_mem = grad_mem_last
     grad_x = grad_x if options.unroll else grad_x.squeeze(0)
     return (
         grad_x.to(ctx.dtype),

@@ -189,8 +189,8 @@ class evaluated(Surrogate):
 
 
 _NAMED = {
-    surrogate.__name__: surrogate
-    for surrogate in (
+    known.__name__: known
+    for known in (
         atan,
         fast_sigmoid,
         sigmoid,
@@ -201,6 +201,7 @@ _NAMED = {
         SFS,
     )
 }
+_KNOWN = {*_NAMED.values(), disabled, evaluated}
 
 
 def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
@@ -219,14 +220,14 @@ def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor],
     """
     if spike_grad is None:
         return atan()
-    if isinstance(spike_grad, Surrogate):
+    if type(spike_grad) in _KNOWN:
         return spike_grad
     if not callable(spike_grad):
         raise TypeError(f"spike_grad must be callable or None, got {type(spike_grad).__name__}")
     named = _named_in_snntorch(spike_grad)
     if named is not None:
         return named
-    return evaluated(spike_grad) if _fires_with_a_step(spike_grad) else spike_grad
+    return evaluated(spike_grad) if _has_a_derivative(spike_grad) else spike_grad
 
 
 def _named_in_snntorch(spike_grad) -> Surrogate | None:
@@ -238,18 +239,31 @@ def _named_in_snntorch(spike_grad) -> Surrogate | None:
         return None
     found = inspect.getclosurevars(spike_grad).nonlocals
     names = [field.name for field in fields(surrogate)]
-    if set(names) != set(found):
+    if set(names) != set(found) or not all(isinstance(value, (int, float)) for value in found.values()):
         return None
     return surrogate(**{name: float(found[name]) for name in names})
 
 
-def _fires_with_a_step(spike_grad) -> bool:
+def _has_a_derivative(spike_grad) -> bool:
+    """Whether the function fires with a plain step and its backward is linear, so that a derivative says it all."""
     if isinstance(spike_grad, nn.Module) and any(True for _ in spike_grad.parameters()):
         return False
-    u = torch.tensor([-2.0, -1.0, -1e-3, 0.0, 1e-3, 0.5, 1.0, 2.0])
+    magnitudes = torch.logspace(-6, 6, 25, device="cpu", dtype=torch.float32)
+    u = torch.cat([-magnitudes, torch.zeros(1, device="cpu", dtype=torch.float32), magnitudes])
+
+    def backward(go):
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(0)
+            leaf = u.clone().requires_grad_()
+            spikes = spike_grad(leaf)
+            return torch.autograd.grad(spikes, leaf, torch.full_like(spikes, go))[0]
+
     try:
         spikes = spike_grad(u)
-        return not spikes.requires_grad and torch.equal(spikes.float(), (u > 0).float())
+        if spikes.requires_grad or not torch.equal(spikes.float(), (u > 0).float()):
+            return False
+        derivative = backward(1.0)
+        return all(torch.allclose(backward(go), go * derivative, equal_nan=True) for go in (0.05, -3.0, 100.0))
     except Exception:
         # The user's function has its say when the layer calls it, with the user's own tensors.
         return False

@@ -166,7 +166,7 @@ MISTAKES = {
         "x must have a time dimension",
         lambda: snn.Leaky(0.9, init_hidden=True).unroll(torch.tensor(0.5)),
     ),
-    "layer mem is a number": (TypeError, "mem must be a tensor or None, got float", lambda: snn.Leaky(0.9)(X[0], 0.0)),
+    "layer mem is a number": (TypeError, "mem must be a tensor, got float", lambda: snn.Leaky(0.9)(X[0], 0.0)),
     "layer beta does not fit input": (ValueError, "beta must broadcast", lambda: snn.Leaky(torch.ones(7))(X[0])),
     "layer inhibits a vector": (
         ValueError,
@@ -247,7 +247,7 @@ BWD = {
 }
 RAW_MISTAKES = [
     ("leaky_fwd", {"x": torch.tensor(1.0)}, "x must have a time dimension"),
-    ("leaky_fwd", {"x": X.int()}, "x must have a dtype of"),
+    ("leaky_fwd", {"x": X.int()}, "dtype must be one of"),
     ("leaky_fwd", {"mem": X}, "mem must have 6 elements, got 24"),
     ("leaky_fwd", {"mem": X[0].double()}, "mem must have dtype Float, got Double"),
     ("leaky_fwd", {"beta": torch.ones(4)}, "beta must have a number of elements that divides the 6 neurons, got 4"),

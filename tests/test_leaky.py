@@ -304,6 +304,16 @@ def test_no_steps_and_no_batch(device):
     assert x.grad.shape == x.shape
 
 
+def test_empty_edges(device):
+    """No batch with a parameter per sample; no steps under double backward."""
+    spk, _ = functional.leaky(torch.empty(3, 0, 4, device=device), beta=torch.empty(0, 4, device=device))
+    assert spk.shape == (3, 0, 4)
+    mem0 = torch.randn(3, 4, device=device, requires_grad=True)
+    _, last = functional.leaky(torch.empty(0, 3, 4, device=device), mem0, beta=0.9, return_mem="last")
+    (grad,) = torch.autograd.grad(last.sum(), mem0, create_graph=True)
+    assert identical(grad.detach(), torch.ones_like(grad))
+
+
 def test_strides_do_not_matter(device):
     x = torch.randn(5, 4, 3, 6, 7, device=device)
     expected = functional.leaky(x, beta=0.9)[0]

@@ -7,6 +7,7 @@ import pickle
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import snntorch
 import snntorch.surrogate
@@ -466,6 +467,107 @@ def test_freed_when_dropped():
     del layer
     gc.collect()
     assert alive() is None and len(snntorch.SpikingNeuron.instances) == count - 1
+
+
+def test_parameters_are_read_at_every_call():
+    """However they were written to: in place, through .data, or through memory shared with NumPy."""
+    shared = np.array(0.9, dtype=np.float32)
+    for layer in (snn.Leaky(0.9), snn.Leaky(torch.from_numpy(shared))):
+        layer(X[0], torch.ones(4, 10))
+        layer.beta.data.fill_(0.1)
+        assert identical(layer(X[0], torch.ones(4, 10))[1], snn.Leaky(0.1)(X[0], torch.ones(4, 10))[1])
+
+
+def test_a_parameter_changed_before_backward_is_an_error_not_a_wrong_gradient():
+    layer = snn.Leaky(0.9)
+    spk, _ = layer(X[0].clone().requires_grad_())
+    layer.threshold.add_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        spk.sum().backward()
+
+
+def test_unroll_container_respects_a_layers_own_forward():
+    class Residual(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    residual = Residual(nn.Linear(10, 10))
+    for net in (snn.Unroll(residual), snn.Unroll(residual, nn.Identity())):
+        torch.testing.assert_close(net(X), residual(X))
+    with pytest.raises(TypeError, match="layer 0 .Residual. must be stateless"):
+        snn.Unroll(Residual(snn.Leaky(0.9)))
+
+
+def test_unroll_container_says_that_it_skips_hooks():
+    net = snn.Unroll(nn.Linear(10, 10), snn.Leaky(0.9))
+    net[1].register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match="Leaky: forward hooks do not run inside Unroll"):
+        net(X)
+
+
+def test_forward_mode_differentiation_is_refused():
+    import torch.autograd.forward_ad as forward_ad
+
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(X, torch.ones_like(X))
+        with pytest.raises(Exception, match="forward mode AD|jvp|forward-mode"):
+            snn.Leaky(0.9).unroll(dual)
+
+
+def test_states_of_inference_mode_go_on_into_training():
+    layer = snn.Leaky(0.9, init_hidden=True, output=True)
+    with torch.inference_mode():
+        layer(X[0])
+    x = X[1].clone().requires_grad_()
+    layer(x)[0].sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_meta_layers_print_and_load():
+    layer = snn.Leaky(0.9).to("meta")
+    assert "Leaky(beta=()" in repr(layer)
+    snn.Leaky(0.9, reset_mechanism="zero").load_state_dict(layer.state_dict(), assign=True)
+
+
+def test_a_refused_checkpoint_leaves_the_reset_as_it_was():
+    layer = snn.Leaky(0.9)
+    with pytest.raises(RuntimeError):
+        layer.load_state_dict({**layer.state_dict(), "reset_mechanism_val": torch.tensor(7)})
+    assert layer.reset_mechanism == "subtract" and layer.reset_mechanism_val == 0
+
+
+def test_convert_follows_a_reset_that_snntorch_loaded_and_ignores():
+    theirs = snntorch.Leaky(0.9)
+    theirs.load_state_dict(snntorch.Leaky(0.9, reset_mechanism="zero").state_dict())
+    assert snn.convert(theirs).reset_mechanism == "zero" and theirs.reset_mechanism_val == 1
+
+
+def test_resetting_all_layers_survives_dying_ones():
+    for _ in range(30):
+        ring = [snn.Leaky(0.9, init_hidden=True)]
+        ring.append(ring)
+    instances = snntorch.SpikingNeuron.instances
+    original = instances.copy()
+    gc.collect()
+    instances[:] = original
+    snn.Leaky.reset_hidden()
+    snn.Leaky.detach_hidden()
+    instances[:] = [layer for layer in instances if "dead" not in class_of_proxy(layer)]
+
+
+def class_of_proxy(layer):
+    try:
+        return layer.__class__.__name__
+    except ReferenceError:
+        return "dead"
+
+
+def test_compiling_what_is_not_fused_says_so():
+    torch._dynamo.reset()
+    functional._said.clear()
+    layer = snn.Leaky(0.9, state_quant=lambda mem: mem.round())
+    with pytest.warns(UserWarning, match="state_quant is not fused"):
+        torch.compile(layer, fullgraph=True, backend="eager")(X[0], torch.zeros(4, 10))
 
 
 # Each repaired defect of snnTorch 1.0.0: a check that fails there.

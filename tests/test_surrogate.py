@@ -135,3 +135,52 @@ def test_stochastic_surrogate_trains(device):
     x = torch.randn(6, 4, 50, device=device, requires_grad=True)
     functional.leaky(x, beta=0.9, surrogate=theirs.SSO())[0].sum().backward()
     assert x.grad.isfinite().all() and np.count_nonzero(x.grad.cpu().numpy()) > 0
+
+
+def test_what_a_derivative_cannot_say_is_not_fused():
+    """Backward that is not linear in the gradient, spikes of several heights, a class that only looks like ours."""
+    clipped = theirs.custom_surrogate(lambda u, grad, spikes: grad.clamp(-0.1, 0.1))
+    assert ours.resolve(clipped) is clipped
+
+    def two_levels(u):
+        return theirs.fast_sigmoid()(u) + theirs.fast_sigmoid()(u - 500)
+
+    assert ours.resolve(two_levels) is two_levels
+
+    class atan(ours.Surrogate):
+        def gradient(self, u, go):
+            return 7 * go
+
+    x = torch.randn(4, 3, requires_grad=True)
+    functional.leaky_step(x, beta=0.9, surrogate=atan())[0].sum().backward()
+    assert (x.grad == 7).all()
+
+
+def test_tensor_constants_are_left_to_the_function_that_has_them():
+    slope = torch.tensor(25.0)
+    assert isinstance(ours.resolve(theirs.fast_sigmoid(slope=slope)), ours.evaluated)
+
+
+class ScaledStep(torch.nn.Module):
+    """A surrogate module without parameters, but with a buffer to move and to save."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("slope", torch.tensor(10.0))
+
+    def forward(self, u):
+        return theirs.fast_sigmoid(slope=self.slope)(u)
+
+
+def test_a_surrogate_module_stays_a_module_of_the_layer():
+    import snntorch
+
+    step = ScaledStep()
+    layer = snnfast.Leaky(0.9, spike_grad=step)
+    assert layer.spike_grad is step and "spike_grad.slope" in layer.state_dict()
+    assert layer.double().spike_grad.slope.dtype == torch.float64
+    layer.load_state_dict(snntorch.Leaky(0.9, spike_grad=ScaledStep()).state_dict())
+    layer.spike_grad = ours.heaviside()
+    assert layer.spike_grad == ours.heaviside() and "spike_grad.slope" not in layer.state_dict()
+    converted = snnfast.convert(snntorch.Leaky(0.9, spike_grad=step.float()))
+    assert type(converted) is snnfast.Leaky and converted.spike_grad is step

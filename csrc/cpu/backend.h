@@ -31,7 +31,15 @@ void fill(Row<T>& row, T value) {
 template <typename T, int kCount>
 void load_params(Row<T> (&rows)[kCount], const Periodic<T> (&params)[kCount], int64_t first, int width) {
   for (int k = 0; k < kCount; ++k) {
-    for (int i = 0; i < width; ++i) rows[k][i] = params[k][first + i];
+    if (params[k].period == 1) {
+      std::fill_n(rows[k], width, *params[k].data);
+      continue;
+    }
+    int64_t at = first % params[k].period;
+    for (int i = 0; i < width; ++i) {
+      rows[k][i] = params[k].data[at];
+      if (++at == params[k].period) at = 0;
+    }
   }
 }
 
@@ -145,7 +153,7 @@ struct Cpu {
   static void scan_backward(const torch::stable::Tensor&, const ScanBackward<Neuron, T>& scan,
                             const typename Neuron::Options& options, const SurrogateChoice& choice) {
     dispatch_bool(scan.grad_params[0] != nullptr, [&](auto with_params) {
-      dispatch_surrogate<T>(choice, [&](const auto& surrogate, int) {
+      dispatch_surrogate<T>(choice, [&](const auto& surrogate, const auto&) {
         for_tiles(scan.steps, scan.neurons, Order::kBackward, [&](int64_t first, int width) {
           scan_backward_tile<decltype(with_params)::value>(scan, options, surrogate, first, width);
         });

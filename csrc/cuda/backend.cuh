@@ -159,7 +159,8 @@ struct Cuda {
   static void scan_backward(const torch::stable::Tensor& on, const ScanBackward<Neuron, S>& scan,
                             const typename Neuron::Options& options, const SurrogateChoice& choice) {
     const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
-    const auto surrogate = any_surrogate<typename Neuron::Scalar>(choice);
+    AnySurrogate<typename Neuron::Scalar> surrogate{};
+    dispatch_surrogate<typename Neuron::Scalar>(choice, [&](const auto&, const auto& any) { surrogate = any; });
     dispatch_bool(scan.grad_params[0] != nullptr, [&](auto with_params) {
       scan_backward_kernel<decltype(with_params)::value>
           <<<blocks(scan.neurons), kThreads, 0, stream(on)>>>(scan, options, surrogate);
@@ -176,16 +177,6 @@ struct Cuda {
     void* current = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &current));
     return static_cast<cudaStream_t>(current);
-  }
-
-  template <typename T>
-  static AnySurrogate<T> any_surrogate(const SurrogateChoice& choice) {
-    AnySurrogate<T> any{};
-    for (std::size_t k = 0; k < choice.constants.size() && k < kMaxConstants; ++k) {
-      any.constants[k] = static_cast<T>(choice.constants[k]);
-    }
-    dispatch_surrogate<T>(choice, [&](const auto&, int index) { any.index = index; });
-    return any;
   }
 };
 

@@ -5,6 +5,7 @@ snnTorch is installed, so that its `utils.reset`, `backprop` and NIR export find
 the layer does what the documentation promises; the README lists each such deviation.
 """
 
+import contextlib
 import warnings
 import weakref
 
@@ -28,6 +29,9 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     state_names: tuple[str, ...] = ()
     """Attributes that hold the hidden state: plain tensors, so that DistributedDataParallel leaves them alone."""
+
+    parameter_names: tuple[str, ...] = ()
+    """Parameters or buffers, in the order in which the neuron's function takes them."""
 
     if _SnntorchNeuron is None:
         instances = []
@@ -68,7 +72,6 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         self._add_parameter("graded_spikes_factor", graded_spikes_factor, learn_graded_spikes_factor)
         self.register_buffer("reset_mechanism_val", torch.tensor(RESET_MECHANISMS.index(reset_mechanism)))
         self._reset_mechanism = reset_mechanism
-        self._snapshots = {}
         for name in self.state_names:
             setattr(self, name, torch.zeros(0))
         self._register_instance()
@@ -88,7 +91,19 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
             self.register_parameter(name, nn.Parameter(floating))
 
     def __setattr__(self, name, value):
-        super().__setattr__(name, surrogate.resolve(value) if name == "spike_grad" else value)
+        if name == "spike_grad":
+            value = self._resolve_spike_grad(value)
+        super().__setattr__(name, value)
+
+    def _resolve_spike_grad(self, spike_grad):
+        """Keeps the fused form beside `spike_grad`, which stays the user's object unless it is a known closure."""
+        resolved = surrogate.resolve(spike_grad)
+        # Around nn.Module.__setattr__, which would register a module a second time.
+        self.__dict__["_surrogate"] = resolved
+        if isinstance(spike_grad, nn.Module):
+            return spike_grad
+        self._modules.pop("spike_grad", None)
+        return spike_grad if isinstance(resolved, surrogate.evaluated) else resolved
 
     def _register_instance(self) -> None:
         """Enters snnTorch's list of instances without keeping the layer alive."""
@@ -111,17 +126,17 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         self._reset_mechanism = name
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        value = state_dict.get(prefix + "reset_mechanism_val")
+        if value is not None and not value.is_meta:
+            if int(value) not in range(len(RESET_MECHANISMS)):
+                errors.append(f"{prefix}reset_mechanism_val must be 0, 1 or 2, got {int(value)}")
+                return
+            self._reset_mechanism = RESET_MECHANISMS[int(value)]
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         # Checkpoints older than graded spikes lack the factor; the layer's own value is what they meant.
         graded = prefix + "graded_spikes_factor"
         if graded in missing:
             missing.remove(graded)
-        value = state_dict.get(prefix + "reset_mechanism_val")
-        if value is not None:
-            if int(value) in range(len(RESET_MECHANISMS)):
-                self._reset_mechanism = RESET_MECHANISMS[int(value)]
-            else:
-                errors.append(f"{prefix}reset_mechanism_val must be 0, 1 or 2, got {int(value)}")
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
@@ -131,7 +146,6 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     def __getstate__(self):
         state = self.__dict__.copy()
-        state["_snapshots"] = {}
         for name in self.state_names:
             state[name] = state[name].detach()
         return state
@@ -144,9 +158,11 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         """The state a call starts from: the given, else the stored one; None (zeros) where its shape does not fit."""
         state = getattr(self, name) if given is None else given
         if not isinstance(state, Tensor):
-            raise TypeError(f"{name} must be a tensor or None, got {type(state).__name__}")
+            raise TypeError(f"{name} must be a tensor, got {type(state).__name__}")
         if state.shape == shape:
-            return state if given is not None else state.to(device)
+            state = state if given is not None else state.to(device)
+            frozen = not torch.compiler.is_compiling() and torch.is_grad_enabled() and state.is_inference()
+            return state.clone() if frozen else state
         if given is not None and given.numel() > 0 and not torch.compiler.is_compiling():
             warnings.warn(
                 f"{type(self).__name__}: {name} of shape {tuple(given.shape)} does not fit the input's "
@@ -155,21 +171,16 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
             )
         return None
 
-    def _parameter(self, name: str) -> Tensor:
-        """A parameter as backward may keep it: a fixed one as a copy that outlives in-place changes.
+    def _parameters_of_call(self) -> tuple[Tensor, ...]:
+        """The neuron's parameters, as backward may keep them.
 
-        DistributedDataParallel overwrites buffers (with equal values) at every forward; autograd would refuse to go
-        back through earlier steps. The copy is made anew only when the buffer was written to.
+        DistributedDataParallel overwrites buffers, with equal values, at every forward; autograd would refuse to go
+        back through the steps before, so there they are copies.
         """
-        tensor = getattr(self, name)
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if traced or tensor.requires_grad or not torch.is_grad_enabled() or tensor.is_inference():
-            return tensor
-        source, version, snapshot = self._snapshots.get(name, (None, None, None))
-        if source is not tensor or version != tensor._version:
-            snapshot = tensor.clone()
-            self._snapshots[name] = (tensor, tensor._version, snapshot)
-        return snapshot
+        parameters = tuple(getattr(self, name) for name in self.parameter_names)
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return parameters
+        return tuple(p if p.requires_grad else p.clone() for p in parameters)
 
     def reset_state(self) -> None:
         """Sets the hidden state to zeros, cut off from any graph."""
@@ -195,7 +206,13 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     @classmethod
     def _living(cls) -> list:
-        return [layer for layer in list(cls.instances) if isinstance(layer, cls)]
+        """Strong references, so that no layer dies underway."""
+        living = []
+        for layer in list(cls.instances):
+            with contextlib.suppress(ReferenceError):
+                if isinstance(layer, cls):
+                    living.append(layer.reset_state.__self__)
+        return living
 
     def __repr__(self):
         return f"{type(self).__name__}({self.extra_repr()})"

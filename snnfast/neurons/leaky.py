@@ -129,8 +129,8 @@ class Leaky(SpikingNeuron, *([_SnntorchLeaky] if _SnntorchLeaky else [])):
         return run_leaky(
             input_,
             mem,
-            tuple(self._parameter(name) for name in self.parameter_names),
-            leaky_options(self.spike_grad, self.reset_mechanism, self.reset_delay, unroll),
+            self._parameters_of_call(),
+            leaky_options(self._surrogate, self.reset_mechanism, self.reset_delay, unroll),
             want_mem_seq,
             self.state_quant,
             self.inhibition,
@@ -153,7 +153,8 @@ class Leaky(SpikingNeuron, *([_SnntorchLeaky] if _SnntorchLeaky else [])):
         return self.reset_mem()
 
     def extra_repr(self) -> str:
-        beta = f"{self.beta.item():.4g}" if self.beta.numel() == 1 else tuple(self.beta.shape)
+        shown = self.beta.numel() == 1 and not self.beta.is_meta
+        beta = f"{self.beta.item():.4g}" if shown else tuple(self.beta.shape)
         return f"beta={beta}, reset_mechanism={self.reset_mechanism!r}, reset_delay={self.reset_delay}"
 
 
