@@ -18,7 +18,7 @@
 
 namespace snnfast {
 
-inline constexpr int kThreads = 128;
+inline constexpr int kThreads = 128;  // at one block a multiprocessor at least: registers hold kAhead steps, unspilled
 inline constexpr int kAhead = 8;
 inline constexpr int64_t kMaxBlocks = int64_t{1} << 20;
 
@@ -32,7 +32,7 @@ __device__ Neuron load_neuron(const Periodic<typename Neuron::Scalar> (&params)[
 }
 
 template <typename Neuron, typename S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     scan_kernel(const Scan<Neuron, S> scan, const typename Neuron::Options options) {
   using T = typename Neuron::Scalar;
   const int64_t stride = int64_t{gridDim.x} * kThreads;
@@ -94,7 +94,7 @@ struct BackwardInputs {
 };
 
 template <bool kWithParams, typename Neuron, typename S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     scan_backward_kernel(const ScanBackward<Neuron, S> scan, const typename Neuron::Options options,
                          const AnySurrogate<typename Neuron::Scalar> surrogate) {
   using T = typename Neuron::Scalar;
