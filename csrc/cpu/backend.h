@@ -43,6 +43,15 @@ void load_params(Row<T> (&rows)[kCount], const Periodic<T> (&params)[kCount], in
   }
 }
 
+// The next step's row lies far from this one, where no hardware prefetcher looks: touch its pages while this one is
+// computed. Null rows are passed over.
+template <typename T>
+void prefetch_row(const T* sequence, int64_t offset, int width) {
+  constexpr int kPage = 4096 / sizeof(T);
+  if (!sequence) return;
+  for (int i = 0; i < width; i += kPage) __builtin_prefetch(sequence + offset + i);
+}
+
 template <typename Neuron, typename T = typename Neuron::Scalar>
 void scan_tile(const Scan<Neuron, T>& scan, const typename Neuron::Options& options, int64_t first, int width) {
   Row<T> params[Neuron::kParams], carried[Neuron::kStates], unwanted[Neuron::kExtras + 1];
@@ -58,6 +67,11 @@ void scan_tile(const Scan<Neuron, T>& scan, const typename Neuron::Options& opti
     const int64_t offset = t * scan.neurons + first;
     const T* x = scan.x + offset;
     T* spk = scan.spk + offset;
+    if (t + 1 < scan.steps) {
+      prefetch_row(scan.x, offset + scan.neurons, width);
+      prefetch_row(scan.spk, offset + scan.neurons, width);
+      for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan.states[k], offset + scan.neurons, width);
+    }
     for (int k = 0; k < Neuron::kStates; ++k) next[k] = scan.states[k] ? scan.states[k] + offset : carried[k];
     for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan.extras[k] ? scan.extras[k] + offset : unwanted[k];
 #pragma GCC ivdep
@@ -92,6 +106,11 @@ void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const typename Neur
     const T* grad_spk = scan.grad_spk ? scan.grad_spk + offset : absent;
     const T* evaluated = scan.evaluated ? scan.evaluated + offset : zeros;
     T* grad_x = scan.grad_x + offset;
+    if (t > 1) {
+      prefetch_row(scan.grad_spk, offset - scan.neurons, width);
+      prefetch_row(scan.grad_x, offset - scan.neurons, width);
+      for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan.states[k], offset - 2 * scan.neurons, width);
+    }
     const T *grad_states[Neuron::kStates], *states[Neuron::kStates], *previous[Neuron::kStates];
     const T* extras[Neuron::kExtras + 1] = {};
     for (int k = 0; k < Neuron::kStates; ++k) {
