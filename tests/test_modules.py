@@ -4,6 +4,8 @@ import copy
 import gc
 import io
 import pickle
+import subprocess
+import sys
 import warnings
 import weakref
 
@@ -139,6 +141,33 @@ def test_truncated_bptt():
     assert x.grad[0].abs().sum() == 0 and x.grad[1].abs().sum() > 0
     snntorch.Leaky.detach_hidden()
     layer(x[2])[1].sum().backward()
+
+
+def test_detaching_reaches_the_membrane_that_the_loop_holds():
+    layer = snn.Leaky(0.9)
+    x = X.clone().requires_grad_()
+    _, mem = layer(x[0])
+    snn.Leaky.detach_hidden()
+    assert not mem.requires_grad and layer.mem is mem
+    layer.mem = x[:1, 0].detach().requires_grad_()[0]
+    snn.Leaky.detach_hidden()
+    assert not layer.mem.requires_grad
+
+
+def test_works_without_snntorch():
+    program = """
+import sys
+sys.modules["snntorch"] = None
+import torch, snnfast as snn
+net = torch.nn.Sequential(torch.nn.Linear(3, 4), snn.Leaky(0.9, init_hidden=True, learn_beta=True))
+net(torch.ones(2, 3)).sum().backward()
+snn.reset(snn.convert(net))
+snn.Leaky.reset_hidden()
+assert (net[1].mem == 0).all() and len(snn.SpikingNeuron.instances) == 1
+assert list(net[1].state_dict()) == ["beta", "threshold", "graded_spikes_factor", "reset_mechanism_val"]
+snn.Leaky(0.9, spike_grad=lambda u: torch.sigmoid(u))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
 
 
 def test_snntorchs_backprop_trains():

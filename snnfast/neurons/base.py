@@ -116,7 +116,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     @property
     def reset_mechanism(self) -> str:
-        """ "subtract", "zero" or "none"; assigning it changes the dynamics and `reset_mechanism_val` (0, 1, 2)."""
+        """One of "subtract", "zero", "none"; assigning it changes the dynamics and `reset_mechanism_val` (0, 1, 2)."""
         return self._reset_mechanism
 
     @reset_mechanism.setter
@@ -188,9 +188,11 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
             setattr(self, name, torch.zeros_like(getattr(self, name), requires_grad=False))
 
     def detach_state(self) -> None:
-        """Cuts the hidden state off from its graph: truncated backpropagation through time."""
+        """Cuts the hidden state off from its graph, in place: truncated backpropagation through time."""
         for name in self.state_names:
-            setattr(self, name, getattr(self, name).detach())
+            state = getattr(self, name)
+            # A view cannot be detached in place.
+            setattr(self, name, state.detach() if state._is_view() else state.detach_())
 
     @classmethod
     def reset_hidden(cls) -> None:
