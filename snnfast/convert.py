@@ -30,7 +30,9 @@ def convert(net: nn.Module) -> nn.Module:
 
 def _fuse(layer: nn.Module) -> None:
     spike_grad = surrogate.disabled() if layer.surrogate_disable else layer.spike_grad
+    # What could fail comes before anything is changed.
     surrogate.resolve(spike_grad)
+    reset_mechanism = RESET_MECHANISMS[int(layer.reset_mechanism_val)]
     mem = layer._buffers.pop("mem")
     layer._non_persistent_buffers_set.discard("mem")
     for bound in ("state_function", "reset"):
@@ -40,7 +42,7 @@ def _fuse(layer: nn.Module) -> None:
     layer.__class__ = Leaky
     layer.mem = mem
     layer.spike_grad = spike_grad
-    layer.reset_mechanism = RESET_MECHANISMS[int(layer.reset_mechanism_val)]
+    layer.reset_mechanism = reset_mechanism
     layer._register_instance()
 
 

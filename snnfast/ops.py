@@ -99,7 +99,7 @@ def _fused_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq):
     derivative = None
     if isinstance(options.surrogate, surrogate.evaluated):
         fired = mem_seq if charge is None else charge
-        derivative = options.surrogate.derivative(fired - _per_step(threshold, fired)).contiguous()
+        derivative = options.surrogate.derivative(fired - _per_step(threshold)).contiguous()
     grad_x, grad_mem, grad_params = torch.ops.snnfast.leaky_bwd(
         grad_spk,
         grad_mem_last,
@@ -142,25 +142,20 @@ def _reference_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge)
         return tensor if options.unroll else tensor.unsqueeze(0)
 
     mem_seq = as_sequence(mem_seq)
-    grad_mem_seq = as_sequence(grad_mem_seq)
-    if grad_mem_last is not None and len(mem_seq):
-        last = torch.cat([mem_seq.new_zeros(mem_seq[1:].shape), grad_mem_last.unsqueeze(0)])
-        grad_mem_seq = last if grad_mem_seq is None else grad_mem_seq + last
     params = (beta, threshold, graded_spikes_factor)
     grad_x, grad_mem, *grad_params = reference.leaky_backward(
         None if grad_spk is None else as_sequence(grad_spk).to(mem_seq.dtype),
         grad_mem_seq,
         as_sequence(grad_charge),
+        grad_mem_last,
         mem_seq,
         mem_seq if charge is None else as_sequence(charge),
         mem_seq.new_zeros(mem_seq.shape[1:]) if mem is None else mem,
-        *(_per_step(param, mem_seq) for param in params),
+        *(_per_step(param) for param in params),
         options.surrogate,
         options.reset_mechanism,
         options.reset_delay,
     )
-    if grad_mem_last is not None and not len(mem_seq):
-        grad_mem = grad_mem_last
     grad_x = grad_x if options.unroll else grad_x.squeeze(0)
     return (
         grad_x.to(ctx.dtype),
@@ -170,7 +165,7 @@ def _reference_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge)
     )
 
 
-def _per_step(param: Tensor, sequence: Tensor) -> Tensor:
+def _per_step(param: Tensor) -> Tensor:
     """A parameter as it broadcasts over a step: laid out over the trailing dimensions already, or one number."""
     return param.reshape(()) if param.numel() == 1 else param
 

@@ -71,6 +71,7 @@ def leaky_backward(
     grad_spk: Tensor | None,
     grad_mem: Tensor | None,
     grad_charge: Tensor | None,
+    grad_last: Tensor | None,
     mem: Tensor,
     charge: Tensor,
     initial: Tensor,
@@ -85,6 +86,7 @@ def leaky_backward(
 
     Args:
         grad_spk, grad_mem, grad_charge: dL/dspikes, dL/dmem and dL/dcharge [T, ...], or None.
+        grad_last: dL/d(the last membrane), where that is an output of its own [...], or None.
         mem, charge: membranes after each step and those that fired [T, ...]; the same with a reset delay.
         initial: the membrane before the first step [...].
 
@@ -94,7 +96,7 @@ def leaky_backward(
     """
     decay = beta.clamp(0, 1)
     inside = (beta >= 0) & (beta <= 1)
-    carry = torch.zeros_like(initial)
+    carry = torch.zeros_like(initial) if grad_last is None else grad_last
     steps = []
     for t in reversed(range(len(mem))):
         before = mem[t - 1] if t > 0 else initial

@@ -153,6 +153,7 @@ def parameter_gradients_in_float64(case, device):
         None if on_spk is None else on_spk.double(),
         None if on_mem is None else on_mem.double(),
         None,
+        None,
         *(tensor.double() for tensor in (mem, charge, mem0, *params.values())),
         case.surrogates(),
         case.reset_mechanism,

@@ -131,6 +131,19 @@ def test_a_surrogate_that_is_no_step_keeps_its_numbers():
     assert identical(results[0][0], results[1][0]) and identical(results[0][1], results[1][1])
 
 
+def test_an_unfused_surrogate_is_looked_at_once_not_at_every_step():
+    calls = []
+
+    def ramp(u):
+        calls.append(1)
+        return torch.sigmoid(u)
+
+    layer = snnfast.Leaky(0.9, spike_grad=ramp)
+    calls.clear()
+    layer(torch.randn(2, 3))
+    assert len(calls) == 2, "once for the reset and once for the spike, as in snnTorch"
+
+
 def test_stochastic_surrogate_trains(device):
     x = torch.randn(6, 4, 50, device=device, requires_grad=True)
     functional.leaky(x, beta=0.9, surrogate=theirs.SSO())[0].sum().backward()

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..functional import leaky_options, run_leaky
+from ..functional import run_leaky
+from ..ops import LeakyOptions
 from .base import SpikingNeuron
 
 try:
@@ -130,7 +131,7 @@ class Leaky(SpikingNeuron, *([_SnntorchLeaky] if _SnntorchLeaky else [])):
             input_,
             mem,
             self._parameters_of_call(),
-            leaky_options(self._surrogate, self.reset_mechanism, self.reset_delay, unroll),
+            LeakyOptions(self._surrogate, self.reset_mechanism, bool(self.reset_delay), unroll),
             want_mem_seq,
             self.state_quant,
             self.inhibition,
