@@ -17,6 +17,15 @@ STABLE_TORCH_LIBRARY(snnfast, m) {
       "Tensor? mem, Tensor beta, Tensor threshold, Tensor graded_spikes_factor, Tensor? evaluated, bool unroll, "
       "str reset_mechanism, str surrogate, float[] constants, ScalarType dtype, bool want_mem, bool want_params) "
       "-> (Tensor grad_x, Tensor grad_mem, Tensor grad_params)");
+  // A step and a sequence as torch.compile captures them: one differentiable node each, made of the two above by
+  // snnfast/functional.py. A state that does not fit x is taken for zeros; mem_seq is empty where not wanted.
+  m.def(
+      "leaky_step(Tensor x, Tensor? mem, Tensor beta, Tensor threshold, Tensor graded_spikes_factor, str surrogate, "
+      "float[] constants, str reset_mechanism, bool reset_delay) -> (Tensor spk, Tensor mem)");
+  m.def(
+      "leaky_seq(Tensor x, Tensor? mem, Tensor beta, Tensor threshold, Tensor graded_spikes_factor, str surrogate, "
+      "float[] constants, str reset_mechanism, bool reset_delay, bool want_mem_seq) "
+      "-> (Tensor spk, Tensor mem_last, Tensor mem_seq)");
 }
 
 // Importing the module is what runs the registrations above.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
-from .surrogate import Surrogate, evaluated, resolve
+from .surrogate import Surrogate, evaluated, named, resolve
 
 RESET_MECHANISMS = ("subtract", "zero", "none")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -109,7 +109,49 @@ def run_leaky(
     state_quant=False,
     inhibition: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Checks the tensors, then runs the kernels or the reference: spikes, last membrane, membranes [T, ...] or None."""
+    """Spikes, last membrane, and membranes [T, ...] or None: in a captured graph as one node, else by `_run_leaky`."""
+    key = getattr(options.surrogate, "key", None)
+    if torch.compiler.is_compiling() and fits_one_operator(key, state_quant, inhibition):
+        if options.unroll:
+            check_mem(mem, x, x.shape[1:])
+        params = tuple(param if isinstance(param, Tensor) else torch.tensor(param) for param in params)
+        return ops.captured_leaky(x, mem, params, options, want_mem_seq)
+    return _run_leaky(x, mem, params, options, want_mem_seq, state_quant, inhibition)
+
+
+def fits_one_operator(surrogate_key, state_quant, inhibition) -> bool:
+    """Whether names and numbers say all about a neuron that torch.compile captures, and its caller wants the kernels."""
+    if surrogate_key is None or state_quant or inhibition:
+        return False
+    # Not torch.compiler.is_exporting(), which torch.compile before torch 2.13 takes for True.
+    return not _reference_forced and not torch.compiler._is_exporting_flag
+
+
+@ops.composite("leaky_step")
+def _(x, mem, beta, threshold, graded_spikes_factor, surrogate, constants, reset_mechanism, reset_delay):
+    options = ops.LeakyOptions(named(surrogate, constants), reset_mechanism, reset_delay, unroll=False)
+    mem = None if mem is None or mem.shape != x.shape else mem
+    return _run_leaky(x, mem, (beta, threshold, graded_spikes_factor), options)[:2]
+
+
+@ops.composite("leaky_seq")
+def _(x, mem, beta, threshold, graded_spikes_factor, surrogate, constants, reset_mechanism, reset_delay, want_mem_seq):
+    options = ops.LeakyOptions(named(surrogate, constants), reset_mechanism, reset_delay, unroll=True)
+    mem = None if mem is None or mem.shape != x.shape[1:] else mem
+    spk, last, mem_seq = _run_leaky(x, mem, (beta, threshold, graded_spikes_factor), options, want_mem_seq)
+    return spk, last, last.new_empty(0) if mem_seq is None else mem_seq
+
+
+def _run_leaky(
+    x: Tensor,
+    mem: Tensor | None,
+    params: tuple,
+    options: ops.LeakyOptions,
+    want_mem_seq: bool = False,
+    state_quant=False,
+    inhibition: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Checks the tensors, then runs the kernels or the reference."""
     x = check_current(x, options.unroll)
     shape = x.shape[1:] if options.unroll else x.shape
     check_mem(mem, x, shape)
@@ -230,9 +272,7 @@ def _reasons_not_to_fuse(x: Tensor, surrogate, state_quant, inhibition) -> list[
 
 def _is_exported() -> bool:
     """An exporter wants operations that its runtime knows, not ours."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
-    return torch.jit.is_tracing()
+    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
 
 
 @torch.compiler.assume_constant_result

@@ -92,6 +92,35 @@ class _Leaky(torch.autograd.Function):
         return _fused_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq)
 
 
+leaky_step = torch.ops.snnfast.leaky_step
+leaky_seq = torch.ops.snnfast.leaky_seq
+
+_composites = torch.library.Library("snnfast", "IMPL")
+
+
+def composite(name: str):
+    """Registers the decorated function, made of torch operations, as the kernel of an operator on every device."""
+
+    def register(function):
+        _composites.impl(name, function, "CompositeImplicitAutograd")
+        return function
+
+    return register
+
+
+def captured_leaky(
+    x: Tensor, mem: Tensor | None, params: tuple, options: LeakyOptions, want_mem_seq: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `leaky`, on unchecked arguments: one node in the graph that torch.compile captures."""
+    name, constants = options.surrogate.key
+    static = (name, constants, options.reset_mechanism, options.reset_delay)
+    if options.unroll:
+        spk, mem, mem_seq = leaky_seq(x, mem, *params, *static, want_mem_seq)
+        return spk, mem, mem_seq if want_mem_seq else None
+    spk, mem = leaky_step(x, mem, *params, *static)
+    return spk, mem, None
+
+
 def _fused_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq):
     mem_seq, charge, mem, beta, threshold, graded_spikes_factor = ctx.saved_tensors
     options = ctx.options

@@ -9,7 +9,7 @@ spike.
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -53,6 +53,11 @@ class Surrogate:
     def name(self) -> str:
         """The name by which the kernels know it."""
         return type(self).__name__
+
+    @property
+    def key(self) -> tuple[str, list[float]] | None:
+        """Name and constructor arguments, from which `named` makes it again; None where they do not say it all."""
+        return type(self).__name__, [float(getattr(self, field.name)) for field in fields(self)]
 
     @property
     def constants(self) -> list[float]:
@@ -172,6 +177,7 @@ class evaluated(Surrogate):
     function: Callable[[Tensor], Tensor]
 
     constants: ClassVar[list[float]] = []
+    key: ClassVar[None] = None
 
     def derivative(self, u: Tensor) -> Tensor:
         """d spike / du at every element of `u`, with u's shape and dtype."""
@@ -202,6 +208,11 @@ _NAMED = {
     )
 }
 _KNOWN = {*_NAMED.values(), disabled, evaluated}
+
+
+def named(name: str, arguments: Sequence[float]) -> Surrogate:
+    """The surrogate of a `key`."""
+    return {**_NAMED, "disabled": disabled}[name](*arguments)
 
 
 def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import operator
 import pickle
 import subprocess
 import sys
@@ -455,6 +456,26 @@ def test_compiles_without_a_graph_break(options, device):
     (spk, grad, beta), (spk2, grad2, beta2) = outcomes
     assert identical(spk, spk2) and identical(grad, grad2)
     torch.testing.assert_close(beta, beta2)
+
+
+@pytest.mark.parametrize("init_hidden", [False, True])
+def test_compiled_layer_is_one_operator(init_hidden):
+    torch._dynamo.reset()
+    layer = snn.Leaky(0.9, init_hidden=init_hidden)
+    targets = []
+
+    def collect(graph_module, _):
+        targets.extend(node.target for node in graph_module.graph.nodes if node.op.startswith("call"))
+        return graph_module
+
+    def run(x):
+        return layer(x[0]), layer.unroll(x)
+
+    torch.compile(run, fullgraph=True, backend=collect)(X)
+    operators = [target for target in targets if "snnfast" in str(target)]
+    assert operators == [torch.ops.snnfast.leaky_step, torch.ops.snnfast.leaky_seq]
+    elsewhere = [target for target in targets if target not in operators and target is not operator.getitem]
+    assert elsewhere == []
 
 
 def test_compiled_step_loop_with_hidden_state(device):

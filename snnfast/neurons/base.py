@@ -100,6 +100,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         resolved = surrogate.resolve(spike_grad)
         # Around nn.Module.__setattr__, which would register a module a second time.
         self.__dict__["_surrogate"] = resolved
+        self.__dict__["_surrogate_key"] = resolved.key if isinstance(resolved, surrogate.Surrogate) else None
         if isinstance(spike_grad, nn.Module):
             return spike_grad
         self._modules.pop("spike_grad", None)
@@ -159,17 +160,24 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         state = getattr(self, name) if given is None else given
         if not isinstance(state, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(state).__name__}")
+        if torch.compiler.is_compiling():
+            # The captured operator takes a state that does not fit for zeros.
+            return state
         if state.shape == shape:
             state = state if given is not None else state.to(device)
-            frozen = not torch.compiler.is_compiling() and torch.is_grad_enabled() and state.is_inference()
+            frozen = torch.is_grad_enabled() and state.is_inference()
             return state.clone() if frozen else state
-        if given is not None and given.numel() > 0 and not torch.compiler.is_compiling():
+        if given is not None and given.numel() > 0:
             warnings.warn(
                 f"{type(self).__name__}: {name} of shape {tuple(given.shape)} does not fit the input's "
                 f"{tuple(shape)} and is replaced by zeros, as in snnTorch",
                 stacklevel=3,
             )
         return None
+
+    def _keep(self, name: str, state: Tensor) -> None:
+        """Stores a state without nn.Module's search for parameters of that name: a step is short."""
+        object.__setattr__(self, name, state)
 
     def _parameters_of_call(self) -> tuple[Tensor, ...]:
         """The neuron's parameters, as backward may keep them.

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..functional import run_leaky
+from .. import ops
+from ..functional import fits_one_operator, run_leaky
 from ..ops import LeakyOptions
 from .base import SpikingNeuron
 
@@ -93,7 +94,14 @@ class Leaky(SpikingNeuron, *([_SnntorchLeaky] if _SnntorchLeaky else [])):
             ValueError: a sparse current, parameters that do not broadcast, tensors on several devices.
         """
         self._refuse_mem(mem)
-        spk, self.mem, _ = self._run(input_, mem, unroll=False)
+        if torch.compiler.is_compiling() and fits_one_operator(self._surrogate_key, self.state_quant, self.inhibition):
+            # What `_run` comes to in a captured graph, but quicker to trace: a loop comes here at every step.
+            params = self.beta, self.threshold, self.graded_spikes_factor
+            options = *self._surrogate_key, self._reset_mechanism, self.reset_delay
+            spk, mem = ops.leaky_step(input_, self.mem if mem is None else mem, *params, *options)
+        else:
+            spk, mem, _ = self._run(input_, mem, unroll=False)
+        self._keep("mem", mem)
         return (spk, self.mem) if self._returns_mem() else spk
 
     def unroll(self, input_: Tensor, mem: Tensor | None = None):
