@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from . import functional, reference, surrogate
+from .compiler import accelerate, explain
 from .convert import convert, reset
 from .functional import use_reference
 from .neurons import Leaky, SpikingNeuron
@@ -14,7 +15,9 @@ __all__ = [
     "Leaky",
     "SpikingNeuron",
     "Unroll",
+    "accelerate",
     "convert",
+    "explain",
     "functional",
     "reference",
     "reset",

@@ -193,7 +193,11 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
     def reset_state(self) -> None:
         """Sets the hidden state to zeros, cut off from any graph."""
         for name in self.state_names:
-            setattr(self, name, torch.zeros_like(getattr(self, name), requires_grad=False))
+            if torch.compiler.is_compiling():
+                # Zeros of the state's own shape would tie the graph to that shape, which the first call changes.
+                self._keep(name, torch.zeros(0))
+            else:
+                setattr(self, name, torch.zeros_like(getattr(self, name), requires_grad=False))
 
     def detach_state(self) -> None:
         """Cuts the hidden state off from its graph, in place: truncated backpropagation through time."""

@@ -1,0 +1,91 @@
+"""Chains: the calls of one neuron layer that hand their state from step to step."""
+
+import operator
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from .. import ops
+from . import graph as g
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """A neuron's step and sequence operators.
+
+    Both take the current first and the states at the positions `states`. The step returns spikes, then the states; the
+    sequence takes [T, ...] and a last argument, whether all states are wanted, and returns spikes, last states, and
+    all states.
+    """
+
+    step: object
+    sequence: object
+    states: tuple[int, ...]
+
+    def output_of_all(self, output: int) -> int:
+        """Which output of the sequence holds all values of the state that is this output of a step."""
+        return output + len(self.states)
+
+
+NEURONS = (Neuron(ops.leaky_step, ops.leaky_seq, states=(1,)),)
+
+
+@dataclass
+class Chain:
+    """Steps of one layer, each but the first starting from the states that the one before it left."""
+
+    neuron: Neuron
+    steps: list[Node]
+
+    @property
+    def layer(self) -> str:
+        return g.layer_of(self.steps[0])
+
+
+def find_chains(graph) -> list[Chain]:
+    """All chains, in the order of their first steps; a step that is linked to none is a chain of one."""
+    ends, chains = {}, []
+    for node in graph.nodes:
+        neuron = next((neuron for neuron in NEURONS if g.is_operator(node, neuron.step)), None)
+        if neuron is None:
+            continue
+        before = _step_before(node, neuron)
+        if before in ends and _alike(before, node, neuron):
+            chain = ends.pop(before)
+            chain.steps.append(node)
+        else:
+            chain = Chain(neuron, [node])
+            chains.append(chain)
+        ends[node] = chain
+    return chains
+
+
+def _step_before(node: Node, neuron: Neuron) -> Node | None:
+    """The step all of whose states this one starts from."""
+    origins = set()
+    for output, position in enumerate(neuron.states, 1):
+        state = node.args[position]
+        picked = isinstance(state, Node) and state.target is operator.getitem and state.args[1] == output
+        origins.add(state.args[0] if picked else None)
+    return origins.pop() if len(origins) == 1 else None
+
+
+def _alike(before: Node, node: Node, neuron: Neuron) -> bool:
+    """The same neurons: equal parameters and options, and currents of one shape."""
+    rest = [index for index in range(1, len(node.args)) if index not in neuron.states]
+    if any(before.args[index] != node.args[index] for index in rest):
+        return False
+    return g.signatures(before) == g.signatures(node) and g.signatures(before.args[0]) == g.signatures(node.args[0])
+
+
+def why_it_starts(chain: Chain) -> str:
+    """Why the first step of a chain is no later step of another."""
+    step = chain.steps[0]
+    for position in chain.neuron.states:
+        state = step.args[position]
+        if isinstance(state, Node) and state.op in ("call_function", "call_method"):
+            if state.target is operator.getitem:
+                return "its state or parameters come from another layer or step"
+            name = getattr(state.target, "__name__", state.target)
+            return f"its state passes through {name} between the steps"
+    return "it starts from a new state"

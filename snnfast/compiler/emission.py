@@ -1,0 +1,208 @@
+"""Emission: the packed graph, in an order in which it may run.
+
+A value of one step that is needed alone is taken from its stack; a column of values that is no stack is stacked.
+"""
+
+import operator
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_map
+
+from . import graph as g
+from .packing import CallPack, Packing, SequencePack
+from .rules import Stacked, is_stacked
+
+
+def emit(packing: Packing) -> Graph:
+    """A graph with the same placeholders and output that computes the packs at once."""
+    return _Emitter(packing).run()
+
+
+def repeated(x: Tensor, steps: int) -> Tensor:
+    """The same value at every step: [...] as [steps, ...]."""
+    return x.expand(steps, *x.shape)
+
+
+def stacked_at(x: Tensor, dim: int) -> Tensor:
+    """What `torch.stack(steps, dim)` gives, from [T, ...]."""
+    return x.movedim(0, dim).contiguous()
+
+
+def joined_at(x: Tensor, dim: int) -> Tensor:
+    """What `torch.cat(steps, dim)` gives, from [T, ...]."""
+    return x.movedim(0, dim).flatten(dim, dim + 1).contiguous()
+
+
+class _Emitter:
+    def __init__(self, packing: Packing):
+        self._packing = packing
+        self._graph = Graph()
+        self._single = {}
+        self._made = {}
+        self._stacks = {}
+        self._unbound = {}
+        self._columns = {}
+        self._pieces = packing.storages_of_pieces()
+
+    def run(self) -> Graph:
+        for group in self._packing.order.groups():
+            done = len(self._graph.nodes)
+            pack = self._packing.pack_of.get(group[0])
+            if pack is None:
+                for node in group:
+                    self._copy(node)
+            elif isinstance(pack, SequencePack):
+                self._sequence(pack)
+            elif isinstance(pack, CallPack):
+                self._call(pack)
+            else:
+                self._slice(pack)
+            self._sign(len(self._graph.nodes) - done, group[0])
+        return self._graph
+
+    def _sign(self, made: int, origin: Node) -> None:
+        """Notes where in the user's program the last `made` nodes come from."""
+        node = self._graph._root.prev
+        for _ in range(made):
+            for key in ("nn_module_stack", "stack_trace"):
+                if key in origin.meta:
+                    node.meta.setdefault(key, origin.meta[key])
+            node = node.prev
+
+    def _new(self, target, *args) -> Node:
+        return self._graph.call_function(target, args)
+
+    def _copy(self, node: Node) -> None:
+        if node.op == "output":
+            self._graph.output(tree_map(self._returned, node.args[0]))
+        else:
+            self._single[node] = self._join(node) or self._graph.node_copy(node, self._one)
+
+    def _returned(self, leaf):
+        """An output in memory of its own, no piece of a stack that backward or another output reads."""
+        if not isinstance(leaf, Node):
+            return leaf
+        own = leaf in self._packing.pack_of and self._is_last_state(leaf)
+        if own or not self._pieces & g.storages(leaf):
+            return self._one(leaf)
+        return self._graph.call_method("clone", (self._one(leaf),))
+
+    def _join(self, node: Node) -> Node | None:
+        """A stack or concatenation of steps, where a pack has them together already."""
+        lanes, dim = self._packing.joined(node)
+        if not lanes or not self._is_one_run(lanes):
+            return None
+        rank = g.value(lanes[0]).dim()
+        if node.target is torch.stack:
+            joined = self._new(stacked_at, self._column(lanes), dim % (rank + 1))
+        else:
+            joined = self._new(joined_at, self._column(lanes), dim % rank)
+        pack, _, _ = self._place(lanes[0])
+        return joined if isinstance(pack, (SequencePack, CallPack)) else self._graph.call_method("clone", (joined,))
+
+    def _sequence(self, pack: SequencePack) -> None:
+        rest = [self._one(arg) if isinstance(arg, Node) else arg for arg in pack.steps[0].args[1:]]
+        self._made[pack] = self._new(pack.neuron.sequence, self._column(pack.current.lanes), *rest, False)
+
+    def _call(self, pack: CallPack) -> None:
+        def operand(leaf):
+            if isinstance(leaf, Stacked):
+                column = self._column(leaf.lanes)
+                return self._new(leaf.before, column) if leaf.before else column
+            return self._one(leaf) if isinstance(leaf, Node) else leaf
+
+        batched = pack.batched
+        args, kwargs = tree_map(operand, (batched.args, batched.kwargs), is_leaf=is_stacked)
+        made = self._graph.create_node(batched.op, batched.target, args, kwargs)
+        self._stacks[pack, 0] = self._new(batched.after, made) if batched.after else made
+
+    def _slice(self, pack) -> None:
+        made = self._one(pack.source)
+        if any(entry != slice(None) for entry in pack.index):
+            made = self._new(operator.getitem, made, pack.index)
+        self._stacks[pack, 0] = self._new(torch.movedim, made, pack.dim, 0) if pack.dim else made
+
+    def _place(self, node: Node) -> tuple:
+        """(pack, output, step) of a packed node."""
+        pack = self._packing.pack_of[node]
+        if isinstance(pack, SequencePack):
+            return pack, *pack.outputs[node]
+        return pack, 0, pack.steps[node]
+
+    def _is_last_state(self, node: Node) -> bool:
+        pack, output, step = self._place(node)
+        return isinstance(pack, SequencePack) and output > 0 and step == len(pack.steps) - 1
+
+    def _stack(self, pack, output: int) -> Node:
+        """All steps of a pack's output, [T, ...]."""
+        if (pack, output) not in self._stacks:
+            made, position = self._made[pack], output
+            if output > 0:
+                made.args = (*made.args[:-1], True)
+                position = pack.neuron.output_of_all(output)
+            self._stacks[pack, output] = self._new(operator.getitem, made, position)
+        return self._stacks[pack, output]
+
+    def _one(self, node: Node) -> Node:
+        """The value of one node."""
+        if node not in self._single:
+            pack, output, step = self._place(node)
+            if self._is_last_state(node):
+                self._single[node] = self._new(operator.getitem, self._made[pack], output)
+            else:
+                if (pack, output) not in self._unbound:
+                    self._unbound[pack, output] = self._new(torch.unbind, self._stack(pack, output))
+                self._single[node] = self._new(operator.getitem, self._unbound[pack, output], step)
+        return self._single[node]
+
+    def _column(self, lanes: tuple) -> Node:
+        """The values of the lanes, [T, ...]."""
+        if lanes in self._columns:
+            return self._columns[lanes]
+        if len(set(lanes)) == 1:
+            column = self._new(repeated, self._one(lanes[0]), len(lanes))
+        else:
+            parts = [self._part(run) for run in self._runs(lanes)]
+            column = parts[0] if len(parts) == 1 else self._graph.call_function(torch.cat, (parts,))
+        # A stack is a copy: of memory that is written to later, it would not be the same twice.
+        if not any(self._packing.is_mutated(lane) for lane in lanes):
+            self._columns[lanes] = column
+        return column
+
+    def _part(self, run: tuple) -> Node:
+        if run[0] not in self._packing.pack_of:
+            return self._graph.call_function(torch.stack, ([self._one(lane) for lane in run],))
+        pack, output, first = self._place(run[0])
+        stride = self._place(run[1])[2] - first if len(run) > 1 else 1
+        stack = self._stack(pack, output)
+        if len(run) == len(pack.steps):
+            return stack
+        return self._new(operator.getitem, stack, slice(first, first + stride * (len(run) - 1) + 1, stride))
+
+    def _is_one_run(self, lanes: tuple) -> bool:
+        return all(lane in self._packing.pack_of for lane in lanes) and len(self._runs(lanes)) <= self._packs_in(lanes)
+
+    def _packs_in(self, lanes: tuple) -> int:
+        return len({id(self._packing.pack_of[lane]) for lane in lanes})
+
+    def _runs(self, lanes: tuple) -> list[tuple]:
+        """The lanes in pieces: steps of one stack at a constant positive stride, or nodes of no stack."""
+        runs = []
+        for lane in lanes:
+            if runs and self._continues(runs[-1], lane):
+                runs[-1].append(lane)
+            else:
+                runs.append([lane])
+        return [tuple(run) for run in runs]
+
+    def _continues(self, run: list, lane: Node) -> bool:
+        packed = lane in self._packing.pack_of
+        if packed != (run[-1] in self._packing.pack_of) or not packed:
+            return not packed and run[-1] not in self._packing.pack_of
+        pack, output, step = self._place(lane)
+        before = self._place(run[-1])
+        if (pack, output) != before[:2] or step <= before[2]:
+            return False
+        return len(run) < 2 or step - before[2] == before[2] - self._place(run[-2])[2]

@@ -1,0 +1,90 @@
+"""What the passes ask of a captured graph: values, storages, shapes, names of layers."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_flatten
+
+
+def value(node: Node):
+    """The fake value that Dynamo computed for a node: a tensor without data, a tuple of them, a SymInt, None ..."""
+    return node.meta.get("example_value")
+
+
+def tensors(node: Node) -> list[Tensor]:
+    """The tensors of a node's value."""
+    return [leaf for leaf in tree_flatten(value(node))[0] if isinstance(leaf, Tensor)]
+
+
+def storages(node: Node) -> set[int]:
+    """The memory that a node's value lives in: equal for a tensor and its views."""
+    return {tensor.untyped_storage()._cdata for tensor in tensors(node)}
+
+
+def signature(leaf) -> tuple:
+    """What must agree for two values to be stacked: dtype, device and shape; symbolic sizes compare by name."""
+    if isinstance(leaf, Tensor):
+        return leaf.dtype, leaf.device, tuple(map(str, leaf.shape))
+    return type(leaf), str(leaf)
+
+
+def signatures(node: Node) -> tuple:
+    """The signatures of all of a node's values, and how they nest."""
+    leaves, nesting = tree_flatten(value(node))
+    return tuple(map(signature, leaves)), nesting
+
+
+def is_operator(node: Node, packet) -> bool:
+    """Whether a node calls this torch operator, by packet or by overload."""
+    return node.op == "call_function" and getattr(node.target, "overloadpacket", node.target) is packet
+
+
+def is_call(node: Node) -> bool:
+    """Whether a node computes something."""
+    return node.op in ("call_function", "call_method", "call_module")
+
+
+def fake_mode(graph: Graph):
+    """The mode under which the graph's fake values were made; None for a graph without tensors."""
+    for node in graph.nodes:
+        for tensor in tensors(node):
+            mode = getattr(tensor, "fake_mode", None)
+            if mode is not None:
+                return mode
+    return None
+
+
+def layer_of(node: Node) -> str:
+    """The name of the module that a node was written in, as in `named_modules`; "" for the captured function itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = [name for name, _ in stack.values()]
+    return _readable(path[-1]) if path else ""
+
+
+def _readable(path: str) -> str:
+    """`L['self']._modules['blocks']._modules['0'].lif` as `blocks.0.lif`."""
+    for old, new in (("L['self']", ""), ("_modules", ""), ("['", "."), ("']", ""), ("[", "."), ("]", ""), ("..", ".")):
+        path = path.replace(old, new)
+    while ".." in path:
+        path = path.replace("..", ".")
+    return path.strip(".")
+
+
+def inputs(node: Node) -> Iterator[Node]:
+    """The nodes that a node reads, each once."""
+    return iter(node.all_input_nodes)
+
+
+def run(node_op: str, target, args, kwargs):
+    """Calls what a node calls, on given values."""
+    if node_op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def grad_enabled_throughout(graph: Graph) -> bool:
+    """Whether no node switches the gradient mode."""
+    switches = (torch._C._set_grad_enabled, torch.autograd.grad_mode._enter_inference_mode)
+    return not any(node.op == "call_function" and node.target in switches for node in graph.nodes)
