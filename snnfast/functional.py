@@ -120,7 +120,7 @@ def run_leaky(
 
 
 def fits_one_operator(surrogate_key, state_quant, inhibition) -> bool:
-    """Whether names and numbers say all about a neuron that torch.compile captures, and its caller wants the kernels."""
+    """Whether names and numbers say all about a neuron that is being captured, and its caller wants the kernels."""
     if surrogate_key is None or state_quant or inhibition:
         return False
     # Not torch.compiler.is_exporting(), which torch.compile before torch 2.13 takes for True.

@@ -1,7 +1,7 @@
 """The torch.compile backend "snnfast": a user's own loop over time runs layer by layer over whole sequences.
 
-capture (torch._dynamo) -> simplify -> chains -> packing, with the batching `rules`, legal by `order` and `effects` -> emission.
-The result is an ordinary differentiable `torch.fx.GraphModule`.
+The data's way: capture (torch._dynamo) -> `simplify` -> `chains` -> `packing`, with the batching `rules`, legal by
+`order` and `effects` -> `emission`. The result is an ordinary differentiable `torch.fx.GraphModule`.
 """
 
 from .accelerate import accelerate, explain

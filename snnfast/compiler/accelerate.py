@@ -1,6 +1,7 @@
 """One line for a model that was written for snnTorch, and what came of it."""
 
 import copy
+import types
 from collections.abc import Callable
 
 import torch
@@ -24,8 +25,8 @@ def accelerate(
         net: a module whose forward loops over time steps.
         window: steps that run as one call; None: chosen from the sizes and the device.
         products: "batched": matrix products of all steps of a window are one product, whose sum may round otherwise
-            than that of small ones; "per-step": only what is exact is batched, results and gradients of input and weights equal the
-            loop's to the bit.
+            than that of small ones; "per-step": only what is exact is batched, so that results and gradients of input
+            and weights equal the loop's to the bit.
         inner: another torch.compile backend (such as "inductor") that compiles the fused graph in turn.
 
     Returns:
@@ -56,9 +57,8 @@ class Explanation:
         lines = [str(layer) for layer in self.layers]
         lines += [f"{name}: not fused\n    {reason}" for name, reason in self.unseen.items()]
         if len(self.graphs) > 1:
-            lines.append(
-                f"torch.compile broke the forward into {len(self.graphs)} graphs; steps in different ones stay apart"
-            )
+            pieces = len(self.graphs)
+            lines.append(f"torch.compile broke the forward into {pieces} graphs; steps in different ones stay apart")
         return "\n".join(lines) or "no spiking layer ran"
 
 
@@ -75,15 +75,31 @@ def explain(net: Callable, *inputs, **options) -> Explanation:
         An `Explanation`, to be printed.
     """
     make_options(**options)
-    one = copy.deepcopy(net) if isinstance(net, nn.Module) else net
+    net = getattr(net, "_orig_mod", net)
+    one = _copy(net) if isinstance(net, nn.Module) else net
     with listening() as graphs, torch.random.fork_rng(devices=[]):
-        function = one.forward if isinstance(one, nn.Module) else one
-        torch.compile(function, backend=backend, options=options)(*inputs)
+        torch.compile(one, backend=backend, options=options)(*inputs)
+    graphs = [graph for graph in graphs if graph]
     seen = {layer.layer for graph in graphs for layer in graph}
-    return Explanation([graph for graph in graphs if graph], _unseen(one, seen))
+    broken = len(graphs) > 1
+    return Explanation(graphs, _unseen(one, seen, broken))
 
 
-def _unseen(net, seen: set[str]) -> dict[str, str]:
+def _copy(net: nn.Module) -> nn.Module:
+    """A copy whose forward Dynamo has not met: it never captures again what it once gave up."""
+    copied = copy.deepcopy(net)
+    forward = copied.forward
+    if isinstance(forward, types.MethodType) and not forward.__module__.startswith("torch."):
+        met = forward.__func__
+        function = types.FunctionType(
+            met.__code__.replace(), met.__globals__, met.__name__, met.__defaults__, met.__closure__
+        )
+        function.__kwdefaults__ = met.__kwdefaults__
+        copied.forward = types.MethodType(function, copied)
+    return copied
+
+
+def _unseen(net, seen: set[str], broken: bool) -> dict[str, str]:
     if not isinstance(net, nn.Module):
         return {}
     unseen = {}
@@ -91,17 +107,17 @@ def _unseen(net, seen: set[str]) -> dict[str, str]:
         if is_snntorch_leaky(module):
             unseen[name] = "it is snnTorch's own; see snnfast.convert"
         elif isinstance(module, SpikingNeuron) and name not in seen:
-            unseen[name] = _why_unseen(module)
+            unseen[name] = _why_unseen(module, broken)
         elif not isinstance(module, SpikingNeuron) and hasattr(module, "reset_mem"):
             unseen[name] = f"{type(module).__name__} is not among snnfast's neurons"
     return unseen
 
 
-def _why_unseen(layer: SpikingNeuron) -> str:
+def _why_unseen(layer: SpikingNeuron, broken: bool) -> str:
     if layer.state_quant:
         return "state_quant is not fused"
     if layer.inhibition:
         return "inhibition is not fused"
     if layer._surrogate_key is None:
         return "its spike_grad has no name that the kernels know"
-    return "it did not run"
+    return "its steps are in different graphs, if it ran" if broken else "it did not run"

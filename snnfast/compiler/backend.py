@@ -1,7 +1,6 @@
 """`torch.compile(net, backend="snnfast")`: a user's loop over time steps, run layer by layer over whole sequences."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

@@ -78,14 +78,21 @@ def _alike(before: Node, node: Node, neuron: Neuron) -> bool:
     return g.signatures(before) == g.signatures(node) and g.signatures(before.args[0]) == g.signatures(node.args[0])
 
 
-def why_it_starts(chain: Chain) -> str:
-    """Why the first step of a chain is no later step of another."""
+def what_broke(chain: Chain) -> str | None:
+    """Why the first step of a chain does not go on another one, though it starts from what an earlier step left."""
     step = chain.steps[0]
     for position in chain.neuron.states:
         state = step.args[position]
-        if isinstance(state, Node) and state.op in ("call_function", "call_method"):
-            if state.target is operator.getitem:
-                return "its state or parameters come from another layer or step"
-            name = getattr(state.target, "__name__", state.target)
-            return f"its state passes through {name} between the steps"
-    return "it starts from a new state"
+        if not isinstance(state, Node) or not _follows_a_step(state, chain.neuron):
+            continue
+        if state.target is operator.getitem:
+            return "it goes on from the state of another layer, or with other parameters than the step before"
+        return f"its state passes through {getattr(state.target, '__name__', state.target)} between the steps"
+    return None
+
+
+def _follows_a_step(node: Node, neuron: Neuron, within: int = 8) -> bool:
+    """Whether a value is made, by a few calls, of what some step returned."""
+    if g.is_operator(node, neuron.step):
+        return True
+    return within > 0 and any(_follows_a_step(before, neuron, within - 1) for before in node.all_input_nodes)

@@ -1,6 +1,7 @@
 """What a call does besides its result: which memory it writes, whether it draws random numbers, or switches a mode.
 
-Nothing is listed by name: each kind of call is run once on fake tensors, and the operators it comes down to are watched.
+Nothing is listed by name: each kind of call is run once on fake tensors, and the operators it comes down to are
+watched.
 """
 
 from dataclasses import dataclass
@@ -36,9 +37,15 @@ class Watcher:
     def __init__(self, graph: Graph):
         self._mode = g.fake_mode(graph)
         self._known = {}
+        self._of = {}
 
     def effects(self, node: Node) -> Effects:
         """The effects of one node."""
+        if node not in self._of:
+            self._of[node] = self._find(node)
+        return self._of[node]
+
+    def _find(self, node: Node) -> Effects:
         if not g.is_call(node):
             return NONE
         leaves = tree_flatten((node.args, node.kwargs))[0]
@@ -53,6 +60,8 @@ class Watcher:
     def written(self, node: Node) -> set[int]:
         """The storages that a node writes."""
         positions = self.effects(node).writes
+        if not positions:
+            return set()
         given = [leaf for leaf in tree_flatten((node.args, node.kwargs))[0] if isinstance(leaf, Node)]
         return set().union(*(g.storages(given[position]) for position in positions))
 

@@ -44,6 +44,8 @@ class _Emitter:
         self._stacks = {}
         self._unbound = {}
         self._columns = {}
+        self._joined = {}
+        self._owners = {}
         self._pieces = packing.storages_of_pieces()
 
     def run(self) -> Graph:
@@ -85,9 +87,15 @@ class _Emitter:
         if not isinstance(leaf, Node):
             return leaf
         own = leaf in self._packing.pack_of and self._is_last_state(leaf)
-        if own or not self._pieces & g.storages(leaf):
-            return self._one(leaf)
-        return self._graph.call_method("clone", (self._one(leaf),))
+        piece = not own and bool(self._pieces & g.storages(leaf))
+        if piece or not self._owns_its_stacks(leaf):
+            return self._graph.call_method("clone", (self._one(leaf),))
+        return self._one(leaf)
+
+    def _owns_its_stacks(self, node: Node) -> bool:
+        """Whether no other output joined the same steps: they would be one tensor where the user made two."""
+        joined = [storage for storage in g.storages(node) if storage in self._joined]
+        return all(self._owners.setdefault(self._joined[storage], storage) == storage for storage in joined)
 
     def _join(self, node: Node) -> Node | None:
         """A stack or concatenation of steps, where a pack has them together already."""
@@ -99,6 +107,8 @@ class _Emitter:
             joined = self._new(stacked_at, self._column(lanes), dim % (rank + 1))
         else:
             joined = self._new(joined_at, self._column(lanes), dim % rank)
+        for storage in g.storages(node):
+            self._joined[storage] = frozenset(g.storages(lanes[0]))
         pack, _, _ = self._place(lanes[0])
         return joined if isinstance(pack, (SequencePack, CallPack)) else self._graph.call_method("clone", (joined,))
 

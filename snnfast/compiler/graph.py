@@ -1,5 +1,6 @@
 """What the passes ask of a captured graph: values, storages, shapes, names of layers."""
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -64,12 +65,9 @@ def layer_of(node: Node) -> str:
 
 
 def _readable(path: str) -> str:
-    """`L['self']._modules['blocks']._modules['0'].lif` as `blocks.0.lif`."""
-    for old, new in (("L['self']", ""), ("_modules", ""), ("['", "."), ("']", ""), ("[", "."), ("]", ""), ("..", ".")):
-        path = path.replace(old, new)
-    while ".." in path:
-        path = path.replace("..", ".")
-    return path.strip(".")
+    """`L['self']._modules['blocks']._modules['0'].lif` as `blocks.0.lif`, `G['lif']` as `lif`."""
+    path = re.sub(r"^L\['(self|fn|mod)'\](\.__self__|\._orig_mod)*|^[LG](?=\[)|\b_modules\b", "", path)
+    return ".".join(re.findall(r"\w+", path))
 
 
 def inputs(node: Node) -> Iterator[Node]:

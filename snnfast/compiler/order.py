@@ -1,8 +1,8 @@
 """The order in which a graph may run, and whether some of its nodes may run as one.
 
-Besides the data's own edges, order is kept between writes and reads of the same memory, between random draws, and across
-mode switches. A set of nodes may become one node exactly if the graph stays acyclic: that rejects every true recurrence
-(feedback between layers, spikes fed back), so that nothing else needs to know about it.
+Besides the data's own edges, order is kept between writes and reads of the same memory, between random draws, and
+across mode switches. A set of nodes may become one node exactly if the graph stays acyclic: that rejects every true
+recurrence (feedback between layers, spikes fed back), so that nothing else needs to know about it.
 """
 
 from torch.fx import Graph, Node
@@ -70,7 +70,7 @@ class Order:
         return [self._members[group] for group in self._at if group is not None]
 
     def contract(self, nodes: list[Node]) -> list[Node] | None:
-        """Makes one group of `nodes`, none of which is in a group yet; or returns a path that leaves and re-enters them.
+        """Makes one group of `nodes`, none of which is in one yet; or returns a path that leaves and re-enters them.
 
         Edges among `nodes` are the caller's to judge.
         """

@@ -5,6 +5,7 @@ through its users, and from every stack of steps up through what was stacked: T 
 batching rule become one. Whatever cannot be packed stays as the user wrote it.
 """
 
+import contextlib
 import operator
 from dataclasses import dataclass, field
 
@@ -250,7 +251,7 @@ class Packing:
             return g.value(leaf) if isinstance(leaf, Node) else leaf
 
         try:
-            with self._mode:
+            with self._mode, _no_loop_inside_vmap():
                 args, kwargs = tree_unflatten([fake(leaf) for leaf in leaves], nesting)
                 result = g.run(batched.op, batched.target, args, kwargs)
                 result = batched.after(result) if batched.after else result
@@ -276,6 +277,17 @@ class Packing:
         if not isinstance(g.value(source), Tensor):
             return None
         return _regular_slice(lanes, source, indices)
+
+
+@contextlib.contextmanager
+def _no_loop_inside_vmap():
+    """Within it, vmap refuses operators that it could only run sample by sample."""
+    before = torch._C._functorch._is_vmap_fallback_enabled()
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(before)
 
 
 def _numbered(lanes: tuple) -> dict[Node, int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from . import graph as g
-from .chains import Chain, why_it_starts
+from .chains import Chain, what_broke
 
 
 @dataclass
@@ -31,7 +31,7 @@ class LayerReport:
         else:
             what = f"not fused: {self.steps} step{plural}, one call each"
         why = "".join(f"\n    {reason}" for reason in dict.fromkeys(self.reasons))
-        return f"{self.layer or 'a neuron outside any module'}: {what}{why}"
+        return f"{self.layer or 'a neuron that is itself what is compiled'}: {what}{why}"
 
 
 def report(chains: list[Chain], packing) -> list[LayerReport]:
@@ -44,8 +44,13 @@ def report(chains: list[Chain], packing) -> list[LayerReport]:
         layer.steps += len(chain.steps)
         layer.calls += len(packs) + len(alone)
         layer.reasons += [_feedback(packing.refused[step]) for step in chain.steps if step in packing.refused and alone]
-        if len(chain.steps) == 1:
-            layer.reasons.append(why_it_starts(chain))
+        if len(chain.steps) == 1 and what_broke(chain):
+            layer.reasons.append(what_broke(chain))
+    for layer in layers.values():
+        if layer.steps == 1:
+            layer.reasons.append(
+                "only one of its steps is in the graph: a loop over time must be inside what is compiled"
+            )
     return list(layers.values())
 
 

@@ -1,8 +1,8 @@
 """The batching rules: how T calls, one a step, become one call on [T, ...] stacks.
 
 A rule gets a `Call`, in which what differs from step to step is `Stacked` and the rest is shared, and returns the
-`Batched` call, or None where the operator cannot be batched with these arguments. TABLE names the operators whose batched form is
-known to be the fastest; any other torch operator without effects is batched by `torch.vmap`.
+`Batched` call, or None where the operator cannot be batched with these arguments. TABLE and METHODS name the operators
+whose fastest batched form is known; any other torch operator without effects is batched by `torch.vmap`.
 """
 
 import operator
@@ -85,11 +85,6 @@ def batch(call: Call) -> Batched | None:
     return batched or by_vmap(call)
 
 
-def unstack(call_value: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
-    """The steps of a stack."""
-    return call_value.unbind(dim)
-
-
 def _again(call: Call, exact: bool, prepare: Callable[[Stacked], Stacked] = lambda leaf: leaf, after=None) -> Batched:
     def one(leaf):
         return prepare(leaf) if isinstance(leaf, Stacked) else leaf
@@ -99,7 +94,7 @@ def _again(call: Call, exact: bool, prepare: Callable[[Stacked], Stacked] = lamb
 
 
 def pointwise(call: Call) -> Batched | None:
-    """Elementwise with broadcasting: a stack of fewer dimensions gets them after time, where broadcasting expects them."""
+    """Elementwise with broadcasting: a stack of fewer dimensions gets the missing ones after time."""
     result = g.value(call.lanes[0])
     if not isinstance(result, Tensor):
         return None
@@ -178,12 +173,13 @@ def pick(call: Call) -> Batched | None:
 
 def by_vmap(call: Call) -> Batched | None:
     """Any operator of torch that vmap knows, on tensors."""
-    namespace = "torch" if call.is_method else getattr(call.target, "__module__", None) or ""
-    if not (namespace.startswith("torch") or namespace in ("_operator", "")) or isinstance(
-        call.target, torch._ops.HigherOrderOperator
-    ):
+    custom = isinstance(call.target, (torch._ops.OperatorBase, torch._ops.OpOverloadPacket))
+    if custom or not g.tensors(call.lanes[0]) or call.target in NO_VMAP:
         return None
-    if not g.tensors(call.lanes[0]) or call.target in NO_VMAP:
+    if not call.is_method and (getattr(call.target, "__module__", None) or "torch").split(".")[0] not in (
+        "torch",
+        "_operator",
+    ):
         return None
     leaves, nesting = tree_flatten((call.args, call.kwargs), is_leaf=is_stacked)
     mapped = [index for index, leaf in enumerate(leaves) if isinstance(leaf, (Stacked, Node))]
@@ -245,12 +241,13 @@ def _functions(names: str, *homes) -> list:
 
 
 POINTWISE = (
-    "add sub mul div true_divide neg abs exp expm1 log log1p sqrt rsqrt square pow reciprocal tanh sigmoid relu sin cos "
-    "erf sign floor ceil round clamp clamp_min clamp_max minimum maximum where gt ge lt le eq ne logical_and logical_or "
-    "logical_not nan_to_num detach clone"
+    "add sub mul div true_divide neg abs exp expm1 log log1p sqrt rsqrt square pow reciprocal tanh sigmoid relu sin "
+    "cos erf sign floor ceil round clamp clamp_min clamp_max minimum maximum where gt ge lt le eq ne logical_and "
+    "logical_or logical_not nan_to_num detach clone"
 )
 ACTIVATIONS = "relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign sigmoid tanh hardtanh hardsigmoid"
 OPERATORS = "add sub mul truediv neg pos pow abs gt ge lt le eq ne and_ or_ invert"
+POOLS = "max_pool?d avg_pool?d adaptive_avg_pool?d"
 CASTS = "float double half bfloat16 bool int long to type_as"
 
 TABLE = {
@@ -262,10 +259,8 @@ TABLE = {
     **dict.fromkeys((F.conv1d, torch.conv1d), folding(3)),
     **dict.fromkeys((F.conv2d, torch.conv2d), folding(4)),
     **dict.fromkeys((F.conv3d, torch.conv3d), folding(5)),
-    **dict.fromkeys(_functions("max_pool1d avg_pool1d adaptive_avg_pool1d", F, torch), folding(3, exact=True)),
-    **dict.fromkeys(
-        _functions("max_pool2d avg_pool2d adaptive_avg_pool2d", F, torch, torch._C._nn), folding(4, exact=True)
-    ),
+    **dict.fromkeys(_functions(POOLS.replace("?", "1"), F, torch), folding(3, exact=True)),
+    **dict.fromkeys(_functions(POOLS.replace("?", "2"), F, torch, torch._C._nn), folding(4, exact=True)),
     **dict.fromkeys((F.batch_norm, torch.batch_norm), folding(0)),
     torch.flatten: flatten,
     torch.reshape: reshape,

@@ -117,8 +117,9 @@ def _replace_writers(graph: Graph, origin: Node, written_by: list[Node], twins: 
         if node in waiting:
             op, target, kwargs = waiting[node]
             with graph.inserting_before(node):
-                args, kwargs = tree_map(lambda leaf: current if leaf in aliases else leaf, (node.args, kwargs))
-                twin = graph.create_node(op, target, args, kwargs)
+                twin = graph.create_node(op, target, node.args, kwargs)
+            for alias in aliases:
+                twin.replace_input_with(alias, current)
             twin.meta = dict(node.meta)
             with g.value(node).fake_mode:
                 twin.meta["example_value"] = torch.empty_like(g.value(node)).requires_grad_(g.value(node).requires_grad)
@@ -134,9 +135,10 @@ def _skip_identities(graph: Graph, watcher: Watcher) -> None:
     """Calls that hand back their first argument itself, such as `.to(dtype)` of a tensor of that dtype."""
     for node in list(graph.nodes):
         first = node.args[0] if g.is_call(node) and node.args else None
-        if isinstance(first, Node) and isinstance(g.value(first), Tensor) and g.value(node) is g.value(first):
-            if not watcher.effects(node):
-                node.replace_all_uses_with(first)
+        if not isinstance(first, Node) or not isinstance(g.value(first), Tensor):
+            continue
+        if g.value(node) is g.value(first) and not watcher.effects(node):
+            node.replace_all_uses_with(first)
 
 
 def _draw_masks(graph: Graph) -> None:
@@ -171,14 +173,15 @@ def _is_random_dropout(node: Node) -> bool:
 
 def _merge_equals(graph: Graph, watcher: Watcher, exact: bool) -> None:
     mutated = mutated_storages(graph, watcher)
-    returned = set(graph.output_node().all_input_nodes)
+    returned = set().union(*map(g.storages, graph.output_node().all_input_nodes))
     first, region = {}, 0
     for node in list(graph.nodes):
         effects = watcher.effects(node)
         region += effects.fence
-        if not g.is_call(node) or effects or node in returned:
+        if not g.is_call(node) or effects:
             continue
-        if mutated & g.storages(node).union(*map(g.storages, node.all_input_nodes)):
+        # Two results in each other's memory, or in that of an output, are not one result.
+        if returned & g.storages(node) or mutated & g.storages(node).union(*map(g.storages, node.all_input_nodes)):
             continue
         differentiable = any(tensor.requires_grad for tensor in g.tensors(node))
         if exact and differentiable and not _picks_an_output(node):

@@ -160,14 +160,11 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         state = getattr(self, name) if given is None else given
         if not isinstance(state, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(state).__name__}")
-        if torch.compiler.is_compiling():
-            # The captured operator takes a state that does not fit for zeros.
-            return state
         if state.shape == shape:
             state = state if given is not None else state.to(device)
-            frozen = torch.is_grad_enabled() and state.is_inference()
+            frozen = not torch.compiler.is_compiling() and torch.is_grad_enabled() and state.is_inference()
             return state.clone() if frozen else state
-        if given is not None and given.numel() > 0:
+        if given is not None and given.numel() > 0 and not torch.compiler.is_compiling():
             warnings.warn(
                 f"{type(self).__name__}: {name} of shape {tuple(given.shape)} does not fit the input's "
                 f"{tuple(shape)} and is replaced by zeros, as in snnTorch",
