@@ -114,7 +114,9 @@ def run_leaky(
     if torch.compiler.is_compiling() and fits_one_operator(key, state_quant, inhibition):
         if options.unroll:
             check_mem(mem, x, x.shape[1:])
-        params = tuple(param if isinstance(param, Tensor) else torch.tensor(param) for param in params)
+        shape = x.shape[1:] if options.unroll else x.shape
+        named_params = zip(("beta", "threshold", "graded_spikes_factor"), params, strict=True)
+        params = tuple(as_parameter(name, param, x, shape) for name, param in named_params)
         return ops.captured_leaky(x, mem, params, options, want_mem_seq)
     return _run_leaky(x, mem, params, options, want_mem_seq, state_quant, inhibition)
 

@@ -12,7 +12,7 @@ from .emission import emit
 from .packing import Packing
 from .report import LayerReport, report
 from .simplify import simplify
-from .window import choose_window
+from .window import choose_window, is_light
 
 PRODUCTS = ("batched", "per-step")
 
@@ -85,9 +85,11 @@ def fuse(graph_module: GraphModule, options: Options) -> GraphModule:
     packs = []
     if any(len(chain.steps) > 1 for chain in chains):
         window = options.window or choose_window(chains)
-        packs = [pack for chain in chains for pack in packing.pack_chain(chain, window)]
+        for chain in chains:
+            whole = options.window is None and is_light(chain, chains)
+            packs += packing.pack_chain(chain, len(chain.steps) if whole else window)
         for pack in packs:
-            packing.grow(pack)
+            packing.grow(pack, window)
         packing.pack_joined(window)
     for reports in _listeners:
         reports.append(report(chains, packing))

@@ -15,6 +15,10 @@ from .packing import CallPack, Packing, SequencePack
 from .rules import Stacked, is_stacked
 
 
+ALIGNMENT = 64
+"""Bytes to which torch aligns new memory on a CPU; more on a GPU, where the products that matter are larger."""
+
+
 def emit(packing: Packing) -> Graph:
     """A graph with the same placeholders and output that computes the packs at once."""
     return _Emitter(packing).run()
@@ -35,11 +39,47 @@ def joined_at(x: Tensor, dim: int) -> Tensor:
     return x.movedim(0, dim).flatten(dim, dim + 1).contiguous()
 
 
+class _OwnMemory(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clone()
+
+
+def own_memory(x: Tensor) -> Tensor:
+    """A step's value, and its gradient, aligned as every new tensor is: products round by where their operands lie."""
+    return _OwnMemory.apply(x)
+
+
+class _LastOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, last, states):
+        return states[-1]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def last_of(last: Tensor, states: Tensor) -> Tensor:
+    """`last`, of which `states` [T, ...] holds a copy, as a piece of that: what keeps it for backward keeps no more."""
+    return _LastOf.apply(last, states)
+
+
+def _fills_lines(step: Tensor) -> bool:
+    """Whether the steps of a stack begin where a new tensor might."""
+    return all(isinstance(size, int) for size in step.shape) and step.nbytes % ALIGNMENT == 0
+
+
 class _Emitter:
     def __init__(self, packing: Packing):
         self._packing = packing
         self._graph = Graph()
         self._single = {}
+        self._taken = {}
         self._made = {}
         self._stacks = {}
         self._unbound = {}
@@ -81,6 +121,11 @@ class _Emitter:
             self._graph.output(tree_map(self._returned, node.args[0]))
         else:
             self._single[node] = self._join(node) or self._graph.node_copy(node, self._one)
+            if self._packing.is_fence(node):
+                # What was taken from stacks before a mode switch, such as no_grad, is taken anew after it.
+                self._taken.clear()
+                self._unbound.clear()
+                self._columns.clear()
 
     def _returned(self, leaf):
         """An output in memory of its own, no piece of a stack that backward or another output reads."""
@@ -113,8 +158,15 @@ class _Emitter:
         return joined if isinstance(pack, (SequencePack, CallPack)) else self._graph.call_method("clone", (joined,))
 
     def _sequence(self, pack: SequencePack) -> None:
-        rest = [self._one(arg) if isinstance(arg, Node) else arg for arg in pack.steps[0].args[1:]]
+        rest = [self._start(arg) if isinstance(arg, Node) else arg for arg in pack.steps[0].args[1:]]
         self._made[pack] = self._new(pack.neuron.sequence, self._column(pack.current.lanes), *rest, False)
+
+    def _start(self, node: Node) -> Node:
+        """A parameter of a sequence, or a state that it starts from."""
+        if node in self._packing.pack_of and self._is_last_state(node) and g.value(node).requires_grad:
+            pack, output, _ = self._place(node)
+            return self._new(last_of, self._one(node), self._stack(pack, output))
+        return self._one(node)
 
     def _call(self, pack: CallPack) -> None:
         def operand(leaf):
@@ -157,15 +209,25 @@ class _Emitter:
 
     def _one(self, node: Node) -> Node:
         """The value of one node."""
-        if node not in self._single:
+        if node in self._single:
+            return self._single[node]
+        if node not in self._taken:
             pack, output, step = self._place(node)
             if self._is_last_state(node):
-                self._single[node] = self._new(operator.getitem, self._made[pack], output)
+                self._taken[node] = self._new(operator.getitem, self._made[pack], output)
             else:
                 if (pack, output) not in self._unbound:
                     self._unbound[pack, output] = self._new(torch.unbind, self._stack(pack, output))
-                self._single[node] = self._new(operator.getitem, self._unbound[pack, output], step)
-        return self._single[node]
+                taken = self._new(operator.getitem, self._unbound[pack, output], step)
+                self._taken[node] = self._aligned(node, taken)
+        return self._taken[node]
+
+    def _aligned(self, node: Node, made: Node) -> Node:
+        """A step's value between a stack and a product that must round as the loop's."""
+        step = g.value(node)
+        if not self._packing.exact or not step.is_floating_point() or _fills_lines(step):
+            return made
+        return self._new(own_memory, made)
 
     def _column(self, lanes: tuple) -> Node:
         """The values of the lanes, [T, ...]."""
@@ -183,7 +245,7 @@ class _Emitter:
 
     def _part(self, run: tuple) -> Node:
         if run[0] not in self._packing.pack_of:
-            return self._graph.call_function(torch.stack, ([self._one(lane) for lane in run],))
+            return self._graph.call_function(torch.stack, ([self._aligned(lane, self._one(lane)) for lane in run],))
         pack, output, first = self._place(run[0])
         stride = self._place(run[1])[2] - first if len(run) > 1 else 1
         stack = self._stack(pack, output)

@@ -27,7 +27,7 @@ class SequencePack:
     """Steps of a neuron that run as one sequence; `outputs`: the nodes that pick a step's output, (output, step)."""
 
     neuron: Neuron
-    steps: list[Node]
+    steps: tuple[Node, ...]
     outputs: dict[Node, tuple[int, int]] = field(default_factory=dict)
 
     @property
@@ -78,7 +78,7 @@ class Packing:
     """The packs of a graph, and the order in which they and all other nodes may run."""
 
     def __init__(self, graph: Graph, watcher: Watcher, exact: bool):
-        self.graph, self._watcher, self._exact = graph, watcher, exact
+        self.graph, self._watcher, self.exact = graph, watcher, exact
         self._mutated = mutated_storages(graph, watcher)
         self._mode = g.fake_mode(graph)
         self._checked = {}
@@ -89,9 +89,7 @@ class Packing:
 
     def pack_chain(self, chain: Chain, window: int) -> list[SequencePack]:
         """Packs a chain window by window; a window that feeds back to itself is halved."""
-        packs, windows = [], []
-        for start in range(0, len(chain.steps), window):
-            windows.append(chain.steps[start : start + window])
+        packs, windows = [], list(_windows(chain.steps, window))
         while windows:
             steps = windows.pop(0)
             if len(steps) < 2:
@@ -106,7 +104,7 @@ class Packing:
                 windows[:0] = [steps[:middle], steps[middle:]]
         return packs
 
-    def _sequence_pack(self, neuron: Neuron, steps: list[Node]) -> SequencePack | None:
+    def _sequence_pack(self, neuron: Neuron, steps: tuple[Node, ...]) -> SequencePack | None:
         pack = SequencePack(neuron, steps)
         for step, node in enumerate(steps):
             for user in node.users:
@@ -122,6 +120,10 @@ class Packing:
     def is_mutated(self, node: Node) -> bool:
         """Whether some node writes the memory that this one's value lives in."""
         return bool(self._mutated & g.storages(node))
+
+    def is_fence(self, node: Node) -> bool:
+        """Whether a node switches a mode."""
+        return self._watcher.effects(node).fence
 
     def storages_of_pieces(self) -> set[int]:
         """The memory of all values that become pieces of computed stacks."""
@@ -140,24 +142,26 @@ class Packing:
         same = len({g.signatures(lane) for lane in lanes}) == 1 and not any(map(self.is_mutated, lanes))
         return (tuple(lanes), dim) if same else ((), 0)
 
-    def grow(self, pack: SequencePack) -> None:
-        """Packs what leads to a sequence and what follows from it, as far as it goes."""
-        self.grow_up(pack.current.lanes)
+    def grow(self, pack: SequencePack, window: int) -> None:
+        """Packs what leads to a sequence and what follows from it, as far as it goes, `window` steps at a time."""
+        for lanes in _windows(pack.current.lanes, window):
+            self._grow_up(lanes)
         columns = {}
         for node, (output, step) in pack.outputs.items():
             columns.setdefault(output, {})[step] = node
         for column in columns.values():
             if len(column) == len(pack.steps):
-                self._grow_down(tuple(column[step] for step in range(len(pack.steps))))
+                for lanes in _windows([column[step] for step in range(len(pack.steps))], window):
+                    self._grow_down(lanes)
 
     def pack_joined(self, window: int) -> None:
         """Packs what stacks and concatenations of steps are made of."""
         for node in self.graph.nodes:
             lanes, _ = self.joined(node)
-            for start in range(0, len(lanes), window):
-                self.grow_up(lanes[start : start + window])
+            for column in _windows(lanes, window):
+                self._grow_up(column)
 
-    def grow_up(self, lanes: tuple) -> None:
+    def _grow_up(self, lanes: tuple) -> None:
         """Packs a column of nodes, then the columns of its arguments."""
         columns = [lanes]
         while columns:
@@ -229,7 +233,7 @@ class Packing:
                 if any(not isinstance(self.pack_of.get(lane), CallPack) for lane in leaf.lanes):
                     return None
         batched = rules.batch(call)
-        if batched is None or (self._exact and not batched.exact) or not self._computes(batched, lanes):
+        if batched is None or (self.exact and not batched.exact) or not self._computes(batched, lanes):
             return None
         return CallPack(_numbered(lanes), batched)
 
@@ -277,6 +281,10 @@ class Packing:
         if not isinstance(g.value(source), Tensor):
             return None
         return _regular_slice(lanes, source, indices)
+
+
+def _windows(lanes, window: int) -> list[tuple]:
+    return [tuple(lanes[start : start + window]) for start in range(0, len(lanes), window)]
 
 
 @contextlib.contextmanager

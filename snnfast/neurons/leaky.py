@@ -97,7 +97,7 @@ class Leaky(SpikingNeuron, *([_SnntorchLeaky] if _SnntorchLeaky else [])):
         if torch.compiler.is_compiling() and fits_one_operator(self._surrogate_key, self.state_quant, self.inhibition):
             # What `_run` comes to in a captured graph, but quicker to trace: a loop comes here at every step.
             params = self.beta, self.threshold, self.graded_spikes_factor
-            options = *self._surrogate_key, self._reset_mechanism, self.reset_delay
+            options = *self._surrogate_key, self.reset_mechanism, self.reset_delay
             spk, mem = ops.leaky_step(input_, self.mem if mem is None else mem, *params, *options)
         else:
             spk, mem, _ = self._run(input_, mem, unroll=False)
