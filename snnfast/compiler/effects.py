@@ -1,7 +1,7 @@
 """What a call does besides its result: which memory it writes, whether it draws random numbers, or switches a mode.
 
-Nothing is listed by name: each kind of call is run once on fake tensors, and the operators it comes down to are
-watched.
+Hardly anything is listed by name: each kind of call is run once on fake tensors, and the operators it comes down to
+are watched.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,9 @@ class Effects:
         return bool(self.writes) or self.random or self.fence
 
 
+# They change a tensor's part in the autograd graph, beneath which no operator runs.
+ON_AUTOGRAD = ("detach_", "requires_grad_", "retain_grad", "register_hook", torch.detach_)
+
 NONE = Effects()
 FENCE = Effects(fence=True)
 
@@ -48,6 +51,8 @@ class Watcher:
     def _find(self, node: Node) -> Effects:
         if not g.is_call(node):
             return NONE
+        if node.target in ON_AUTOGRAD:
+            return Effects(writes=(0,))
         leaves = tree_flatten((node.args, node.kwargs))[0]
         given = [leaf for leaf in leaves if isinstance(leaf, Node)]
         if not any(g.tensors(leaf) for leaf in given) and not g.tensors(node):

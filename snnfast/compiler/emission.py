@@ -14,7 +14,6 @@ from . import graph as g
 from .packing import CallPack, Packing, SequencePack
 from .rules import Stacked, is_stacked
 
-
 ALIGNMENT = 64
 """Bytes to which torch aligns new memory on a CPU; more on a GPU, where the products that matter are larger."""
 
@@ -139,8 +138,11 @@ class _Emitter:
 
     def _owns_its_stacks(self, node: Node) -> bool:
         """Whether no other output joined the same steps: they would be one tensor where the user made two."""
-        joined = [storage for storage in g.storages(node) if storage in self._joined]
-        return all(self._owners.setdefault(self._joined[storage], storage) == storage for storage in joined)
+        for storage in g.storages(node):
+            for step in self._joined.get(storage, ()):
+                if self._owners.setdefault(step, storage) != storage:
+                    return False
+        return True
 
     def _join(self, node: Node) -> Node | None:
         """A stack or concatenation of steps, where a pack has them together already."""
@@ -152,8 +154,7 @@ class _Emitter:
             joined = self._new(stacked_at, self._column(lanes), dim % (rank + 1))
         else:
             joined = self._new(joined_at, self._column(lanes), dim % rank)
-        for storage in g.storages(node):
-            self._joined[storage] = frozenset(g.storages(lanes[0]))
+        self._joined.update(dict.fromkeys(g.storages(node), self._memory_of(lanes)))
         pack, _, _ = self._place(lanes[0])
         return joined if isinstance(pack, (SequencePack, CallPack)) else self._graph.call_method("clone", (joined,))
 
@@ -192,6 +193,12 @@ class _Emitter:
         if isinstance(pack, SequencePack):
             return pack, *pack.outputs[node]
         return pack, 0, pack.steps[node]
+
+    def _memory_of(self, lanes: tuple) -> set[int]:
+        """The user's memory of all steps of the stacks that packed nodes are pieces of."""
+        stacks = {self._place(lane)[:2] for lane in lanes}
+        pieces = [piece for pack, _ in stacks for piece in pack.pieces if self._place(piece)[:2] in stacks]
+        return set().union(*map(g.storages, pieces))
 
     def _is_last_state(self, node: Node) -> bool:
         pack, output, step = self._place(node)

@@ -200,9 +200,9 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         """Cuts the hidden state off from its graph, in place: truncated backpropagation through time."""
         for name in self.state_names:
             state = getattr(self, name)
-            # A view cannot be detached in place, nor can Dynamo tell which tensors are views.
-            copied = torch.compiler.is_compiling() or state._is_view()
-            self._keep(name, state.detach() if copied else state.detach_())
+            # A view cannot be detached in place; Dynamo cannot ask whether it is one.
+            view = not torch.compiler.is_compiling() and state._is_view()
+            self._keep(name, state.detach() if view else state.detach_())
 
     @classmethod
     def reset_hidden(cls) -> None:
