@@ -1,22 +1,23 @@
 """The benches: what is run, how a contender's result is checked, and what bounds the time."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import measure
-from contenders import Contender
+import published
+from contenders import LAYER_CONTENDERS, LOOP_CONTENDERS, Contender, SnnTorch, Torch
 
 # A rounding that differs flips a spike now and then, and the neuron's later spikes with it.
 SPIKES_OFF = 1e-3
-GRADIENTS_OFF = 1e-2
+VALUES_OFF = 1e-2
 
 
 class WrongResult(Exception):
-    """A contender's spikes or gradient are not those of its specification."""
+    """A contender's spikes, membranes or gradients are not those of its specification."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,30 @@ class LifWorkload:
             self.spike_gradient = self.spike_gradient.to(spikes.dtype)
         spikes.backward(self.spike_gradient)
 
-    def gradient(self):
-        """dx [T, B, N]."""
-        return self.x.grad
+    def results(self, spikes):
+        """The spikes and dx, both [T, B, N]."""
+        return {"spikes": spikes, "gradient": self.x.grad}
 
 
-class LifBench:
+class LayerBench:
+    """A bench of snnfast's own interface, at any sizes."""
+
+    @classmethod
+    def chosen(cls, options) -> list["LayerBench"]:
+        """One bench for each size of the command line's."""
+        sizes = options.sizes or (cls.quick_sizes if options.quick else cls.sizes)
+        return [cls(size, options.dtype, options.device) for size in sizes]
+
+    def contenders(self) -> tuple[type[Contender], ...]:
+        """Who takes part."""
+        return LAYER_CONTENDERS
+
+    def described(self) -> dict:
+        """What tells this bench's rows from those of its other sizes."""
+        return asdict(self.size)
+
+
+class LifBench(LayerBench):
     """The layer alone. The limit is the traffic of six tensors [T, B, N] at copy bandwidth.
 
     Forward reads the current and writes the spike and the membrane; backward reads the spike
@@ -125,9 +144,9 @@ class RateFcWorkload:
         F.cross_entropy(spikes.sum(0), self.labels).backward()
         self.optimizer.step()
 
-    def gradient(self):
-        """Gradient of the first weight [N, inputs], which every spike and surrogate reaches."""
-        return self.linears[0].weight.grad
+    def results(self, spikes):
+        """The spikes, and the gradient of the first weight [N, inputs], which every spike and surrogate reaches."""
+        return {"spikes": spikes, "gradient": self.linears[0].weight.grad}
 
 
 class ProductsWorkload:
@@ -154,7 +173,7 @@ class ProductsWorkload:
         )
 
 
-class RateFcBench:
+class RateFcBench(LayerBench):
     """Training 784-N-10 on prepared rate-coded spikes. The limit is the matrix products alone."""
 
     name = "rate-fc"
@@ -165,8 +184,7 @@ class RateFcBench:
     def __init__(self, size: Size, dtype: torch.dtype, device: torch.device):
         self.size, self.dtype, self.device = size, dtype, device
         generator = torch.Generator().manual_seed(0)
-        # About as many dark pixels as MNIST has.
-        pixels = F.relu(torch.rand(size.B, self.inputs, generator=generator) - 0.8) * 5
+        pixels = published.images(generator, size.B, self.inputs)
         rate = torch.rand(size.T, size.B, self.inputs, generator=generator) < pixels
         self.x = rate.to(device, dtype)
         self.labels = torch.randint(self.outputs, (size.B,), generator=generator).to(device)
@@ -206,41 +224,113 @@ class RateFcBench:
         return False
 
 
-BENCHES = {bench.name: bench for bench in (LifBench, RateFcBench)}
+class LoopWorkload:
+    """One training iteration of a published loop: forward is the network, backward its loss and the gradients."""
+
+    def __init__(self, contender, network, loop, x, targets):
+        self.parameters = dict(network.named_parameters())
+        self.module, self.loop = contender.prepared(network), loop
+        self.x, self.targets = x, targets
+        self.held = (x, *self.parameters.values())
+
+    def reset(self):
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def forward(self):
+        return self.module(self.x)
+
+    def backward(self, output):
+        self.loop.loss(output, self.targets).backward()
+
+    def results(self, output):
+        """What the network returns, and the gradients of all parameters."""
+        gradients = {f"gradient of {name}": each.grad for name, each in self.parameters.items()}
+        return self.loop.named(output) | gradients
 
 
-def outcome(workload) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spikes and gradient of one pass, detached."""
-    workload.reset()
-    spikes = workload.forward()
-    workload.backward(spikes)
-    return spikes.detach(), workload.gradient().detach()
+class LoopsBench:
+    """A published network as its author writes it, a Python loop over time steps; its limit is not known.
 
-
-def check(spikes, gradient, expected_spikes, expected_gradient, exact: bool) -> None:
-    """Raises `WrongResult` unless spikes and gradient are the expected ones.
-
-    Not `exact`: the share of spikes that differ, and of gradient entries that differ visibly, must
-    be small. Spikes are compared by value, since libraries disagree on their dtype.
+    The specification is the author's own network, not compiled.
     """
-    if not expected_spikes.any():
-        raise WrongResult("the check is void: no neuron fires on this input")
-    if spikes.shape != expected_spikes.shape:
-        raise WrongResult(f"spikes have shape {tuple(spikes.shape)}")
-    off = (spikes.double() != expected_spikes.double()).double().mean().item()
-    if off > (0 if exact else SPIKES_OFF):
-        raise WrongResult(f"{off:.2%} of the spikes differ from the specification")
-    if exact:
-        wrong = 1 - torch.eq(gradient, expected_gradient).double().mean().item()
-    else:
-        wrong = _visibly_different(gradient, expected_gradient)
-    if wrong > (0 if exact else GRADIENTS_OFF):
-        raise WrongResult(f"{wrong:.2%} of the gradient differs from the specification")
+
+    name = "loops"
+
+    def __init__(self, loop: str, sizes: published.Sizes, dtype: torch.dtype, device: torch.device):
+        self.loop_name, self.loop, self.size = loop, published.LOOPS[loop], sizes
+        self.dtype, self.device = dtype, device
+        x, targets = self.loop.inputs(torch.Generator().manual_seed(0), sizes)
+        self.x, self.targets = x.to(device, dtype), targets.to(device)
+
+    @classmethod
+    def chosen(cls, options) -> list["LoopsBench"]:
+        """One bench for each loop of the command line's."""
+        loops = {name: published.LOOPS[name] for name in options.loops}
+        return [
+            cls(name, loop.small if options.quick else loop.published, options.dtype, options.device)
+            for name, loop in loops.items()
+        ]
+
+    def contenders(self) -> tuple[type[Contender], ...]:
+        """Who has a form of this loop."""
+        return tuple(contender for contender in LOOP_CONTENDERS if contender.runs(self.loop))
+
+    def described(self) -> dict:
+        """Which loop it is, and its sizes."""
+        return {"loop": self.loop_name, "T": self.size.T, "B": self.size.B, "layers": list(self.size.layers)}
+
+    def workload(self, contender: Contender) -> LoopWorkload:
+        """The contender's form of the network, with the same initial weights for every contender."""
+        network = self.loop.build(self.size, contender.neurons(self.loop)).to(self.device, self.dtype)
+        return LoopWorkload(contender, network, self.loop, self.x, self.targets)
+
+    def specified(self, contender: Contender) -> LoopWorkload:
+        """The author's network."""
+        author = next(each for each in (SnnTorch, Torch) if each.runs(self.loop))
+        return self.workload(author())
+
+    def limit(self) -> None:
+        """Nothing is timed beside the contenders."""
+
+    def exact(self, contender: Contender) -> bool:
+        """On snnTorch's neurons and their equals, and on the author's own; Leaky in place of those rounds otherwise."""
+        return contender.exact and self.loop.library in ("snntorch", contender.package)
 
 
-def _visibly_different(gradient, expected):
-    tolerance = max(1e-3, 4 * torch.finfo(expected.dtype).eps)
-    scale = expected.double().abs().mean()
-    distance = (gradient.double() - expected.double()).abs()
-    # Negated, so that NaN counts as different.
-    return (~(distance <= tolerance * (scale + expected.double().abs()))).double().mean().item()
+BENCHES = {bench.name: bench for bench in (LifBench, RateFcBench, LoopsBench)}
+
+
+def outcome(workload) -> dict[str, torch.Tensor]:
+    """The results of one pass by name, detached."""
+    workload.reset()
+    output = workload.forward()
+    workload.backward(output)
+    return {name: result.detach() for name, result in workload.results(output).items()}
+
+
+def check(results: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], exact: bool) -> None:
+    """Raises `WrongResult` unless the results are the expected ones.
+
+    Not `exact`: the share of "spikes" that differ, and the distance of all else, must be small. Results are compared
+    by value, since libraries disagree on the dtype of spikes.
+    """
+    for name, wanted in expected.items():
+        if not wanted.any():
+            nothing = "no neuron fires" if name == "spikes" else f"the {name} is zero"
+            raise WrongResult(f"the check is void: {nothing} on this input")
+        result = results[name]
+        if result.shape != wanted.shape:
+            raise WrongResult(f"{name}: shape {tuple(result.shape)}, not {tuple(wanted.shape)}")
+        off, allowed = _off(name, result, wanted, exact)
+        # Negated, so that NaN counts as different.
+        if not off <= allowed:
+            raise WrongResult(f"{name}: off by {off:.2%} from the specification")
+
+
+def _off(name, result, wanted, exact):
+    """By how much a result is off, and by how much it may be: the share that differs, or the relative distance."""
+    if exact or name == "spikes":
+        return (result.double() != wanted.double()).double().mean().item(), 0 if exact else SPIKES_OFF
+    distance = (result.double() - wanted.double()).abs().sum() / wanted.double().abs().sum()
+    return distance.item(), max(VALUES_OFF, 4 * torch.finfo(wanted.dtype).eps)

@@ -1,27 +1,39 @@
-"""The contenders: for each library its LIF layer and its Linear-LIF-Linear-LIF network.
+"""The contenders: for each library its LIF layer, its Linear-LIF-Linear-LIF network, and the published loops on it.
 
-Both run over whole sequences, time first, and return spikes only. A library is imported when its
+Layer and network run over whole sequences, time first, and return spikes only. A library is imported when its
 contender is constructed, so a machine may lack any of them.
 """
 
+import types
 from collections.abc import Callable
 from importlib import import_module, metadata
 
 import torch
 from torch import nn
 
+from published import Loop
+
 BETA = 0.95
 THRESHOLD = 1.0
 
 
 class Contender:
-    """One library. `exact` asks for bit-identical spikes and input gradients of the LIF layer."""
+    """One way to run a network.
+
+    Attributes:
+        package: the library whose version stands beside the name.
+        same_neuron: whether its LIF layer computes Leaky.
+        exact: whether its bits must be the specification's, where both do the same matrix products.
+        compiles: whether the first call compiles.
+        unrolls: whether that compiles a graph of all T steps.
+    """
 
     name: str
     package: str
     same_neuron = True
     exact = True
     compiles = False
+    unrolls = False
 
     def __init__(self):
         self.library = import_module(self.package)
@@ -41,6 +53,19 @@ class Contender:
     def rate_fc(self, fc1: nn.Linear, fc2: nn.Linear) -> nn.Module:
         """The network around two given Linears: [T, B, inputs] -> spikes [T, B, outputs]."""
         raise NotImplementedError
+
+    @classmethod
+    def runs(cls, loop: Loop) -> bool:
+        """Whether this contender has a form of a published loop: by default, of those on its own neurons."""
+        return loop.library == cls.package
+
+    def neurons(self, loop: Loop) -> types.ModuleType | None:
+        """The module whose neurons the published loop takes; None for its author's own."""
+        return self.library
+
+    def prepared(self, network: nn.Module) -> nn.Module:
+        """What is called in place of the published network."""
+        return network
 
     def specification(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """What `lif` must compute: currents [T, B, N] -> spikes [T, B, N], differentiable."""
@@ -127,13 +152,9 @@ class SnnTorchCompiled(SnnTorch):
     name = "snntorch-compile"
     # Inductor may contract a multiply and an add, which flips a spike now and then.
     exact = False
-    compiles = True
+    compiles = unrolls = True
 
     def _compile(self, module):
-        # Graphs of earlier sizes would turn this one dynamic or exhaust the recompile limit.
-        torch.compiler.reset()
-        # The first call is reported, and what an earlier run left on disk would hide its cost.
-        torch.compiler.config.force_disable_caches = True
         return torch.compile(module, dynamic=False, fullgraph=True)
 
     def lif(self):
@@ -141,6 +162,10 @@ class SnnTorchCompiled(SnnTorch):
 
     def rate_fc(self, fc1, fc2):
         return self._compile(super().rate_fc(fc1, fc2))
+
+    def prepared(self, network):
+        # Without fullgraph: in the published loops the membrane is an argument.
+        return torch.compile(_on_own_code(network))
 
 
 class SpikingJelly(Contender):
@@ -199,4 +224,65 @@ class SpikingJelly(Contender):
         self.activation_based.functional.reset_net(module)
 
 
-CONTENDERS = {contender.name: contender for contender in (SnnFast, Reference, SnnTorch, SnnTorchCompiled, SpikingJelly)}
+def _on_own_code(network):
+    """The network on a copy of its forward's code: Dynamo keeps what it decided, such as not to compile, per code."""
+    forward = type(network).forward
+    copied = types.FunctionType(
+        forward.__code__.replace(), forward.__globals__, forward.__name__, forward.__defaults__, forward.__closure__
+    )
+    network.forward = types.MethodType(copied, network)
+    return network
+
+
+class Torch(Contender):
+    """A loop whose author writes the neuron in plain PyTorch."""
+
+    name = package = "torch"
+
+    def neurons(self, loop):
+        return None
+
+
+class TorchCompiled(Torch):
+    """The same under torch.compile."""
+
+    name = "torch-compile"
+    exact = False
+    compiles = unrolls = True
+
+    def prepared(self, network):
+        return torch.compile(_on_own_code(network))
+
+
+class SnnFastLoop(SnnFast):
+    """The author's loop with snnfast's neurons: one launch per layer and step."""
+
+    name = "snnfast-loop"
+
+    @classmethod
+    def runs(cls, loop):
+        return loop.takes_leaky
+
+
+class SnnFastCompiled(SnnFast):
+    """The author's loop, with `import snnfast` for `import snntorch`, compiled by snnfast."""
+
+    name = "snnfast-compile"
+    # Products over whole sequences round otherwise than one product per step.
+    exact = False
+    compiles = True
+
+    @classmethod
+    def runs(cls, loop):
+        return True
+
+    def neurons(self, loop):
+        return self.library if loop.library == "snntorch" else None
+
+    def prepared(self, network):
+        return self.library.accelerate(_on_own_code(network))
+
+
+LAYER_CONTENDERS = (SnnFast, Reference, SnnTorch, SnnTorchCompiled, SpikingJelly)
+LOOP_CONTENDERS = (SnnTorch, Torch, SnnFastLoop, SnnFastCompiled, SnnTorchCompiled, TorchCompiled)
+CONTENDERS = {contender.name: contender for contender in (*LAYER_CONTENDERS, *LOOP_CONTENDERS)}

@@ -21,13 +21,13 @@ MIN_ROUNDS = 3
 
 
 class Workload(Protocol):
-    """What is timed: `forward` gives spikes, `backward` takes them; `reset` is never timed."""
+    """What is timed: `forward` gives the output, `backward` takes it; `reset` is never timed."""
 
     def reset(self) -> None: ...
 
-    def forward(self) -> torch.Tensor: ...
+    def forward(self) -> torch.Tensor | tuple[torch.Tensor, ...]: ...
 
-    def backward(self, spikes: torch.Tensor) -> None: ...
+    def backward(self, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None: ...
 
 
 class Clock:
@@ -55,9 +55,9 @@ class Clock:
 def _stamped_pass(workload: Workload, clock: Clock):
     workload.reset()
     start = clock.stamp()
-    spikes = workload.forward()
+    output = workload.forward()
     middle = clock.stamp()
-    workload.backward(spikes)
+    workload.backward(output)
     return start, middle, clock.stamp()
 
 
@@ -153,7 +153,7 @@ class _Saved:
         self.tensor = tensor
 
 
-def retained_bytes(forward: Callable[[], torch.Tensor], held: Iterable[torch.Tensor]) -> int:
+def retained_bytes(forward: Callable[[], torch.Tensor | tuple[torch.Tensor, ...]], held: Iterable[torch.Tensor]) -> int:
     """Bytes that the graph of `forward` keeps for its backward.
 
     Whole storages, each counted once; those of `held` (inputs, parameters) and of the output are
@@ -168,11 +168,13 @@ def retained_bytes(forward: Callable[[], torch.Tensor], held: Iterable[torch.Ten
         alive.add(saved)
         return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+    # Where a compiled loop falls back to Python, the hook would be compiled too.
+    with torch.autograd.graph.saved_tensors_hooks(torch.compiler.disable(pack), lambda saved: saved.tensor):
         output = forward()
     storages = [saved.tensor.untyped_storage() for saved in alive]
     kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    for tensor in (*held, output):
+    outputs = output if isinstance(output, tuple) else (output,)
+    for tensor in (*held, *outputs):
         kept.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(kept.values())
 

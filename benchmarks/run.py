@@ -1,26 +1,28 @@
 """Checks, then times the contenders: `python benchmarks/run.py --help`.
 
 Prints a table and writes rows of JSON. What cannot be imported, is refused or gives a wrong result
-is a row with `error` and without figures. Exits with 1 if snnfast itself is such a row.
+is a row with `error` and without figures. Exits with 1 if a contender of snnfast's is such a row.
 """
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import measure
 import table
-from benches import BENCHES, Size, check, outcome
+from benches import BENCHES, LoopsBench, Size, check, outcome
 from contenders import CONTENDERS, Contender
+from published import LOOPS
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -70,7 +72,7 @@ def commit() -> str | None:
 
 def check_contender(contender: Contender, bench, compile_max_t: int) -> tuple[dict, object]:
     """The row's first entries and the workload, once the result is the specified one."""
-    if contender.compiles and compile_max_t < bench.size.T:
+    if contender.unrolls and compile_max_t < bench.size.T:
         raise Refused(
             f"not compiled: the graph unrolls T={bench.size.T} steps, more than --compile-max-t {compile_max_t}"
         )
@@ -79,13 +81,15 @@ def check_contender(contender: Contender, bench, compile_max_t: int) -> tuple[di
     except ImportError as error:
         raise Refused(f"no specification to check against: {error}") from error
     expected = outcome(specified)
+    if contender.compiles:
+        start_compiler(bench.device)
     workload = bench.workload(contender)
     clock = measure.Clock(bench.device)
     start = clock.stamp()
     result = outcome(workload)
     first_call_s = 1e-3 * clock.milliseconds(start, clock.stamp())
     exact = bench.exact(contender)
-    check(*result, *expected, exact)
+    check(result, expected, exact)
     return {"check": "exact" if exact else "close", "first_call_s": first_call_s}, workload
 
 
@@ -105,6 +109,7 @@ def enter(contender_class: type[Contender], bench, compile_max_t: int, common: d
         "contender": contender_class.name,
         "version": None,
         "same_neuron": contender_class.same_neuron,
+        "compiles": contender_class.compiles,
         **common,
         **NOT_MEASURED,
         "error": None,
@@ -120,32 +125,41 @@ def enter(contender_class: type[Contender], bench, compile_max_t: int, common: d
     return Entry(row | checked, workload)
 
 
+@functools.cache
+def start_compiler(device: torch.device) -> None:
+    """Loads and starts torch's compiler, which whoever compiles first would pay for."""
+    # The first call is reported, and what an earlier run left on disk would hide its cost.
+    torch.compiler.config.force_disable_caches = True
+    torch.compile(torch.sin)(torch.ones(2, device=device))
+
+
 def run_size(bench, contenders: list[type[Contender]], options, common: dict) -> list[dict]:
     """The rows of every contender at one size, timed against each other in the same rounds."""
-    common = common | {"dtype": str(bench.dtype).removeprefix("torch."), **asdict(bench.size)}
+    common = common | {"dtype": str(bench.dtype).removeprefix("torch."), **bench.described()}
+    # Graphs of earlier sizes would turn the next ones dynamic or exhaust the recompile limit.
+    torch.compiler.reset()
     entries = [enter(each, bench, options.compile_max_t, common) for each in contenders]
     workloads = {e.row["contender"]: e.workload for e in entries if e.workload is not None}
     if not workloads:
         return [entry.row for entry in entries]
     limit = bench.limit()
     clock = measure.Clock(bench.device)
-    timings = measure.interleave(workloads | {LIMIT: limit}, clock, options.rounds, options.seconds)
-    limit_row = bench.limit_row(limit, timings.pop(LIMIT))
+    timed = workloads | ({LIMIT: limit} if limit else {})
+    timings = measure.interleave(timed, clock, options.rounds, options.seconds)
+    limit_row = bench.limit_row(limit, timings.pop(LIMIT)) if limit else {}
     for entry in entries:
         if timing := timings.get(entry.row["contender"]):
             entry.row |= limit_row | timing.summary()
-            entry.row["limit_share"] = limit_row["limit_ms"] / entry.row["forward_backward_ms"]
+            if limit:
+                entry.row["limit_share"] = limit_row["limit_ms"] / entry.row["forward_backward_ms"]
     return [entry.row for entry in entries]
 
 
 def run_bench(name: str, options, common: dict) -> list[dict]:
-    """The rows of one bench at all its sizes."""
-    bench_class = BENCHES[name]
-    sizes = options.sizes or (bench_class.quick_sizes if options.quick else bench_class.sizes)
-    contenders = [CONTENDERS[each] for each in options.contenders]
+    """The rows of one bench at all its sizes, or of all chosen loops."""
     rows = []
-    for size in sizes:
-        bench = bench_class(size, DTYPES[options.dtype], options.device)
+    for bench in BENCHES[name].chosen(options):
+        contenders = [each for each in bench.contenders() if each.name in options.contenders]
         rows += run_size(bench, contenders, options, common)
     return rows
 
@@ -169,10 +183,11 @@ def write_json(rows: list[dict], path: Path) -> None:
     unfinished.replace(path)
 
 
-def default_path(bench: str, common: dict) -> Path:
-    """benchmarks/results/<bench>-<device>-<date>.json."""
+def default_path(bench: str, loops: list[str], common: dict) -> Path:
+    """benchmarks/results/<bench>-<device>-<date>.json; a run of some of the loops also has their names in it."""
+    name = "-".join([bench, *loops]) if bench == LoopsBench.name and loops != list(LOOPS) else bench
     device = re.sub(r"[^a-z0-9]+", "-", common["device"].lower()).strip("-")
-    return Path(__file__).parent / "results" / f"{bench}-{device}-{common['date'][:10]}.json"
+    return Path(__file__).parent / "results" / f"{name}-{device}-{common['date'][:10]}.json"
 
 
 def parse_size(text: str) -> Size:
@@ -191,7 +206,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--bench", nargs="+", choices=BENCHES, default=list(BENCHES))
-    add("--sizes", nargs="+", type=parse_size, metavar="T,B,N", help="instead of each bench's own")
+    add("--sizes", nargs="+", type=parse_size, metavar="T,B,N", help="instead of those of lif and rate-fc")
+    add("--loops", nargs="+", choices=LOOPS, default=list(LOOPS), help="those of the bench loops (all)")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, help="CPU threads of torch")
@@ -202,13 +218,14 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--json", type=Path, help="one file for all rows, not benchmarks/results/<bench>-...json")
     add("--quick", action="store_true", help="tiny sizes, few rounds; no JSON without --json")
     options = parser.parse_args(arguments)
+    options.dtype = DTYPES[options.dtype]
     if options.quick:
         options.rounds, options.seconds = min(options.rounds, 5), min(options.seconds, 2)
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the chosen benches; 1 if snnfast could not be timed."""
+    """Runs the chosen benches; 1 if a contender of snnfast's could not be timed."""
     options = parse_options(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -218,11 +235,11 @@ def main(arguments: list[str] | None = None) -> int:
         rows = run_bench(bench, options, common)
         print(table.bench_tables(rows), flush=True)
         if not options.json and not options.quick:
-            write_json(rows, default_path(bench, common))
+            write_json(rows, default_path(bench, options.loops, common))
         all_rows += rows
     if options.json:
         write_json(all_rows, options.json)
-    return int(any(row["error"] for row in all_rows if row["contender"] == "snnfast"))
+    return int(any(row["error"] for row in all_rows if CONTENDERS[row["contender"]].package == "snnfast"))
 
 
 if __name__ == "__main__":

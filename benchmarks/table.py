@@ -10,6 +10,8 @@ from pathlib import Path
 START = "<!-- benchmarks:start -->"
 END = "<!-- benchmarks:end -->"
 BASELINE = "snntorch"
+AUTHORS = ("snntorch", "torch")
+EAGER = "snnfast-loop"
 COLUMNS = (
     "contender",
     "forward ms",
@@ -18,6 +20,17 @@ COLUMNS = (
     "share of the limit",
     "retained bytes per neuron-step",
     "peak MB",
+)
+LOOP_COLUMNS = (
+    "published loop",
+    "contender",
+    "forward ms",
+    "forward + backward ms",
+    "speed-up over the author's loop",
+    "speed-up over snnfast's loop",
+    "compiling call s",
+    "peak MB",
+    "retained MB",
 )
 RECIPE_COLUMNS = (
     "recipe",
@@ -75,13 +88,21 @@ def _name(row):
     return name if row["same_neuron"] else f"{name} (another neuron)"
 
 
+def _milliseconds_of(contenders, rows):
+    """Those of the first row of one of the contenders; None where it has none."""
+    return next((row["forward_backward_ms"] for row in rows if row["contender"] in contenders), None)
+
+
+def _speed_up(row, baseline_ms):
+    return f"{_number(baseline_ms / row['forward_backward_ms'])}x" if baseline_ms else "-"
+
+
 def _bench_line(row, baseline_ms):
-    whole = row["forward_backward_ms"]
     return [
         _name(row),
         _number(row["forward_ms"]),
-        _number(whole),
-        f"{_number(baseline_ms / whole)}x" if baseline_ms else "-",
+        _number(row["forward_backward_ms"]),
+        _speed_up(row, baseline_ms),
         f"{row['limit_share']:.0%}",
         _number(row["retained_bytes"] / (row["T"] * row["B"] * row["N"])),
         _megabytes(row["peak_bytes"]),
@@ -101,23 +122,68 @@ def _bench_title(rows):
 
 def _bench_table(rows):
     timed = [row for row in rows if not row["error"]]
-    baseline_ms = next((row["forward_backward_ms"] for row in timed if row["contender"] == BASELINE), None)
     parts = [_bench_title(rows)]
     if timed:
+        baseline_ms = _milliseconds_of((BASELINE,), timed)
         parts.append(_markdown(COLUMNS, [_bench_line(row, baseline_ms) for row in timed]))
     parts += [f"No figures for {_name(row)}: {row['error']}" for row in rows if row["error"]]
     return "\n\n".join(parts) + "\n"
 
 
-def bench_tables(rows: list[dict]) -> str:
-    """One Markdown table per bench, hardware, dtype and size, each from its newest run.
+def _newest_run(rows):
+    newest = _newest(rows)
+    return [row for row in rows if row["date"] == newest]
 
-    A table never mixes runs, because speed-ups hold only within one.
+
+def _loop_title(row):
+    return f"{row['loop']}, T={row['T']}, B={row['B']}"
+
+
+def _loop_lines(rows):
+    timed = [row for row in rows if not row["error"]]
+    author_ms, eager_ms = _milliseconds_of(AUTHORS, timed), _milliseconds_of((EAGER,), timed)
+    return [
+        [
+            _loop_title(row),
+            _name(row),
+            _number(row["forward_ms"]),
+            _number(row["forward_backward_ms"]),
+            _speed_up(row, author_ms),
+            _speed_up(row, eager_ms),
+            _number(row["first_call_s"]) if row["compiles"] else "-",
+            _megabytes(row["peak_bytes"]),
+            _megabytes(row["retained_bytes"]),
+        ]
+        for row in timed
+    ]
+
+
+def _loops_table(runs):
+    """One table for several runs, each of one loop."""
+    rows = [row for run in runs for row in run]
+
+    def all_of(key):
+        return ", ".join(sorted({str(row[key]) for row in rows}))
+
+    dates = ", ".join(sorted({row["date"][:10] for row in rows}))
+    title = f"**loops**, {rows[0]['dtype']}, on {rows[0]['device']}, torch {all_of('torch')}, {dates}"
+    parts = [f"{title}, commit {all_of('commit')}"]
+    if lines := [line for run in runs for line in _loop_lines(run)]:
+        parts.append(_markdown(LOOP_COLUMNS, lines))
+    parts += [f"No figures for {_loop_title(row)}, {_name(row)}: {row['error']}" for row in rows if row["error"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def bench_tables(rows: list[dict]) -> str:
+    """One Markdown table per bench, hardware, dtype and size, and one for all loops of a hardware and dtype.
+
+    Speed-ups hold only within a run, so a table, or a loop in the table of loops, shows its newest run alone.
     """
     tables = []
-    for group in _grouped(rows, "bench", "device", "dtype", "T", "B", "N"):
-        newest = _newest(group)
-        tables.append(_bench_table([row for row in group if row["date"] == newest]))
+    for group in _grouped([row for row in rows if "loop" not in row], "bench", "device", "dtype", "T", "B", "N"):
+        tables.append(_bench_table(_newest_run(group)))
+    for group in _grouped([row for row in rows if "loop" in row], "device", "dtype"):
+        tables.append(_loops_table([_newest_run(loop) for loop in _grouped(group, "loop", "T", "B")]))
     return "\n".join(tables)
 
 

@@ -84,7 +84,7 @@ def fuse(graph_module: GraphModule, options: Options) -> GraphModule:
     packing = Packing(graph, watcher, exact)
     packs = []
     if any(len(chain.steps) > 1 for chain in chains):
-        window = options.window or choose_window(chains)
+        window = options.window or choose_window(graph, chains)
         for chain in chains:
             whole = options.window is None and is_light(chain, chains)
             packs += packing.pack_chain(chain, len(chain.steps) if whole else window)

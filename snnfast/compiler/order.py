@@ -50,6 +50,16 @@ def effect_edges(graph: Graph, watcher: Watcher) -> list[tuple[Node, Node]]:
     return edges
 
 
+def accumulation_edges(graph: Graph) -> list[tuple[Node, Node]]:
+    """Pairs that keep the order in which autograd adds up what several calls give to one input's gradient."""
+    edges = []
+    for node in graph.nodes:
+        if node.op == "placeholder" and any(tensor.requires_grad for tensor in g.tensors(node)):
+            users = sorted(node.users)
+            edges += zip(users, users[1:], strict=False)
+    return edges
+
+
 class Order:
     """A topological order of the graph in which sets of nodes were contracted to groups."""
 

@@ -18,7 +18,7 @@ from . import graph as g
 from . import rules
 from .chains import Chain, Neuron
 from .effects import Watcher
-from .order import Order, effect_edges, mutated_storages
+from .order import Order, accumulation_edges, effect_edges, mutated_storages
 from .rules import Batched, Call, Stacked
 
 
@@ -82,7 +82,8 @@ class Packing:
         self._mutated = mutated_storages(graph, watcher)
         self._mode = g.fake_mode(graph)
         self._checked = {}
-        self.order = Order(graph, effect_edges(graph, watcher))
+        edges = effect_edges(graph, watcher) + (accumulation_edges(graph) if exact else [])
+        self.order = Order(graph, edges)
         self.pack_of = {}
         self.refused = {}
         """For a step that stayed alone: the path of nodes through which it feeds back to its own layer."""

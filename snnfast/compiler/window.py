@@ -1,28 +1,44 @@
 """How many steps run at once."""
 
+import math
+
 import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
 
 from . import graph as g
 from .chains import Chain
 
-SMALL = 1 << 20
+SMALL = 1 << 16
 """Bytes of currents, over all layers and steps, that are not worth a second call."""
 
 IN_CACHE = 16 << 20
 """Bytes of currents of one window that a CPU's cache holds together with what is computed from them."""
 
+SHARE = 6
+"""A window of one in so many steps costs less memory than a loop spends besides what it keeps for backward."""
 
-def choose_window(chains: list[Chain]) -> int:
+
+def choose_window(graph: Graph, chains: list[Chain]) -> int:
     """Steps that run as one call, the same for all layers so that their windows meet.
 
-    A window's currents and their gradients exist beside all that the loop keeps for its backward. Half of the steps at
-    once, at most, keeps the whole below what the loop needs.
+    A window's currents and their gradients exist beside all that is kept for backward, where the loop has those of one
+    step, but also the gradients of its weights twice, as it adds one step's to the others'. Measured, windows of these
+    sizes stay below the loop.
     """
     steps = max(len(chain.steps) for chain in chains)
     together = sum(map(_bytes, chains))
+    if together <= SMALL:
+        return steps
+    weights = sum(tensor.nbytes for node in graph.nodes if node.op == "placeholder" for tensor in _learned(node))
     device = g.value(chains[0].steps[0].args[0]).device
-    windows = 1 if together <= SMALL else max(2, -(-together // _limit(device)))
+    most = min(max(together / SHARE, 2 * weights), _limit(device))
+    windows = max(2, math.ceil(together / most))
     return -(-steps // min(windows, max(1, steps // 2)))
+
+
+def _learned(node: Node) -> list[Tensor]:
+    return [tensor for tensor in g.tensors(node) if isinstance(tensor, nn.Parameter) and tensor.requires_grad]
 
 
 def is_light(chain: Chain, chains: list[Chain]) -> bool:
