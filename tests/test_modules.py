@@ -475,7 +475,8 @@ def test_compiled_layer_is_one_operator(init_hidden):
     operators = [target for target in targets if "snnfast" in str(target)]
     assert operators == [torch.ops.snnfast.leaky_step, torch.ops.snnfast.leaky_seq]
     elsewhere = [target for target in targets if target not in operators and target is not operator.getitem]
-    assert elsewhere == []
+    # `to`: the stored membrane follows the input to its device.
+    assert set(elsewhere) <= {"to"}
 
 
 def test_compiled_step_loop_with_hidden_state(device):

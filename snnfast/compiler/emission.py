@@ -38,6 +38,11 @@ def joined_at(x: Tensor, dim: int) -> Tensor:
     return x.movedim(0, dim).flatten(dim, dim + 1).contiguous()
 
 
+def step_of(stacks: tuple[Tensor, ...], step: int) -> tuple[Tensor, ...]:
+    """What a call with several outputs gave at one step."""
+    return tuple(stack[step] for stack in stacks)
+
+
 class _OwnMemory(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -222,6 +227,8 @@ class _Emitter:
             pack, output, step = self._place(node)
             if self._is_last_state(node):
                 self._taken[node] = self._new(operator.getitem, self._made[pack], output)
+            elif not isinstance(g.value(node), Tensor):
+                self._taken[node] = self._new(step_of, self._stack(pack, output), step)
             else:
                 if (pack, output) not in self._unbound:
                     self._unbound[pack, output] = self._new(torch.unbind, self._stack(pack, output))
