@@ -75,7 +75,7 @@ def _alike(before: Node, node: Node, neuron: Neuron) -> bool:
     rest = [index for index in range(1, len(node.args)) if index not in neuron.states]
     if any(before.args[index] != node.args[index] for index in rest):
         return False
-    return g.signatures(before) == g.signatures(node) and g.signatures(before.args[0]) == g.signatures(node.args[0])
+    return g.kind(before) == g.kind(node) and g.signatures(before.args[0]) == g.signatures(node.args[0])
 
 
 def what_broke(chain: Chain) -> str | None:

@@ -122,7 +122,8 @@ class _Emitter:
 
     def _copy(self, node: Node) -> None:
         if node.op == "output":
-            self._graph.output(tree_map(self._returned, node.args[0]))
+            returned = {leaf: self._returned(leaf) for leaf in node.all_input_nodes}
+            self._graph.output(tree_map(lambda leaf: returned.get(leaf, leaf), node.args[0]))
         else:
             self._single[node] = self._join(node) or self._graph.node_copy(node, self._one)
             if self._packing.is_fence(node):
@@ -131,15 +132,13 @@ class _Emitter:
                 self._unbound.clear()
                 self._columns.clear()
 
-    def _returned(self, leaf):
+    def _returned(self, node: Node) -> Node:
         """An output in memory of its own, no piece of a stack that backward or another output reads."""
-        if not isinstance(leaf, Node):
-            return leaf
-        own = leaf in self._packing.pack_of and self._is_last_state(leaf)
-        piece = not own and bool(self._pieces & g.storages(leaf))
-        if piece or not self._owns_its_stacks(leaf):
-            return self._graph.call_method("clone", (self._one(leaf),))
-        return self._one(leaf)
+        own = node in self._packing.pack_of and self._is_last_state(node)
+        piece = not own and bool(self._pieces & g.storages(node))
+        if piece or not self._owns_its_stacks(node):
+            return self._graph.call_method("clone", (self._one(node),))
+        return self._one(node)
 
     def _owns_its_stacks(self, node: Node) -> bool:
         """Whether no other output joined the same steps: they would be one tensor where the user made two."""

@@ -37,6 +37,11 @@ def signatures(node: Node) -> tuple:
     return tuple(map(signature, leaves)), nesting
 
 
+def kind(node: Node) -> tuple:
+    """What must agree for calls to become one: the signatures of their results, and whether these have gradients."""
+    return signatures(node), tuple(tensor.requires_grad for tensor in tensors(node))
+
+
 def is_operator(node: Node, packet) -> bool:
     """Whether a node calls this torch operator, by packet or by overload."""
     return node.op == "call_function" and getattr(node.target, "overloadpacket", node.target) is packet

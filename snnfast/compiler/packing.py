@@ -198,7 +198,7 @@ class Packing:
             return None
         if any(not isinstance(lane, Node) or not g.is_call(lane) or lane in self.pack_of for lane in lanes):
             return None
-        if not self._stays(lanes) or len({g.signatures(lane) for lane in lanes}) > 1:
+        if not self._stays(lanes) or len({g.kind(lane) for lane in lanes}) > 1:
             return None
         pack = self._slice_pack(lanes) or self._call_pack(lanes)
         if pack is None or self._register(pack) is not None:
