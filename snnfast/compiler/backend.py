@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch._dynamo.exc import SkipFrame
 from torch.fx import Graph, GraphModule, Node
 
 from .chains import find_chains
@@ -70,9 +71,18 @@ def backend(graph_module: GraphModule, example_inputs: list, *, mode=None, optio
     chosen = make_options(**(options or {}))
     fused = fuse(graph_module, chosen)
     if chosen.inner is None:
+        if fused is graph_module and not _listeners and _is_whole_frame(graph_module):
+            # As it is written it runs faster than its graph would, and stays readable to a debugger.
+            raise SkipFrame("nothing to fuse over time")
         return fused
     inner = torch._dynamo.lookup_backend(chosen.inner) if isinstance(chosen.inner, str) else chosen.inner
     return inner(fused, example_inputs)
+
+
+def _is_whole_frame(graph_module: GraphModule) -> bool:
+    """Whether the captured function ends with this graph; a part of it that comes later may have a loop to fuse."""
+    reason = getattr(graph_module, "compile_subgraph_reason", None)
+    return reason is not None and not reason.graph_break
 
 
 def fuse(graph_module: GraphModule, options: Options) -> GraphModule:
