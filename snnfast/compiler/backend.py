@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.exc import SkipFrame
 from torch.fx import Graph, GraphModule, Node
 
-from .chains import find_chains
+from .chains import NEURONS, find_chains
 from .emission import emit
 from .packing import Packing
 from .report import LayerReport, report
@@ -120,6 +120,4 @@ def _copy(graph: Graph) -> Graph:
 
 def is_sequence_call(node: Node) -> bool:
     """Whether a node of a fused graph runs a neuron over a sequence."""
-    from .chains import NEURONS
-
     return node.op == "call_function" and any(node.target is neuron.sequence for neuron in NEURONS)
