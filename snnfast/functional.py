@@ -115,9 +115,7 @@ def run_leaky(
         if options.unroll:
             check_mem(mem, x, x.shape[1:])
         shape = x.shape[1:] if options.unroll else x.shape
-        named_params = zip(("beta", "threshold", "graded_spikes_factor"), params, strict=True)
-        params = tuple(as_parameter(name, param, x, shape) for name, param in named_params)
-        return ops.captured_leaky(x, mem, params, options, want_mem_seq)
+        return ops.captured_leaky(x, mem, _as_parameters(params, x, shape), options, want_mem_seq)
     return _run_leaky(x, mem, params, options, want_mem_seq, state_quant, inhibition)
 
 
@@ -157,10 +155,7 @@ def _run_leaky(
     x = check_current(x, options.unroll)
     shape = x.shape[1:] if options.unroll else x.shape
     check_mem(mem, x, shape)
-    params = tuple(
-        as_parameter(name, param, x, shape)
-        for name, param in zip(("beta", "threshold", "graded_spikes_factor"), params, strict=True)
-    )
+    params = _as_parameters(params, x, shape)
     dtype = _state_dtype(x, mem, params)
     spk_dtype = x.dtype
     if dtype == torch.float64 or x.device.type == "cpu":
@@ -207,6 +202,12 @@ def check_mem(mem: Tensor | None, x: Tensor, shape: torch.Size) -> None:
         raise ValueError(f"mem must have shape {tuple(shape)}, got {tuple(mem.shape)}")
     if mem.device != x.device:
         raise ValueError(f"mem must be on {x.device} as x is, got {mem.device}")
+
+
+def _as_parameters(params: tuple, x: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
+    """The neuron's three parameters, each as `as_parameter` makes it."""
+    named_params = zip(("beta", "threshold", "graded_spikes_factor"), params, strict=True)
+    return tuple(as_parameter(name, param, x, shape) for name, param in named_params)
 
 
 def as_parameter(name: str, value, x: Tensor, shape: torch.Size) -> Tensor:

@@ -1,7 +1,6 @@
 """What the passes ask of a captured graph: values, storages, shapes, names of layers."""
 
 import re
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -73,11 +72,6 @@ def _readable(path: str) -> str:
     """`L['self']._modules['blocks']._modules['0'].lif` as `blocks.0.lif`, `G['lif']` as `lif`."""
     path = re.sub(r"^L\['(self|fn|mod)'\](\.__self__|\._orig_mod)*|^[LG](?=\[)|\b_modules\b", "", path)
     return ".".join(re.findall(r"\w+", path))
-
-
-def inputs(node: Node) -> Iterator[Node]:
-    """The nodes that a node reads, each once."""
-    return iter(node.all_input_nodes)
 
 
 def run(node_op: str, target, args, kwargs):

@@ -37,7 +37,7 @@ def effect_edges(graph: Graph, watcher: Watcher) -> list[tuple[Node, Node]]:
             if last_random is not None:
                 edges.append((last_random, node))
             last_random = node
-        touched = g.storages(node).union(*map(g.storages, g.inputs(node)))
+        touched = g.storages(node).union(*map(g.storages, node.all_input_nodes))
         written = watcher.written(node)
         for storage in touched & mutated:
             if storage in last_write:

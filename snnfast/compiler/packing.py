@@ -168,8 +168,7 @@ class Packing:
         while columns:
             pack = self._pack_column(columns.pop())
             if isinstance(pack, CallPack):
-                leaves = tree_flatten((pack.batched.args, pack.batched.kwargs), is_leaf=rules.is_stacked)[0]
-                columns += [leaf.lanes for leaf in leaves if isinstance(leaf, Stacked)]
+                columns += [operand.lanes for operand in rules.stacked(pack.batched)]
 
     def _grow_down(self, lanes: tuple) -> None:
         columns = [lanes]
@@ -196,7 +195,7 @@ class Packing:
     def _pack_column(self, lanes: tuple):
         if len(lanes) < 2 or len(set(lanes)) != len(lanes):
             return None
-        if any(not isinstance(lane, Node) or not g.is_call(lane) or lane in self.pack_of for lane in lanes):
+        if any(not isinstance(lane, Node) or lane in self.pack_of for lane in lanes):
             return None
         if not self._stays(lanes) or len({g.kind(lane) for lane in lanes}) > 1:
             return None
@@ -208,9 +207,9 @@ class Packing:
     def _stays(self, lanes) -> bool:
         """Nothing is known of the lanes but their values: no effects, no memory that is written to."""
         for lane in lanes:
-            if lane.op not in ("call_function", "call_method") or self._watcher.effects(lane):
+            if lane.op not in ("call_function", "call_method"):
                 return False
-            if self._mutated & g.storages(lane):
+            if self._watcher.effects(lane) or self.is_mutated(lane):
                 return False
         return True
 
@@ -224,10 +223,10 @@ class Packing:
         call = match(lanes)
         if call is None:
             return None
-        operands = {node for leaf in call.stacked() for node in leaf.lanes}.union(call.shared())
+        operands = {node for leaf in rules.stacked(call) for node in leaf.lanes}.union(call.shared())
         if operands & set(lanes):
             return None
-        for leaf in call.stacked():
+        for leaf in rules.stacked(call):
             # Several outputs can be picked from one call over time, but not stacked.
             if not isinstance(g.value(leaf.lanes[0]), Tensor):
                 self._pack_column(leaf.lanes)
@@ -263,10 +262,8 @@ class Packing:
                 wanted = tree_map(lambda one: _stack_of(one, len(lanes)), g.value(lanes[0]))
         except Exception:
             return False
-        got, got_nesting = tree_flatten(result)
-        want, want_nesting = tree_flatten(wanted)
-        alike = [g.signature(leaf) for leaf in got] == [g.signature(leaf) for leaf in want]
-        return alike and len(got) == len(want) and (len(got) == 1 or got_nesting.num_leaves == want_nesting.num_leaves)
+        got, want = tree_flatten(result)[0], tree_flatten(wanted)[0]
+        return [g.signature(leaf) for leaf in got] == [g.signature(leaf) for leaf in want]
 
     def _slice_pack(self, lanes: tuple) -> SlicePack | None:
         """`x[0], x[1], ...`, `x[:, 0], x[:, 1], ...` or the steps of `x.unbind(dim)`."""

@@ -47,17 +47,9 @@ class Call:
     def is_method(self) -> bool:
         return self.lanes[0].op == "call_method"
 
-    def leaves(self) -> list:
-        """All arguments, flat."""
-        return tree_flatten((self.args, self.kwargs), is_leaf=is_stacked)[0]
-
-    def stacked(self) -> list[Stacked]:
-        """The arguments that differ from step to step."""
-        return [leaf for leaf in self.leaves() if isinstance(leaf, Stacked)]
-
     def shared(self) -> list[Node]:
         """The nodes that every step uses."""
-        return [leaf for leaf in self.leaves() if isinstance(leaf, Node)]
+        return [leaf for leaf in leaves(self) if isinstance(leaf, Node)]
 
 
 @dataclass(frozen=True)
@@ -76,9 +68,19 @@ def is_stacked(leaf) -> bool:
     return isinstance(leaf, Stacked)
 
 
+def leaves(call: Call | Batched) -> list:
+    """All arguments, flat."""
+    return tree_flatten((call.args, call.kwargs), is_leaf=is_stacked)[0]
+
+
+def stacked(call: Call | Batched) -> list[Stacked]:
+    """The arguments that differ from step to step."""
+    return [leaf for leaf in leaves(call) if isinstance(leaf, Stacked)]
+
+
 def batch(call: Call) -> Batched | None:
     """The batched form of a call, by the table or by `torch.vmap`."""
-    if not call.stacked():
+    if not stacked(call):
         return None
     known = METHODS.get(call.target) if call.is_method else TABLE.get(call.target)
     batched = known(call) if known else None
@@ -98,7 +100,7 @@ def pointwise(call: Call) -> Batched | None:
     result = g.value(call.lanes[0])
     if not isinstance(result, Tensor):
         return None
-    operands = [g.value(leaf.lanes[0]) for leaf in call.stacked()] + [g.value(leaf) for leaf in call.shared()]
+    operands = [g.value(leaf.lanes[0]) for leaf in stacked(call)] + [g.value(leaf) for leaf in call.shared()]
     operands = [operand for operand in operands if isinstance(operand, Tensor)]
     # A number-like tensor loses its say on the result's dtype; a stack of them would have it.
     if any(operand.dim() == 0 for operand in operands) and len({operand.dtype for operand in operands}) > 1:
@@ -112,13 +114,13 @@ def pointwise(call: Call) -> Batched | None:
 
     name = getattr(call.target, "__name__", call.target)
     # `add(alpha=)` is one fused operation in vectors and two in what remains.
-    rounded = name in CORRECTLY_ROUNDED.split() and "alpha" not in call.kwargs
+    rounded = name in CORRECTLY_ROUNDED and "alpha" not in call.kwargs
     return _again(call, rounded and not _shares_gradients(call), prepare)
 
 
 def leading(call: Call) -> Batched | None:
     """Acts on the last dimensions of its first argument and takes any number before them."""
-    if not _only_first_stacked(call) or call.stacked()[0].rank < 1:
+    if not _only_first_stacked(call) or stacked(call)[0].rank < 1:
         return None
     return _again(call, exact=False)
 
@@ -138,7 +140,7 @@ def folding(rank: int, exact: bool = False) -> Callable[[Call], Batched | None]:
     def rule(call):
         if not _only_first_stacked(call) or not isinstance(g.value(call.lanes[0]), Tensor):
             return None
-        if (rank and call.stacked()[0].rank != rank) or call.stacked()[0].rank < 2:
+        if (rank and stacked(call)[0].rank != rank) or stacked(call)[0].rank < 2:
             return None
         unfold = unfolding(len(call.lanes))
         return _again(call, exact and not _shares_gradients(call), lambda leaf: Stacked(leaf.lanes, fold), unfold)
@@ -159,7 +161,7 @@ def reshape(call: Call) -> Batched | None:
 
 def flatten(call: Call) -> Batched | None:
     """`x.flatten(start, end)`."""
-    if not _only_first_stacked(call) or call.stacked()[0].rank < 1:
+    if not _only_first_stacked(call) or stacked(call)[0].rank < 1:
         return None
     given = dict(zip(("start_dim", "end_dim"), call.args[1:], strict=False)) | call.kwargs
     start, end = (_after_time(given.get(name, default)) for name, default in (("start_dim", 0), ("end_dim", -1)))
@@ -184,14 +186,14 @@ def by_vmap(call: Call) -> Batched | None:
         "_operator",
     ):
         return None
-    leaves, nesting = tree_flatten((call.args, call.kwargs), is_leaf=is_stacked)
-    mapped = [index for index, leaf in enumerate(leaves) if isinstance(leaf, (Stacked, Node))]
-    axes = tuple(0 if isinstance(leaves[index], Stacked) else None for index in mapped)
+    flat, nesting = tree_flatten((call.args, call.kwargs), is_leaf=is_stacked)
+    mapped = [index for index, leaf in enumerate(flat) if isinstance(leaf, (Stacked, Node))]
+    axes = tuple(0 if isinstance(flat[index], Stacked) else None for index in mapped)
     op, target = call.lanes[0].op, call.target
 
     def over_time(*given):
         def one_step(*lanes):
-            filled = list(leaves)
+            filled = list(flat)
             for index, lane in zip(mapped, lanes, strict=True):
                 filled[index] = lane
             args, kwargs = tree_unflatten(filled, nesting)
@@ -200,7 +202,7 @@ def by_vmap(call: Call) -> Batched | None:
         return torch.vmap(one_step, in_dims=axes)(*given)
 
     over_time.__name__ = f"{getattr(target, '__name__', target)}_over_time".replace(".", "_")
-    return Batched("call_function", over_time, tuple(leaves[index] for index in mapped), {}, exact=False)
+    return Batched("call_function", over_time, tuple(flat[index] for index in mapped), {}, exact=False)
 
 
 def fold(x: Tensor) -> Tensor:
@@ -231,7 +233,7 @@ def _after_time(dim: int) -> int:
 
 
 def _only_first_stacked(call: Call) -> bool:
-    return call.args and isinstance(call.args[0], Stacked) and len(call.stacked()) == 1
+    return call.args and isinstance(call.args[0], Stacked) and len(stacked(call)) == 1
 
 
 def _shares_gradients(call: Call) -> bool:
@@ -248,16 +250,15 @@ POINTWISE = (
     "cos erf sign floor ceil round clamp clamp_min clamp_max minimum maximum where gt ge lt le eq ne logical_and "
     "logical_or logical_not nan_to_num detach clone"
 )
-# The same to the bit wherever an element stands in memory, which exp or tanh in vectors are not.
-CORRECTLY_ROUNDED = (
-    "add sub mul div true_divide truediv neg pos abs sqrt relu relu6 leaky_relu hardtanh clamp minimum maximum "
-    "where gt ge lt le eq ne logical_and logical_or logical_not and_ or_ invert detach clone "
-    "float double half bfloat16 bool int long to type_as"
-)
 ACTIVATIONS = "relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign sigmoid tanh hardtanh hardsigmoid"
 OPERATORS = "add sub mul truediv neg pos pow abs gt ge lt le eq ne and_ or_ invert"
 POOLS = "max_pool?d avg_pool?d adaptive_avg_pool?d"
 CASTS = "float double half bfloat16 bool int long to type_as"
+# The same to the bit wherever an element stands in memory, which exp or tanh in vectors are not.
+CORRECTLY_ROUNDED = (
+    "add sub mul div true_divide truediv neg pos abs sqrt relu relu6 leaky_relu hardtanh clamp minimum maximum "
+    "where gt ge lt le eq ne logical_and logical_or logical_not and_ or_ invert detach clone " + CASTS
+).split()
 
 TABLE = {
     **dict.fromkeys(_functions(POINTWISE, torch), pointwise),
@@ -284,5 +285,5 @@ METHODS = {
     "reshape": reshape,
     "view": reshape,
 }
-# Their meaning is not elementwise in the steps, or lies outside the graph.
-NO_VMAP = {torch.stack, torch.cat, "unbind", torch.unbind, "register_hook", "retain_grad", "requires_grad_", "item"}
+# Emission joins and takes apart steps itself.
+NO_VMAP = {torch.stack, torch.cat, "unbind", torch.unbind}
