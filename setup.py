@@ -4,6 +4,7 @@ SNNFAST_CUDA=0|1 overrides the detection; TORCH_CUDA_ARCH_LIST chooses the GPUs 
 """
 
 import os
+from glob import glob
 
 import torch
 from setuptools import setup
@@ -36,7 +37,7 @@ def wants_cuda() -> bool:
 extensions = [
     CppExtension(
         "snnfast._C",
-        ["csrc/ops.cpp", "csrc/cpu/leaky.cpp"],
+        ["csrc/ops.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
         extra_compile_args={"cxx": CXX},
         py_limited_api=True,
     )
@@ -47,7 +48,7 @@ if wants_cuda():
     extensions.append(
         CUDAExtension(
             "snnfast._C_cuda",
-            ["csrc/cuda/module.cpp", "csrc/cuda/leaky.cu"],
+            ["csrc/cuda/module.cpp", *sorted(glob("csrc/cuda/*.cu"))],
             extra_compile_args={"cxx": CXX, "nvcc": NVCC},
             py_limited_api=True,
         )

@@ -5,16 +5,15 @@ from torch import nn
 
 from . import surrogate
 from .functional import RESET_MECHANISMS
-from .neurons import Leaky
-from .neurons.leaky import is_snntorch_leaky
+from .neurons import SpikingNeuron, fused_class
 
 
 def convert(net: nn.Module) -> nn.Module:
-    """Swaps every `snntorch.Leaky` in `net` for `snnfast.Leaky`, in place, and returns `net`.
+    """Swaps every neuron of snnTorch in `net` that snnfast has fused for its own, in place, and returns `net`.
 
     The layer objects stay who they are, whoever refers to them: parameters, buffers, hidden state, hooks and options
     are kept, so optimisers and checkpoints go on working. A layer that loaded another reset mechanism than it was made
-    with (and goes on ignoring it in snnTorch) follows what it loaded. Subclasses of `snntorch.Leaky` and other neurons
+    with (and goes on ignoring it in snnTorch) follows what it loaded. Subclasses of snnTorch's layers and other neurons
     are left alone.
 
     Raises:
@@ -23,24 +22,26 @@ def convert(net: nn.Module) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
     for module in net.modules():
-        if is_snntorch_leaky(module):
-            _fuse(module)
+        layer = fused_class(module)
+        if layer is not None:
+            _fuse(module, layer)
     return net
 
 
-def _fuse(layer: nn.Module) -> None:
+def _fuse(layer: nn.Module, fused: type[SpikingNeuron]) -> None:
     spike_grad = surrogate.disabled() if layer.surrogate_disable else layer.spike_grad
     # What could fail comes before anything is changed.
     surrogate.resolve(spike_grad)
     reset_mechanism = RESET_MECHANISMS[int(layer.reset_mechanism_val)]
-    mem = layer._buffers.pop("mem")
-    layer._non_persistent_buffers_set.discard("mem")
+    states = {name: layer._buffers.pop(name) for name in fused.state_names}
+    layer._non_persistent_buffers_set.difference_update(states)
     for bound in ("state_function", "reset"):
         layer.__dict__.pop(bound, None)
     instances = type(layer).instances
     instances[:] = [instance for instance in instances if instance is not layer]
-    layer.__class__ = Leaky
-    layer.mem = mem
+    layer.__class__ = fused
+    for name, state in states.items():
+        setattr(layer, name, state)
     layer.spike_grad = spike_grad
     layer.reset_mechanism = reset_mechanism
     layer._register_instance()

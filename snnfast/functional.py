@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
+from .ops import Options, Result
+from .reference import LEAKY, Model
 from .surrogate import Surrogate, evaluated, named, resolve
 
 RESET_MECHANISMS = ("subtract", "zero", "none")
@@ -65,10 +67,10 @@ def leaky(
     """
     if return_mem not in ("all", "last"):
         raise ValueError(f"return_mem must be 'all' or 'last', got {return_mem!r}")
-    options = leaky_options(surrogate, reset_mechanism, reset_delay, unroll=True)
+    options = checked_options(surrogate, reset_mechanism, reset_delay, unroll=True)
     params = (beta, threshold, graded_spikes_factor)
-    spk, mem_last, mem_seq = run_leaky(x, mem, params, options, want_mem_seq=return_mem == "all")
-    return spk, mem_last if mem_seq is None else mem_seq
+    spk, (last,), seqs = run(LEAKY, x, (mem,), params, options, want_seqs=return_mem == "all")
+    return spk, last if seqs is None else seqs[0]
 
 
 def leaky_step(
@@ -83,15 +85,15 @@ def leaky_step(
     reset_delay: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """One step of `leaky`: current x and membrane mem [B, ...] to spikes and membrane [B, ...]."""
-    options = leaky_options(surrogate, reset_mechanism, reset_delay, unroll=False)
-    spk, mem, _ = run_leaky(x, mem, (beta, threshold, graded_spikes_factor), options)
+    options = checked_options(surrogate, reset_mechanism, reset_delay, unroll=False)
+    spk, (mem,), _ = run(LEAKY, x, (mem,), (beta, threshold, graded_spikes_factor), options)
     return spk, mem
 
 
-def leaky_options(surrogate, reset_mechanism, reset_delay, unroll: bool) -> ops.LeakyOptions:
-    """Checked options of a Leaky call."""
+def checked_options(surrogate, reset_mechanism, reset_delay, unroll: bool) -> Options:
+    """Checked options of a call."""
     check_reset_mechanism(reset_mechanism)
-    return ops.LeakyOptions(resolve(surrogate), reset_mechanism, bool(reset_delay), unroll)
+    return Options(resolve(surrogate), reset_mechanism, bool(reset_delay), unroll)
 
 
 def check_reset_mechanism(reset_mechanism) -> None:
@@ -100,23 +102,34 @@ def check_reset_mechanism(reset_mechanism) -> None:
         raise ValueError(f"reset_mechanism must be one of {', '.join(RESET_MECHANISMS)}; got {reset_mechanism!r}")
 
 
-def run_leaky(
+def run(
+    model: Model,
     x: Tensor,
-    mem: Tensor | None,
+    states: tuple,
     params: tuple,
-    options: ops.LeakyOptions,
-    want_mem_seq: bool = False,
+    options: Options,
+    want_seqs: bool = False,
     state_quant=False,
     inhibition: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Spikes, last membrane, and membranes [T, ...] or None: in a captured graph as one node, else by `_run_leaky`."""
+    rec: Tensor | None = None,
+) -> Result:
+    """A step or a sequence of any neuron: in a captured graph as one node, else by `_run`.
+
+    Args:
+        x: current [T, B, ...] when unrolled, else [B, ...].
+        states: the model's states before it [B, ...], each a tensor or None: zeros.
+        params: numbers or tensors that broadcast over [B, ...].
+        want_seqs: whether the states of all steps are wanted of a sequence.
+        rec: a recurrent model's second current, of x's shape; None: zeros.
+    """
     key = getattr(options.surrogate, "key", None)
     if torch.compiler.is_compiling() and fits_one_operator(key, state_quant, inhibition):
-        if options.unroll:
-            check_mem(mem, x, x.shape[1:])
         shape = x.shape[1:] if options.unroll else x.shape
-        return ops.captured_leaky(x, mem, _as_parameters(params, x, shape), options, want_mem_seq)
-    return _run_leaky(x, mem, params, options, want_mem_seq, state_quant, inhibition)
+        if options.unroll:
+            check_states(model, states, x, shape)
+        params = _as_parameters(model, params, x, shape)
+        return ops.captured_run(model, x, rec, states, params, options, want_seqs)
+    return _run(model, x, states, params, options, want_seqs, state_quant, inhibition, rec)
 
 
 def fits_one_operator(surrogate_key, state_quant, inhibition) -> bool:
@@ -127,50 +140,82 @@ def fits_one_operator(surrogate_key, state_quant, inhibition) -> bool:
     return not _reference_forced and not torch.compiler._is_exporting_flag
 
 
-@ops.composite("leaky_step")
-def _(x, mem, beta, threshold, graded_spikes_factor, surrogate, constants, reset_mechanism, reset_delay):
-    options = ops.LeakyOptions(named(surrogate, constants), reset_mechanism, reset_delay, unroll=False)
-    mem = None if mem is None or mem.shape != x.shape else mem
-    return _run_leaky(x, mem, (beta, threshold, graded_spikes_factor), options)[:2]
+def _composite(model: Model, unroll: bool):
+    """The kernel of a captured step or sequence: arguments as `ops.Captured` lists them."""
+    inputs = 2 if model.recurrent else 1
+    first_param = inputs + len(model.states)
+    first_option = first_param + len(model.params)
+
+    def kernel(*arguments):
+        x, *rec = arguments[:inputs]
+        shape = x.shape[1:] if unroll else x.shape
+        states = (
+            state if state is not None and state.shape == shape else None for state in arguments[inputs:first_param]
+        )
+        surrogate, constants, *resets = arguments[first_option : first_option + 4]
+        options = Options(named(surrogate, constants), *resets, unroll)
+        params = arguments[first_param:first_option]
+        want_seqs = unroll and arguments[-1]
+        spk, last, seqs = _run(model, x, tuple(states), params, options, want_seqs, rec=rec[0] if rec else None)
+        if not unroll:
+            return spk, *last
+        stored = [last[0].new_empty(0) for _ in range(model.stored)] if seqs is None else seqs[: model.stored]
+        return spk, *last, *stored
+
+    return kernel
 
 
-@ops.composite("leaky_seq")
-def _(x, mem, beta, threshold, graded_spikes_factor, surrogate, constants, reset_mechanism, reset_delay, want_mem_seq):
-    options = ops.LeakyOptions(named(surrogate, constants), reset_mechanism, reset_delay, unroll=True)
-    mem = None if mem is None or mem.shape != x.shape[1:] else mem
-    spk, last, mem_seq = _run_leaky(x, mem, (beta, threshold, graded_spikes_factor), options, want_mem_seq)
-    return spk, last, last.new_empty(0) if mem_seq is None else mem_seq
+for _model in reference.MODELS:
+    ops.composite(f"{_model.name}_step", _composite(_model, unroll=False))
+    if not _model.recurrent:
+        ops.composite(f"{_model.name}_seq", _composite(_model, unroll=True))
 
 
-def _run_leaky(
+def _run(
+    model: Model,
     x: Tensor,
-    mem: Tensor | None,
+    states: tuple,
     params: tuple,
-    options: ops.LeakyOptions,
-    want_mem_seq: bool = False,
+    options: Options,
+    want_seqs: bool = False,
     state_quant=False,
     inhibition: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    rec: Tensor | None = None,
+) -> Result:
     """Checks the tensors, then runs the kernels or the reference."""
     x = check_current(x, options.unroll)
     shape = x.shape[1:] if options.unroll else x.shape
-    check_mem(mem, x, shape)
-    params = _as_parameters(params, x, shape)
-    dtype = _state_dtype(x, mem, params)
+    check_states(model, states, x, shape)
+    params = _as_parameters(model, params, x, shape)
+    dtype = _state_dtype(x, states, params)
     spk_dtype = x.dtype
     if dtype == torch.float64 or x.device.type == "cpu":
         # The CPU kernels compute where they store; on a GPU the bytes of half precision are the point.
         x = x.to(dtype)
-    mem = None if mem is None else mem.to(dtype)
+    states = _filled(states, x, shape, dtype)
+    if rec is not None:
+        _check_fits("rec", rec, x, x.shape)
+        rec = rec.to(dtype)
     reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
     if reasons or _reference_forced or _is_exported():
         for reason in reasons:
-            _say_once("Leaky", reason)
-        spk, mem_last, mem_seq = _reference_leaky(x, mem, params, options, dtype, state_quant, inhibition)
+            _say_once(model.layer, reason)
+        call = reference.Call(*options[:3], state_quant, inhibition)
+        result = _run_reference(model, x.to(dtype), rec, states, params, call, options.unroll)
     else:
-        params = (_over_trailing_dims(param.to(dtype), shape) for param in params)
-        spk, mem_last, mem_seq = ops.leaky(x, mem, *params, options, want_mem_seq)
-    return spk.to(spk_dtype), mem_last, mem_seq if want_mem_seq else None
+        params = tuple(_over_trailing_dims(param.to(dtype), shape) for param in params)
+        result = ops.run(model, x, rec, states, params, options, want_seqs)
+    return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
+
+
+def _filled(states: tuple, x: Tensor, shape: torch.Size, dtype: torch.dtype) -> tuple:
+    """All states in the state's dtype, zeros for those that are None; none where all are zeros."""
+    if all(state is None for state in states):
+        return ()
+    zeros = None
+    if any(state is None for state in states):
+        zeros = x.new_zeros(shape, dtype=dtype)
+    return tuple(zeros if state is None else state.to(dtype) for state in states)
 
 
 def check_current(x: Tensor, unroll: bool) -> Tensor:
@@ -188,26 +233,29 @@ def check_current(x: Tensor, unroll: bool) -> Tensor:
     return x
 
 
-def check_mem(mem: Tensor | None, x: Tensor, shape: torch.Size) -> None:
-    """An initial membrane fits one step of the current, in shape and device."""
-    if mem is None:
-        return
-    if not isinstance(mem, Tensor):
-        raise TypeError(f"mem must be a tensor or None, got {type(mem).__name__}")
-    if mem.layout != torch.strided:
-        raise ValueError(f"mem must be a dense tensor, got layout {mem.layout}")
-    if mem.dtype not in FLOATS:
-        raise TypeError(f"mem must have dtype float32, float64, float16 or bfloat16, got {mem.dtype}")
-    if mem.shape != shape:
-        raise ValueError(f"mem must have shape {tuple(shape)}, got {tuple(mem.shape)}")
-    if mem.device != x.device:
-        raise ValueError(f"mem must be on {x.device} as x is, got {mem.device}")
+def check_states(model: Model, states: tuple, x: Tensor, shape: torch.Size) -> None:
+    """Initial states fit one step of the current, in shape and device."""
+    for name, state in zip(model.states, states, strict=True):
+        if state is not None:
+            _check_fits(name, state, x, shape)
 
 
-def _as_parameters(params: tuple, x: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
-    """The neuron's three parameters, each as `as_parameter` makes it."""
-    named_params = zip(("beta", "threshold", "graded_spikes_factor"), params, strict=True)
-    return tuple(as_parameter(name, param, x, shape) for name, param in named_params)
+def _check_fits(name: str, tensor: Tensor, x: Tensor, shape: torch.Size) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} must have dtype float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} as x is, got {tensor.device}")
+
+
+def _as_parameters(model: Model, params: tuple, x: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
+    """The neuron's parameters, each as `as_parameter` makes it."""
+    return tuple(as_parameter(name, param, x, shape) for name, param in zip(model.params, params, strict=True))
 
 
 def as_parameter(name: str, value, x: Tensor, shape: torch.Size) -> Tensor:
@@ -238,11 +286,9 @@ def _broadcasts(param: torch.Size, shape: torch.Size) -> bool:
     return all(size in (1, wanted) for size, wanted in pairs)
 
 
-def _state_dtype(x: Tensor, mem: Tensor | None, params: tuple) -> torch.dtype:
+def _state_dtype(x: Tensor, states: tuple, params: tuple) -> torch.dtype:
     """float64 where torch's type promotion would compute in float64, else float32."""
-    tensors = [x, *(param for param in params if param.dim() > 0)]
-    if mem is not None:
-        tensors.append(mem)
+    tensors = (x, *(param for param in params if param.dim() > 0), *(state for state in states if state is not None))
     doubled = any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if doubled else torch.float32
 
@@ -289,15 +335,13 @@ def _say_once(layer: str, reason: str) -> None:
         )
 
 
-def _reference_leaky(x, mem, params, options, dtype, state_quant, inhibition):
-    x = x.to(dtype)
-    if mem is None:
-        mem = torch.zeros_like(x[0] if options.unroll else x)
-    if inhibition and mem.dim() < 2:
+def _run_reference(model, x, rec, states, params, call, unroll) -> Result:
+    states = states or tuple(torch.zeros_like(x[0] if unroll else x) for _ in model.states)
+    if call.inhibition and states[0].dim() < 2:
         raise ValueError(f"x must have a batch and a neuron dimension for inhibition, got {tuple(x.shape)}")
-    arguments = (*params, options.surrogate, options.reset_mechanism, options.reset_delay, state_quant, inhibition)
-    if not options.unroll:
-        spk, mem = reference.leaky_step(x, mem, *arguments)
-        return spk, mem, None
-    spk, mem_seq = reference.leaky(x, mem, *arguments)
-    return spk, mem_seq[-1].clone() if len(mem_seq) else mem, mem_seq
+    if unroll:
+        spk, last, seqs = reference.loop(model, x, states, params, call)
+        return Result(spk, tuple(state.clone() for state in last), seqs)
+    if model.recurrent and rec is None:
+        rec = torch.zeros_like(x)
+    return Result(*reference.step(model, x, states, params, call, rec), None)

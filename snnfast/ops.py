@@ -1,7 +1,7 @@
-"""The operators as autograd sees them: fake kernels and one `torch.autograd.Function` per neuron.
+"""The operators as autograd sees them: one `torch.autograd.Function`, fake kernels, and the nodes of a captured graph.
 
 The only file that names `torch.ops.snnfast`. Arguments arrive checked, in the state's dtype and on one device, from
-`snnfast.functional`.
+`snnfast.functional`. Every neuron model (`snnfast.reference.MODELS`) has the same operators under its own name.
 """
 
 from typing import NamedTuple
@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _ext, reference, surrogate
+from .reference import Model
 
 cuda_import_error = _ext.import_error
 
 
-class LeakyOptions(NamedTuple):
-    """How a Leaky layer runs; `unroll`: x's first dimension is time."""
+class Options(NamedTuple):
+    """How a neuron runs; `unroll`: x's first dimension is time."""
 
     surrogate: surrogate.Surrogate
     reset_mechanism: str
@@ -24,173 +25,174 @@ class LeakyOptions(NamedTuple):
     unroll: bool
 
 
-def leaky(
-    x: Tensor,
-    mem: Tensor | None,
-    beta: Tensor,
-    threshold: Tensor,
-    graded_spikes_factor: Tensor,
-    options: LeakyOptions,
-    want_mem_seq: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Runs the fused neuron: spikes (x's shape and dtype), the last membrane, and all membranes [T, ...] if wanted."""
-    arguments = (x, mem, beta, threshold, graded_spikes_factor)
-    differentiated = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments)
+class Result(NamedTuple):
+    """Spikes (x's shape and dtype), the last states [...], and where wanted all states [T, ...], else None."""
+
+    spk: Tensor
+    last: tuple
+    seqs: tuple | None
+
+
+def run(
+    model: Model, x: Tensor, rec: Tensor | None, states: tuple, params: tuple, options: Options, want_seqs: bool
+) -> Result:
+    """Runs the fused neuron. states: one for each of the model's, or none: zeros."""
+    tensors = (x, rec, *states, *params)
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     # Forward-mode differentiation is not implemented; the Function says so, the bare operator would drop tangents.
     if differentiated or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0):
-        spk, mem_last, mem_seq, _ = _Leaky.apply(*arguments, options)
-        return spk, mem_last, mem_seq if want_mem_seq else None
-    spk, mem_last, mem_seq, _ = torch.ops.snnfast.leaky_fwd(
-        *arguments,
-        options.unroll,
-        options.reset_mechanism,
-        options.reset_delay,
-        want_mem_seq,
-        False,
-    )
-    return spk, mem_last, mem_seq if options.unroll and want_mem_seq else None
+        outputs = _Neuron.apply(model, options, want_seqs, *tensors)
+    else:
+        outputs = _forward(model, options, x, rec, states, params, model.stored if want_seqs else 0, False)
+    spk, count = outputs[0], len(model.states)
+    last, seqs = tuple(outputs[1 : 1 + count]), None
+    if want_seqs and options.unroll:
+        seqs = tuple(outputs[1 + count : 1 + count + model.stored])
+        seqs = seqs if model.output is None else (*seqs, spk)
+    return Result(spk, last, seqs)
 
 
-class _Leaky(torch.autograd.Function):
-    """Outputs: spikes, last membrane, all membranes (None for a step), what fired (None where the membranes did).
+def _forward(model, options, x, rec, states, params, saved, save_extras):
+    forward = getattr(torch.ops.snnfast, f"{model.name}_fwd")
+    reset = options.reset_mechanism, options.reset_delay, options.surrogate.inclusive
+    return forward(x, rec, states, params, options.unroll, *reset, saved, save_extras)
+
+
+class _Neuron(torch.autograd.Function):
+    """Outputs: spikes, last states, states of all steps (as many as backward or the caller needs), extras.
 
     What backward reads are outputs, not copies: a membrane that the user asked for is kept once, and a second backward
     finds the graph that leads to it.
     """
 
     @staticmethod
-    def forward(ctx, x, mem, beta, threshold, graded_spikes_factor, options):
-        ctx.options = options
-        ctx.dtype = x.dtype
+    def forward(ctx, model, options, want_seqs, x, rec, *tensors):
+        first = len(tensors) - len(model.params)
+        states, params = tensors[:first], tensors[first:]
+        needs_params = any(ctx.needs_input_grad[5 + first :])
+        saved = model.stored if want_seqs or needs_params else model.needed
+        outputs = _forward(model, options, x, rec, states, params, saved, True)
+        spk, count = outputs[0], len(model.states)
+        last, rest = outputs[1 : 1 + count], outputs[1 + count :]
+        seqs, extras = (rest[:saved], rest[saved:]) if options.unroll else (last[:saved], rest)
+        if model.output is not None and (needs_params or not seqs):
+            seqs = (*seqs, spk)
+        ctx.model, ctx.options, ctx.dtype = model, options, x.dtype
+        ctx.counts = len(seqs), len(extras), len(states)
         ctx.set_materialize_grads(False)
-        spk, mem_last, mem_seq, charge_seq = torch.ops.snnfast.leaky_fwd(
-            x,
-            mem,
-            beta,
-            threshold,
-            graded_spikes_factor,
-            options.unroll,
-            options.reset_mechanism,
-            options.reset_delay,
-            True,
-            not options.reset_delay,
-        )
-        mem_seq = mem_seq if options.unroll else None
-        charge = None if options.reset_delay else charge_seq
-        kept = mem_last if mem_seq is None else mem_seq
-        ctx.save_for_backward(kept, charge, mem, beta, threshold, graded_spikes_factor)
-        if isinstance(options.surrogate, surrogate.disabled) and not graded_spikes_factor.requires_grad:
-            ctx.mark_non_differentiable(spk)
-        return spk, mem_last, mem_seq, charge
+        ctx.save_for_backward(*seqs, *extras, *states, *params)
+        graded = "graded_spikes_factor" in model.params and params[model.params.index("graded_spikes_factor")]
+        if model.spikes and isinstance(options.surrogate, surrogate.disabled):
+            if not isinstance(graded, Tensor) or not graded.requires_grad:
+                ctx.mark_non_differentiable(spk)
+        return tuple(outputs)
 
     @staticmethod
-    def backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge):
-        # No caller sees `charge`: a gradient reaches it only when a first backward was itself differentiated.
+    def backward(ctx, grad_spk, *grads):
+        saved = _Saved(ctx)
+        count = len(ctx.model.states)
+        last, rest = grads[:count], grads[count:]
+        stored = len(rest) - len(saved.extras)
+        seqs, extras = rest[:stored], rest[stored:]
+        # No caller sees `extras`: a gradient reaches them only when a first backward was itself differentiated.
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if differentiable or grad_charge is not None:
-            return _reference_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge)
-        return _fused_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq)
+        if differentiable or any(grad is not None for grad in extras):
+            found = _reference_backward(ctx, saved, grad_spk, last, seqs, extras)
+        else:
+            found = _fused_backward(ctx, saved, grad_spk, last, seqs)
+        return None, None, None, *found
 
 
-leaky_step = torch.ops.snnfast.leaky_step
-leaky_seq = torch.ops.snnfast.leaky_seq
+class _Saved:
+    """What forward kept, by what it is."""
 
-_composites = torch.library.Library("snnfast", "IMPL")
+    def __init__(self, ctx):
+        seqs, extras, states = ctx.counts
+        tensors = ctx.saved_tensors
+        self.seqs = tensors[:seqs]
+        self.extras = tensors[seqs : seqs + extras]
+        self.states = tensors[seqs + extras : seqs + extras + states]
+        self.params = tensors[seqs + extras + states :]
 
-
-def composite(name: str):
-    """Registers the decorated function, made of torch operations, as the kernel of an operator on every device."""
-
-    def register(function):
-        _composites.impl(name, function, "CompositeImplicitAutograd")
-        return function
-
-    return register
-
-
-def captured_leaky(
-    x: Tensor, mem: Tensor | None, params: tuple, options: LeakyOptions, want_mem_seq: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `leaky`, on unchecked arguments: one node in the graph that torch.compile captures."""
-    name, constants = options.surrogate.key
-    static = (name, constants, options.reset_mechanism, options.reset_delay)
-    if options.unroll:
-        spk, mem, mem_seq = leaky_seq(x, mem, *params, *static, want_mem_seq)
-        return spk, mem, mem_seq if want_mem_seq else None
-    spk, mem = leaky_step(x, mem, *params, *static)
-    return spk, mem, None
+    @property
+    def charge(self) -> Tensor:
+        """The membranes that fired."""
+        return self.extras[0] if self.extras else self.seqs[0]
 
 
-def _fused_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq):
-    mem_seq, charge, mem, beta, threshold, graded_spikes_factor = ctx.saved_tensors
-    options = ctx.options
-    needs_x, needs_mem, *needs_params = ctx.needs_input_grad[:5]
+def _fused_backward(ctx, saved, grad_spk, grad_last, grad_seqs):
+    model, options = ctx.model, ctx.options
+    needs_x, needs_rec, *needs = ctx.needs_input_grad[3:]
+    needs_states, needs_params = needs[: len(saved.states)], needs[len(saved.states) :]
     derivative = None
     if isinstance(options.surrogate, surrogate.evaluated):
-        fired = mem_seq if charge is None else charge
-        derivative = options.surrogate.derivative(fired - _per_step(threshold)).contiguous()
-    grad_x, grad_mem, grad_params = torch.ops.snnfast.leaky_bwd(
+        threshold = saved.params[model.params.index("threshold")]
+        derivative = options.surrogate.derivative(saved.charge - _per_step(threshold)).contiguous()
+    dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+    grad_x, *found = getattr(torch.ops.snnfast, f"{model.name}_bwd")(
+        saved.seqs[0],
         grad_spk,
-        grad_mem_last,
-        grad_mem_seq,
-        mem_seq,
-        charge,
-        mem,
-        beta,
-        threshold,
-        graded_spikes_factor,
+        grad_last,
+        grad_seqs,
+        [seq.to(dtype) for seq in saved.seqs] if model.output is not None else saved.seqs,
+        saved.extras,
+        saved.states,
+        saved.params,
         derivative,
         options.unroll,
         options.reset_mechanism,
+        options.reset_delay,
+        options.surrogate.inclusive,
         options.surrogate.name,
         options.surrogate.constants,
         ctx.dtype,
-        needs_mem,
+        any(needs_states),
         any(needs_params),
     )
-    params = (beta, threshold, graded_spikes_factor)
+    grad_params = found[-1] if any(needs_params) else None
     return (
         grad_x if needs_x else None,
-        grad_mem if needs_mem else None,
+        grad_x.to(dtype) if needs_rec else None,
+        *(found[k] if needed else None for k, needed in enumerate(needs_states)),
         *(
             _sum_to(grad_params[k], param) if needed else None
-            for k, (param, needed) in enumerate(zip(params, needs_params, strict=True))
+            for k, (param, needed) in enumerate(zip(saved.params, needs_params, strict=True))
         ),
-        None,
     )
 
 
-def _reference_backward(ctx, grad_spk, grad_mem_last, grad_mem_seq, grad_charge):
+def _reference_backward(ctx, saved, grad_spk, grad_last, grad_seqs, grad_extras):
     """Double backward (create_graph=True): the same gradients in operations that autograd can differentiate again."""
-    mem_seq, charge, mem, beta, threshold, graded_spikes_factor = ctx.saved_tensors
-    options = ctx.options
+    model, options = ctx.model, ctx.options
 
     def as_sequence(tensor):
-        if tensor is None:
-            return None
-        return tensor if options.unroll else tensor.unsqueeze(0)
+        return tensor if tensor is None or options.unroll else tensor.unsqueeze(0)
 
-    mem_seq = as_sequence(mem_seq)
-    params = (beta, threshold, graded_spikes_factor)
-    grad_x, grad_mem, *grad_params = reference.leaky_backward(
-        None if grad_spk is None else as_sequence(grad_spk).to(mem_seq.dtype),
-        grad_mem_seq,
-        as_sequence(grad_charge),
-        grad_mem_last,
-        mem_seq,
-        mem_seq if charge is None else as_sequence(charge),
-        mem_seq.new_zeros(mem_seq.shape[1:]) if mem is None else mem,
-        *(_per_step(param) for param in params),
-        options.surrogate,
-        options.reset_mechanism,
-        options.reset_delay,
-    )
+    dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+    seqs = [as_sequence(seq).to(dtype) for seq in saved.seqs]
+    states = len(model.states)
+    unstored = [torch.zeros_like(seqs[0])] * (states - len(seqs))
+    initial = saved.states or tuple(torch.zeros_like(seqs[0][0:1]).sum(0) for _ in model.states)
+    grad_seqs = [as_sequence(grad) for grad in grad_seqs] if options.unroll else []
+    with torch.enable_grad():
+        grad_x, grad_states, grad_params = reference.backward(
+            model,
+            torch.zeros_like(seqs[0]) if grad_spk is None else as_sequence(grad_spk).to(dtype),
+            grad_last,
+            (*grad_seqs, *[None] * (states - len(grad_seqs))),
+            as_sequence(grad_extras[0]) if grad_extras else None,
+            (*seqs, *unstored),
+            as_sequence(saved.extras[0]) if saved.extras else None,
+            initial,
+            tuple(_per_step(param) for param in saved.params),
+            reference.Call(options.surrogate, options.reset_mechanism, options.reset_delay),
+        )
     grad_x = grad_x if options.unroll else grad_x.squeeze(0)
     return (
         grad_x.to(ctx.dtype),
-        None if mem is None else grad_mem,
-        *(_sum_to(grad.reshape(-1), param) for grad, param in zip(grad_params, params, strict=True)),
-        None,
+        grad_x if ctx.needs_input_grad[4] else None,
+        *(grad_states if saved.states else ()),
+        *(grad.sum(0).view(param.shape) for grad, param in zip(grad_params, saved.params, strict=True)),
     )
 
 
@@ -205,44 +207,86 @@ def _sum_to(per_neuron: Tensor, param: Tensor) -> Tensor:
     return total.to(param.dtype).view(param.shape)
 
 
-@torch.library.register_fake("snnfast::leaky_fwd")
-def _(x, mem, beta, threshold, graded, unroll, reset_mechanism, reset_delay, save_mem, save_charge):
-    state = torch.float64 if x.dtype == torch.float64 else torch.float32
+def _fake_forward(model):
+    def fake(x, rec, states, params, unroll, reset_mechanism, reset_delay, inclusive, saved, save_extras):
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        shape = x.shape[1:] if unroll else x.shape
+        last = [x.new_empty(shape, dtype=dtype) for _ in model.states]
+        extras = model.extras(reset_delay) if save_extras else 0
+        seqs = (saved if unroll else 0) + extras
+        return [x.new_empty(x.shape), *last, *(x.new_empty(x.shape, dtype=dtype) for _ in range(seqs))]
 
-    def empty(shape):
-        return x.new_empty(shape, dtype=state)
+    return fake
 
-    return (
-        x.new_empty(x.shape),
-        empty(x.shape[1:] if unroll else x.shape),
-        empty(x.shape if unroll and save_mem else (0,)),
-        empty(x.shape if save_charge and not reset_delay else (0,)),
+
+def _fake_backward(model):
+    def fake(like, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, unroll, *options):
+        *_, dtype, want_states, want_params = options
+        state = torch.float64 if dtype == torch.float64 else torch.float32
+        shape = like.shape[1:] if unroll else like.shape
+        results = [like.new_empty(like.shape, dtype=dtype)]
+        if want_states:
+            results += [like.new_empty(shape, dtype=state) for _ in model.states]
+        if want_params:
+            results.append(like.new_empty((len(model.params), shape.numel()), dtype=state))
+        return results
+
+    return fake
+
+
+class Captured(NamedTuple):
+    """A model's step and sequence as torch.compile captures them: one differentiable node each.
+
+    Both take x (and rec), the states, each of which may be None or of a shape that does not fit, for zeros, and the
+    parameters; then the surrogate's name and constants, reset_mechanism and reset_delay, and the sequence whether all
+    states are wanted. They return the spikes and the states; the sequence then all stored states, empty where not
+    wanted. `snnfast.functional` gives them their kernels.
+    """
+
+    step: object
+    sequence: object | None
+
+
+_library = torch.library.Library("snnfast", "FRAGMENT")
+
+
+def _captured(model: Model) -> Captured:
+    states = [f"Tensor? {name}" for name in model.states]
+    inputs = ", ".join(
+        ["Tensor x", *["Tensor? rec"] * model.recurrent, *states, *(f"Tensor {p}" for p in model.params)]
     )
+    static = "str surrogate, float[] constants, str reset_mechanism, bool reset_delay"
+    last = ", ".join("Tensor" for _ in model.states)
+    _library.define(f"{model.name}_step({inputs}, {static}) -> (Tensor, {last})")
+    step = getattr(torch.ops.snnfast, f"{model.name}_step")
+    if model.recurrent:
+        return Captured(step, None)
+    seqs = ", Tensor" * model.stored
+    _library.define(f"{model.name}_seq({inputs}, {static}, bool want_seqs) -> (Tensor, {last}{seqs})")
+    return Captured(step, getattr(torch.ops.snnfast, f"{model.name}_seq"))
 
 
-@torch.library.register_fake("snnfast::leaky_bwd")
-def _(
-    grad_spk,
-    grad_mem_last,
-    grad_mem_seq,
-    mem_seq,
-    charge_seq,
-    mem,
-    beta,
-    threshold,
-    graded,
-    evaluated,
-    unroll,
-    reset_mechanism,
-    surrogate,
-    constants,
-    dtype,
-    want_mem,
-    want_params,
-):
-    neurons = mem_seq.shape[1:] if unroll else mem_seq.shape
-    return (
-        mem_seq.new_empty(mem_seq.shape, dtype=dtype),
-        mem_seq.new_empty(neurons if want_mem else (0,)),
-        mem_seq.new_empty((3, neurons.numel()) if want_params else (0,)),
-    )
+def captured_run(model, x, rec, states, params, options, want_seqs) -> Result:
+    """As `run`, on unchecked arguments: one node in the graph that torch.compile captures."""
+    name, constants = options.surrogate.key
+    recs = (rec,) if model.recurrent else ()
+    arguments = (x, *recs, *states, *params, name, constants, options.reset_mechanism, options.reset_delay)
+    count = len(model.states)
+    if not options.unroll:
+        spk, *last = CAPTURED[model.name].step(*arguments)
+        return Result(spk, tuple(last), None)
+    spk, *rest = CAPTURED[model.name].sequence(*arguments, want_seqs)
+    seqs = tuple(rest[count:]) if model.output is None else (*rest[count:], spk)
+    return Result(spk, tuple(rest[:count]), seqs if want_seqs else None)
+
+
+def composite(operator: str, function) -> None:
+    """Makes a function of torch operations the kernel of an operator on every device."""
+    _library.impl(operator, function, "CompositeImplicitAutograd")
+
+
+CAPTURED = {model.name: _captured(model) for model in reference.MODELS}
+
+for _model in reference.MODELS:
+    torch.library.register_fake(f"snnfast::{_model.name}_fwd")(_fake_forward(_model))
+    torch.library.register_fake(f"snnfast::{_model.name}_bwd")(_fake_backward(_model))

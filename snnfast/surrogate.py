@@ -37,7 +37,7 @@ class _Spike(torch.autograd.Function):
     def forward(ctx, u, surrogate):
         ctx.surrogate = surrogate
         ctx.save_for_backward(u)
-        return (u > 0).to(u.dtype)
+        return surrogate.fires(u)
 
     @staticmethod
     def backward(ctx, grad):
@@ -64,9 +64,16 @@ class Surrogate:
         """What the kernel computes with, folded in double as Python folds it in snnTorch's expressions."""
         return [float(getattr(self, field.name)) for field in fields(self)]
 
+    inclusive: ClassVar[bool] = False
+    """Whether it fires at the threshold too, as u >= 0 does, and not only above it."""
+
     def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         """dL/du from `u = mem - threshold` and `go` = dL/dspike, all of one shape, in differentiable operations."""
         raise NotImplementedError
+
+    def fires(self, u: Tensor) -> Tensor:
+        """The step function of u, without gradient."""
+        return ((u >= 0) if self.inclusive else (u > 0)).to(u.dtype)
 
     def __call__(self, u: Tensor) -> Tensor:
         return _Spike.apply(u, self)
@@ -164,7 +171,7 @@ class disabled(Surrogate):
         return torch.zeros_like(go)
 
     def __call__(self, u):
-        return (u > 0).to(u.dtype)
+        return self.fires(u)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from snnfast.compiler import graph as g
 from snnfast.compiler.backend import is_sequence_call
 from snnfast.compiler.effects import FENCE, NONE, Effects, Watcher
 from snnfast.compiler.order import Order, effect_edges
-from snnfast.ops import leaky_step
+from snnfast.ops import CAPTURED
 
 T, B = 4, 3
 LIF = {"beta": 0.9, "threshold": 0.6}
@@ -60,7 +60,8 @@ class Graphs(list):
     def calls(self) -> Counter:
         """How many calls of a neuron each layer has in all graphs: sequences, and steps that stayed alone."""
         nodes = [node for graph_module in self for node in graph_module.graph.nodes]
-        return Counter(g.layer_of(node) for node in nodes if is_sequence_call(node) or g.is_operator(node, leaky_step))
+        step = CAPTURED["leaky"].step
+        return Counter(g.layer_of(node) for node in nodes if is_sequence_call(node) or g.is_operator(node, step))
 
     def sequences(self) -> Counter:
         """Those of them that run a sequence."""

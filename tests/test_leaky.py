@@ -149,19 +149,25 @@ def parameter_gradients_in_float64(case, device):
     _, mem = reference.leaky(x, mem0, *arguments, case.reset_delay)
     before = torch.cat([mem0[None], mem[:-1]])
     charge = torch.stack([reference.leaky_step(*step, *arguments)[1] for step in zip(x, before, strict=True)])
-    _, _, *terms = reference.leaky_backward(
-        None if on_spk is None else on_spk.double(),
-        None if on_mem is None else on_mem.double(),
-        None,
-        None,
-        *(tensor.double() for tensor in (mem, charge, mem0, *params.values())),
-        case.surrogates(),
-        case.reset_mechanism,
-        case.reset_delay,
-    )
+    mem, charge, mem0 = (tensor.double() for tensor in (mem, charge, mem0))
+    # A parameter per neuron, so that what comes back are the terms of each neuron-step.
+    everywhere = [param.double().broadcast_to(mem0.shape).clone().requires_grad_() for param in params.values()]
+    with torch.enable_grad():
+        *_, terms = reference.backward(
+            reference.LEAKY,
+            torch.zeros_like(mem) if on_spk is None else on_spk.double(),
+            (None,),
+            (None if on_mem is None else on_mem.double(),),
+            None,
+            (mem,),
+            charge,
+            (mem0,),
+            tuple(everywhere),
+            reference.Call(case.surrogates(), case.reset_mechanism, case.reset_delay),
+        )
     return {
         name: (term.sum(0).sum_to_size(param.shape), term.abs().sum(0).sum_to_size(param.shape))
-        for (name, param), term in zip(params.items(), terms, strict=True)
+        for (name, param), term in zip(params.items(), (term.detach() for term in terms), strict=True)
     }
 
 

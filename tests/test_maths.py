@@ -40,17 +40,17 @@ def probe(tmp_path_factory):
     return module
 
 
-def fires(u):
-    return (u > 0).astype(F)
+def fires(u, inclusive):
+    return (u >= 0 if inclusive else u > 0).astype(F)
 
 
-def numpy_step(x, mem, reset_mechanism, delay):
-    reset = fires(mem - THRESHOLD)
+def numpy_step(x, mem, reset_mechanism, delay, inclusive):
+    reset = fires(mem - THRESHOLD, inclusive)
     kept = (F(1) - reset) * mem if reset_mechanism == "zero" else mem
     charge = BETA * kept + x
     if reset_mechanism == "subtract":
         charge = charge - reset * THRESHOLD
-    spk = fires(charge - THRESHOLD) * GRADED
+    spk = fires(charge - THRESHOLD, inclusive) * GRADED
     again = spk / GRADED - reset
     after = charge
     if not delay and reset_mechanism == "subtract":
@@ -60,10 +60,10 @@ def numpy_step(x, mem, reset_mechanism, delay):
     return spk, after, charge
 
 
-def numpy_step_backward(grad_spk, charge, before, grad, reset_mechanism, delay):
-    reset = fires(before - THRESHOLD)
+def numpy_step_backward(grad_spk, charge, before, grad, reset_mechanism, delay, inclusive):
+    reset = fires(before - THRESHOLD, inclusive)
     kept = (F(1) - reset) * before if reset_mechanism == "zero" else before
-    fired = fires(charge - THRESHOLD)
+    fired = fires(charge - THRESHOLD, inclusive)
     grad_threshold = grad_graded = np.zeros_like(grad)
     if not delay and reset_mechanism != "none":
         again = fired - reset
@@ -87,26 +87,30 @@ def numpy_step_backward(grad_spk, charge, before, grad, reset_mechanism, delay):
     return grad, carry, np.stack([grad * kept, grad_threshold, grad_graded], -1)
 
 
+@pytest.mark.parametrize("inclusive", [False, True])
 @pytest.mark.parametrize("delay", [True, False])
 @pytest.mark.parametrize("reset", range(3))
-def test_step_and_its_backward(probe, reset, delay):
-    name = ("subtract", "zero", "none")[reset]
+def test_step_and_its_backward(probe, reset, delay, inclusive):
+    how = ("subtract", "zero", "none")[reset], delay, inclusive
     suffix = "delayed" if delay else "at_once"
     rng = np.random.default_rng(reset)
     x, mem, grad_spk, grad_mem = (rng.normal(size=4000).astype(F) * 2 for _ in range(4))
-    spk, after, charge = getattr(probe, f"step_{suffix}")(x, mem, PARAMS, reset)
-    for ours, expected in zip((spk, after, charge), numpy_step(x, mem, name, delay), strict=True):
+    mem[:1000], x[500:1500] = THRESHOLD, THRESHOLD
+    mem[1000:1500] = 0
+    spk, after, charge = getattr(probe, f"step_{suffix}")(x, mem, PARAMS, reset, inclusive)
+    for ours, expected in zip((spk, after, charge), numpy_step(x, mem, *how), strict=True):
         np.testing.assert_array_equal(ours, expected)
-    assert 0.1 < (spk > 0).mean() < 0.9
+    assert 0.1 < (spk > 0).mean() < 0.9 and (charge == THRESHOLD).mean() > 0.1
     ours = getattr(probe, f"step_backward_{suffix}")(
-        grad_spk, after, charge, mem, grad_mem, PARAMS, reset, np.array([STRETCH, PEAK])
+        grad_spk, after, charge, mem, grad_mem, PARAMS, reset, inclusive, np.array([STRETCH, PEAK])
     )
-    expected = numpy_step_backward(grad_spk, charge, mem, grad_mem, name, delay)
+    expected = numpy_step_backward(grad_spk, charge, mem, grad_mem, *how)
     for got, wanted in zip(ours, expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 
-def test_firing_is_strict_and_nan_is_silent(probe):
-    x = np.array([THRESHOLD, np.nextafter(THRESHOLD, F(1)), np.nan, np.inf, -np.inf], F)
-    spk, _, _ = probe.step_delayed(x, np.zeros(5, F), PARAMS, 2)
-    np.testing.assert_array_equal(spk > 0, [False, True, False, True, False])
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_firing_is_strict_unless_inclusive_and_nan_is_silent(probe, inclusive):
+    x = np.array([THRESHOLD, np.nextafter(THRESHOLD, F(1)), np.nextafter(THRESHOLD, F(0)), np.nan, np.inf, -np.inf], F)
+    spk, _, _ = probe.step_delayed(x, np.zeros(6, F), PARAMS, 2, inclusive)
+    np.testing.assert_array_equal(spk > 0, [inclusive, True, False, False, True, False])

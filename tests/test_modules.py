@@ -375,7 +375,7 @@ class Unconverted(nn.Module):
         self.fc = nn.Linear(10, 6)
         self.body = nn.ModuleDict({"lif": snntorch.Leaky(0.9, learn_beta=True, reset_mechanism="zero")})
         self.custom = snntorch.Leaky(0.8, surrogate_disable=True, reset_delay=False)
-        self.other = snntorch.Synaptic(0.9, 0.8)
+        self.other = snntorch.SLSTM(4, 4)
         self.order = [self.body["lif"], self.custom]
 
     def forward(self, x):
@@ -396,7 +396,7 @@ def test_convert_keeps_everything_but_the_speed():
     before, state = net(X), copy.deepcopy(net.state_dict())
     assert snn.convert(net) is net
     assert net.body["lif"] is layer and type(layer) is snn.Leaky and type(net.custom) is snn.Leaky
-    assert type(net.other) is snntorch.Synaptic
+    assert type(net.other) is snntorch.SLSTM
     assert layer.spike_grad == snn.surrogate.atan() and isinstance(net.custom.spike_grad, snn.surrogate.disabled)
     hooked.clear()
     after = net(X)

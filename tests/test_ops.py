@@ -5,53 +5,68 @@ import itertools
 import pytest
 import torch
 
-import snnfast  # noqa: F401 - registers the operators
+from snnfast.reference import MODELS
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
-def leaky_fwd_arguments(unroll, reset_delay, save, mem, dtype, device):
+def operators(model):
+    return (getattr(torch.ops.snnfast, f"{model.name}_{direction}").default for direction in ("fwd", "bwd"))
+
+
+def inputs(model, unroll, initial, dtype, device):
+    """x, rec, states and parameters, the first of them one value per neuron."""
     x = torch.randn(5, 3, 4, device=device, dtype=dtype)
     shape = x.shape[1:] if unroll else x.shape
-    state = torch.float64 if dtype == torch.float64 else torch.float32
-    params = [torch.tensor(v, device=device, dtype=state) for v in (0.9, 0.5, 1.5)]
-    params[0] = params[0].expand(4).clone()
-    mem = torch.randn(shape, device=device, dtype=state) if mem else None
-    return (x, mem, *params, unroll, "subtract", reset_delay, save, save)
+    state = {"device": device, "dtype": torch.float64 if dtype == torch.float64 else torch.float32}
+    params = [torch.rand((4,) if k == 0 else (), **state) + 0.5 for k in range(len(model.params))]
+    states = [torch.randn(shape, **state) for _ in model.states] if initial else []
+    return x, torch.randn(x.shape, **state) if model.recurrent else None, states, params
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("unroll, reset_delay, save, mem", itertools.product([True, False], repeat=4))
-def test_opcheck_forward_and_backward(unroll, reset_delay, save, mem, dtype, device):
+@pytest.mark.parametrize("unroll, reset_delay, save, mem", list(itertools.product([True, False], repeat=4)))
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_opcheck_forward_and_backward(model, unroll, reset_delay, save, mem, dtype, device):
     if device == "cpu" and dtype in (torch.float16, torch.bfloat16):
         dtype = torch.float32
-    arguments = leaky_fwd_arguments(unroll, reset_delay, save, mem, dtype, device)
-    torch.library.opcheck(torch.ops.snnfast.leaky_fwd.default, arguments, test_utils=CHECKS)
-    x, initial, *params = arguments[:5]
-    spk, last, mem_seq, charge = torch.ops.snnfast.leaky_fwd(*arguments[:8], True, True)
-    saved = mem_seq if unroll else last
+    fwd, bwd = operators(model)
+    x, rec, states, params = inputs(model, unroll, mem, dtype, device)
+    how = (unroll, "subtract", reset_delay, False)
+    saved = model.stored if save else 0
+    torch.library.opcheck(fwd, (x, rec, states, params, *how, saved, save), test_utils=CHECKS)
+    spk, *rest = fwd(x, rec, states, params, *how, model.stored, True)
+    count = len(model.states)
+    last, rest = rest[:count], rest[count:]
+    seqs, extras = (rest[: model.stored], rest[model.stored :]) if unroll else (last[: model.stored], rest)
+    assert len(extras) == model.extras(reset_delay)
     backward = (
+        spk,
         torch.randn_like(spk),
-        torch.randn_like(last),
-        torch.randn_like(mem_seq) if unroll else None,
-        saved,
-        None if reset_delay else charge,
-        initial,
-        *params,
-        torch.randn_like(saved) if mem else None,
-        unroll,
-        "subtract",
+        [torch.randn_like(state) for state in last],
+        [torch.randn_like(seq) if unroll else None for seq in seqs],
+        seqs if model.output is None else [*seqs, spk.to(last[0].dtype)],
+        extras,
+        states,
+        params,
+        torch.randn_like(spk, dtype=last[0].dtype) if mem else None,
+        *how,
         "evaluated" if mem else "atan",
         [] if mem else [3.14, 1.0],
         dtype,
         save,
         mem,
     )
-    torch.library.opcheck(torch.ops.snnfast.leaky_bwd.default, backward, test_utils=CHECKS)
+    torch.library.opcheck(bwd, backward, test_utils=CHECKS)
 
 
-def test_outputs_nobody_wants_are_empty(device):
-    arguments = leaky_fwd_arguments(True, True, False, False, torch.float32, device)
-    spk, last, mem_seq, charge = torch.ops.snnfast.leaky_fwd(*arguments)
-    assert spk.shape == (5, 3, 4) and last.shape == (3, 4)
-    assert mem_seq.numel() == charge.numel() == 0
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_outputs_nobody_wants_are_absent(model, device):
+    fwd, bwd = operators(model)
+    x, rec, states, params = inputs(model, True, False, torch.float32, device)
+    spk, *last = fwd(x, rec, states, params, True, "subtract", False, False, 0, False)
+    assert spk.shape == (5, 3, 4) and [state.shape for state in last] == [(3, 4)] * len(model.states)
+    extras = [spk] * model.extras(False)
+    how = (True, "subtract", False, False, "atan", [3.14, 1.0], torch.float32)
+    (grad_x,) = bwd(spk, spk, [], [], [spk], extras, states, params, None, *how, False, False)
+    assert grad_x.shape == (5, 3, 4)

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "../dispatch.h"
+#include "../neuron/model.h"
 #include "../op/tensors.h"
 #include "memory.h"
 #include "simd.h"
@@ -53,9 +54,10 @@ void prefetch_row(const T* sequence, int64_t offset, int width) {
 }
 
 template <typename Neuron, typename T = typename Neuron::Scalar>
-void scan_tile(const Scan<Neuron, T>& scan, const typename Neuron::Options& options, int64_t first, int width) {
-  Row<T> params[Neuron::kParams], carried[Neuron::kStates], unwanted[Neuron::kExtras + 1];
+void scan_tile(const Scan<Neuron, T>& scan, const NeuronOptions& options, int64_t first, int width) {
+  Row<T> params[Neuron::kParams], carried[Neuron::kStates], unwanted[Neuron::kExtras + 1], zeros;
   load_params(params, scan.params, first, width);
+  fill(zeros, T(0));
   const T* previous[Neuron::kStates];
   T* next[Neuron::kStates];
   T* extras[Neuron::kExtras + 1] = {};
@@ -66,6 +68,7 @@ void scan_tile(const Scan<Neuron, T>& scan, const typename Neuron::Options& opti
   for (int64_t t = 0; t < scan.steps; ++t) {
     const int64_t offset = t * scan.neurons + first;
     const T* x = scan.x + offset;
+    const T* rec = scan.rec ? scan.rec + offset : zeros;
     T* spk = scan.spk + offset;
     if (t + 1 < scan.steps) {
       prefetch_row(scan.x, offset + scan.neurons, width);
@@ -79,7 +82,7 @@ void scan_tile(const Scan<Neuron, T>& scan, const typename Neuron::Options& opti
       T lane_params[Neuron::kParams], state[Neuron::kStates], extra[Neuron::kExtras + 1];
       for (int k = 0; k < Neuron::kParams; ++k) lane_params[k] = params[k][i];
       for (int k = 0; k < Neuron::kStates; ++k) state[k] = previous[k][i];
-      spk[i] = Neuron(lane_params, options).step(x[i], state, extra);
+      spk[i] = step(Neuron(lane_params, options), x[i], rec[i], state, extra);
       for (int k = 0; k < Neuron::kStates; ++k) next[k][i] = state[k];
       for (int k = 0; k < Neuron::kExtras; ++k) extras[k][i] = extra[k];
     }
@@ -89,9 +92,9 @@ void scan_tile(const Scan<Neuron, T>& scan, const typename Neuron::Options& opti
 }
 
 template <bool kWithParams, typename Neuron, typename Surrogate, typename T = typename Neuron::Scalar>
-void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const typename Neuron::Options& options,
-                        const Surrogate& surrogate, int64_t first, int width) {
-  Row<T> params[Neuron::kParams], carry[Neuron::kStates], zeros, absent;
+void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const NeuronOptions& options, const Surrogate& surrogate,
+                        int64_t first, int width) {
+  Row<T> params[Neuron::kParams], carry[Neuron::kCarries], zeros, absent;
   Row<T> sums[kWithParams ? Neuron::kParams : 1], lost[kWithParams ? Neuron::kParams : 1];
   load_params(params, scan.params, first, width);
   fill(zeros, T(0));
@@ -101,6 +104,7 @@ void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const typename Neur
   for (int k = 0; k < Neuron::kStates; ++k) {
     std::copy_n(scan.grad_last[k] ? scan.grad_last[k] + first : absent, width, carry[k]);
   }
+  for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) fill(carry[k], kAbsent<T>);
   for (int64_t t = scan.steps - 1; t >= 0; --t) {
     const int64_t offset = t * scan.neurons + first;
     const T* grad_spk = scan.grad_spk ? scan.grad_spk + offset : absent;
@@ -115,26 +119,27 @@ void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const typename Neur
     const T* extras[Neuron::kExtras + 1] = {};
     for (int k = 0; k < Neuron::kStates; ++k) {
       grad_states[k] = scan.grad_states[k] ? scan.grad_states[k] + offset : absent;
-      states[k] = scan.states[k] + offset;
+      states[k] = scan.states[k] ? scan.states[k] + offset : zeros;
       const T* initial = scan.initial[k] ? scan.initial[k] + first : zeros;
-      previous[k] = t > 0 ? states[k] - scan.neurons : initial;
+      const T* before = scan.states[k] ? states[k] - scan.neurons : zeros;
+      previous[k] = t > 0 ? before : initial;
     }
     for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan.extras[k] + offset;
 #pragma GCC ivdep
     for (int i = 0; i < width; ++i) {
       T lane_params[Neuron::kParams], grad_params[Neuron::kParams];
-      T grad_state[Neuron::kStates], state[Neuron::kStates], before[Neuron::kStates], extra[Neuron::kExtras + 1];
+      T terms[Neuron::kCarries], state[Neuron::kStates], before[Neuron::kStates], extra[Neuron::kExtras + 1];
       for (int k = 0; k < Neuron::kParams; ++k) lane_params[k] = params[k][i];
       for (int k = 0; k < Neuron::kStates; ++k) {
-        grad_state[k] = grad_states[k][i] + carry[k][i];
+        terms[k] = grad_states[k][i] + carry[k][i];
         state[k] = states[k][i];
         before[k] = previous[k][i];
       }
+      for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) terms[k] = carry[k][i];
       for (int k = 0; k < Neuron::kExtras; ++k) extra[k] = extras[k][i];
-      grad_x[i] =
-          Neuron(lane_params, options)
-              .step_backward(surrogate, grad_spk[i], evaluated[i], state, extra, before, grad_state, grad_params);
-      for (int k = 0; k < Neuron::kStates; ++k) carry[k][i] = grad_state[k];
+      grad_x[i] = step_backward(Neuron(lane_params, options), surrogate, grad_spk[i], evaluated[i], state, extra,
+                                before, terms, grad_params);
+      for (int k = 0; k < Neuron::kCarries; ++k) carry[k][i] = terms[k];
       if constexpr (kWithParams) {
         for (int k = 0; k < Neuron::kParams; ++k) {
           CompensatedSum<T> total{sums[k][i], lost[k][i]};
@@ -144,6 +149,9 @@ void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const typename Neur
         }
       }
     }
+  }
+  for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) {
+    for (int i = 0; i < width; ++i) carry[Neuron::kCarriedTo[k]][i] += carry[k][i];
   }
   for (int k = 0; k < Neuron::kStates; ++k) {
     if (scan.grad_initial[k]) std::copy_n(carry[k], width, scan.grad_initial[k] + first);
@@ -163,14 +171,14 @@ struct Cpu {
   }
 
   template <typename Neuron, typename T>
-  static void scan(const torch::stable::Tensor&, const Scan<Neuron, T>& scan, const typename Neuron::Options& options) {
+  static void scan(const torch::stable::Tensor&, const Scan<Neuron, T>& scan, const NeuronOptions& options) {
     for_tiles(scan.steps, scan.neurons, Order::kForward,
               [&](int64_t first, int width) { scan_tile(scan, options, first, width); });
   }
 
   template <typename Neuron, typename T>
   static void scan_backward(const torch::stable::Tensor&, const ScanBackward<Neuron, T>& scan,
-                            const typename Neuron::Options& options, const SurrogateChoice& choice) {
+                            const NeuronOptions& options, const SurrogateChoice& choice) {
     dispatch_bool(scan.grad_params[0] != nullptr, [&](auto with_params) {
       dispatch_surrogate<T>(choice, [&](const auto& surrogate, const auto&) {
         for_tiles(scan.steps, scan.neurons, Order::kBackward, [&](int64_t first, int width) {

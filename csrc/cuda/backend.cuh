@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "../dispatch.h"
+#include "../neuron/model.h"
 #include "../op/tensors.h"
 
 namespace snnfast {
@@ -24,7 +25,7 @@ inline constexpr int64_t kMaxBlocks = int64_t{1} << 20;
 
 template <typename Neuron, typename S>
 __device__ Neuron load_neuron(const Periodic<typename Neuron::Scalar> (&params)[Neuron::kParams],
-                              const typename Neuron::Options& options, int64_t i) {
+                              const NeuronOptions& options, int64_t i) {
   typename Neuron::Scalar values[Neuron::kParams];
 #pragma unroll
   for (int k = 0; k < Neuron::kParams; ++k) values[k] = params[k][i];
@@ -32,8 +33,7 @@ __device__ Neuron load_neuron(const Periodic<typename Neuron::Scalar> (&params)[
 }
 
 template <typename Neuron, typename S>
-__global__ void __launch_bounds__(kThreads, 1)
-    scan_kernel(const Scan<Neuron, S> scan, const typename Neuron::Options options) {
+__global__ void __launch_bounds__(kThreads, 1) scan_kernel(const Scan<Neuron, S> scan, const NeuronOptions options) {
   using T = typename Neuron::Scalar;
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < scan.neurons; i += stride) {
@@ -42,17 +42,19 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int k = 0; k < Neuron::kStates; ++k) state[k] = scan.initial[k] ? scan.initial[k][i] : T(0);
     for (int64_t start = 0; start < scan.steps; start += kAhead) {
-      T x[kAhead];
+      T x[kAhead], rec[kAhead];
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) {
-        if (start + j < scan.steps) x[j] = static_cast<T>(scan.x[(start + j) * scan.neurons + i]);
+        if (start + j >= scan.steps) break;
+        x[j] = static_cast<T>(scan.x[(start + j) * scan.neurons + i]);
+        rec[j] = Recurrent<Neuron> && scan.rec ? scan.rec[(start + j) * scan.neurons + i] : T(0);
       }
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) {
         if (start + j >= scan.steps) break;
         const int64_t at = (start + j) * scan.neurons + i;
         T extra[Neuron::kExtras + 1];
-        scan.spk[at] = static_cast<S>(neuron.step(x[j], state, extra));
+        scan.spk[at] = static_cast<S>(step(neuron, x[j], rec[j], state, extra));
 #pragma unroll
         for (int k = 0; k < Neuron::kStates; ++k) {
           if (scan.states[k]) scan.states[k][at] = state[k];
@@ -83,7 +85,7 @@ struct BackwardInputs {
     for (int k = 0; k < Neuron::kStates; ++k) {
       grad_states[k] = scan.grad_states[k] ? scan.grad_states[k][at] : kAbsent<T>;
       if (t > 0) {
-        previous[k] = scan.states[k][at - scan.neurons];
+        previous[k] = scan.states[k] ? scan.states[k][at - scan.neurons] : T(0);
       } else {
         previous[k] = scan.initial[k] ? scan.initial[k][i] : T(0);
       }
@@ -95,19 +97,21 @@ struct BackwardInputs {
 
 template <bool kWithParams, typename Neuron, typename S>
 __global__ void __launch_bounds__(kThreads, 1)
-    scan_backward_kernel(const ScanBackward<Neuron, S> scan, const typename Neuron::Options options,
+    scan_backward_kernel(const ScanBackward<Neuron, S> scan, const NeuronOptions options,
                          const AnySurrogate<typename Neuron::Scalar> surrogate) {
   using T = typename Neuron::Scalar;
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < scan.neurons; i += stride) {
     const Neuron neuron = load_neuron<Neuron, S>(scan.params, options, i);
-    T carry[Neuron::kStates], state[Neuron::kStates];
+    T carry[Neuron::kCarries], state[Neuron::kStates];
     CompensatedSum<T> totals[Neuron::kParams];
 #pragma unroll
     for (int k = 0; k < Neuron::kStates; ++k) {
       carry[k] = scan.grad_last[k] ? scan.grad_last[k][i] : kAbsent<T>;
-      state[k] = scan.steps > 0 ? scan.states[k][(scan.steps - 1) * scan.neurons + i] : T(0);
+      state[k] = scan.steps > 0 && scan.states[k] ? scan.states[k][(scan.steps - 1) * scan.neurons + i] : T(0);
     }
+#pragma unroll
+    for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) carry[k] = kAbsent<T>;
     for (int64_t start = scan.steps - 1; start >= 0; start -= kAhead) {
       BackwardInputs<Neuron> inputs[kAhead];
 #pragma unroll
@@ -120,8 +124,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         T grad_params[Neuron::kParams];
 #pragma unroll
         for (int k = 0; k < Neuron::kStates; ++k) carry[k] = inputs[j].grad_states[k] + carry[k];
-        const T grad_x = neuron.step_backward(surrogate, inputs[j].grad_spk, inputs[j].evaluated, state,
-                                              inputs[j].extras, inputs[j].previous, carry, grad_params);
+        const T grad_x = step_backward(neuron, surrogate, inputs[j].grad_spk, inputs[j].evaluated, state,
+                                       inputs[j].extras, inputs[j].previous, carry, grad_params);
         scan.grad_x[(start - j) * scan.neurons + i] = static_cast<S>(grad_x);
         if constexpr (kWithParams) {
 #pragma unroll
@@ -131,6 +135,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int k = 0; k < Neuron::kStates; ++k) state[k] = inputs[j].previous[k];
       }
     }
+#pragma unroll
+    for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) carry[Neuron::kCarriedTo[k]] += carry[k];
 #pragma unroll
     for (int k = 0; k < Neuron::kStates; ++k) {
       if (scan.grad_initial[k]) scan.grad_initial[k][i] = carry[k];
@@ -148,8 +154,7 @@ struct Cuda {
   static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) { return new_empty(like, sizes, dtype); }
 
   template <typename Neuron, typename S>
-  static void scan(const torch::stable::Tensor& on, const Scan<Neuron, S>& scan,
-                   const typename Neuron::Options& options) {
+  static void scan(const torch::stable::Tensor& on, const Scan<Neuron, S>& scan, const NeuronOptions& options) {
     const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
     scan_kernel<<<blocks(scan.neurons), kThreads, 0, stream(on)>>>(scan, options);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -157,7 +162,7 @@ struct Cuda {
 
   template <typename Neuron, typename S>
   static void scan_backward(const torch::stable::Tensor& on, const ScanBackward<Neuron, S>& scan,
-                            const typename Neuron::Options& options, const SurrogateChoice& choice) {
+                            const NeuronOptions& options, const SurrogateChoice& choice) {
     const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
     AnySurrogate<typename Neuron::Scalar> surrogate{};
     dispatch_surrogate<typename Neuron::Scalar>(choice, [&](const auto&, const auto& any) { surrogate = any; });

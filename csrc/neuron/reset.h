@@ -1,4 +1,4 @@
-// The spike condition and the reset mechanisms that every neuron model shares.
+// What every neuron model shares: the spike condition, the reset mechanisms, the options of a call.
 #pragma once
 
 #include <torch/headeronly/macros/Macros.h>
@@ -16,10 +16,28 @@ inline constexpr std::array<std::pair<std::string_view, Reset>, 3> kResets{{
     {"none", Reset::kNone},
 }};
 
-// Heaviside step of mem - threshold: strictly greater, and 0 for NaN.
+struct NeuronOptions {
+  Reset reset_mechanism;
+  bool inclusive;  // fires at the threshold, not only above it
+
+  C10_HOST_DEVICE bool subtracts() const { return reset_mechanism == Reset::kSubtract; }
+  C10_HOST_DEVICE bool zeroes() const { return reset_mechanism == Reset::kZero; }
+};
+
+// Heaviside step of mem - threshold: 0 for NaN; at 0 it is 1 where inclusive.
 template <typename T>
-C10_HOST_DEVICE T fires(T mem_shift) {
-  return mem_shift > T(0) ? T(1) : T(0);
+C10_HOST_DEVICE T fires(T mem_shift, bool inclusive) {
+  return (mem_shift > T(0)) | (inclusive & (mem_shift == T(0))) ? T(1) : T(0);
 }
+
+// A factor that snnTorch clamps to [0, 1] at every step; outside of it no gradient reaches the parameter.
+template <typename T>
+struct Decay {
+  T value;
+  bool inside;
+  C10_HOST_DEVICE explicit Decay(T factor)
+      : value(factor < T(0) ? T(0) : (factor > T(1) ? T(1) : factor)), inside(factor >= T(0) && factor <= T(1)) {}
+  C10_HOST_DEVICE T gradient(T grad) const { return inside ? grad : T(0); }
+};
 
 }  // namespace snnfast

@@ -26,6 +26,7 @@ struct Scan {
   using T = typename Neuron::Scalar;
   int64_t steps, neurons;
   const S* x;                         // [steps, neurons]
+  const T* rec;                       // [steps, neurons]; a recurrent model's second current, null: zeros
   const T* initial[Neuron::kStates];  // [neurons]; null: zeros
   Periodic<T> params[Neuron::kParams];
   S* spk;                             // [steps, neurons]

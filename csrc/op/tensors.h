@@ -22,6 +22,11 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? std::optional<Tensor>(contiguous(*tensor)) : std::nullopt;
 }
 
+template <typename Tensors>
+void make_contiguous(Tensors& tensors) {
+  for (auto& tensor : tensors) tensor = contiguous(tensor);
+}
+
 // x as [steps, neurons]: its first dimension is time when unrolled, else it is one step.
 struct Sequence {
   std::vector<int64_t> shape;
@@ -36,11 +41,6 @@ struct Sequence {
 
   Sizes neuron_shape() const { return Sizes(shape.data() + unroll, shape.size() - unroll); }
 };
-
-template <typename Backend>
-Tensor empty_if(bool wanted, const Tensor& like, Sizes sizes, ScalarType dtype) {
-  return wanted ? Backend::empty(like, sizes, dtype) : new_empty(like, {0}, dtype);
-}
 
 template <typename T>
 const T* data(const Tensor& tensor) {

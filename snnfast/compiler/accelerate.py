@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from ..convert import convert
-from ..neurons import SpikingNeuron
-from ..neurons.leaky import is_snntorch_leaky
+from ..neurons import SpikingNeuron, fused_class
 from .backend import backend, listening, make_options
 
 
@@ -104,7 +103,7 @@ def _unseen(net, seen: set[str], broken: bool) -> dict[str, str]:
         return {}
     unseen = {}
     for name, module in net.named_modules():
-        if is_snntorch_leaky(module):
+        if fused_class(module) is not None:
             unseen[name] = "it is snnTorch's own; see snnfast.convert"
         elif isinstance(module, SpikingNeuron) and name not in seen:
             unseen[name] = _why_unseen(module, broken)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from .. import ops
+from ..reference import MODELS, Model
 from . import graph as g
 
 
@@ -15,19 +16,25 @@ class Neuron:
 
     Both take the current first and the states at the positions `states`. The step returns spikes, then the states; the
     sequence takes [T, ...] and a last argument, whether all states are wanted, and returns spikes, last states, and
-    all states.
+    all values of the first `stored` states; a state beyond them is the spikes.
     """
 
     step: object
     sequence: object
     states: tuple[int, ...]
+    stored: int
 
     def output_of_all(self, output: int) -> int:
         """Which output of the sequence holds all values of the state that is this output of a step."""
-        return output + len(self.states)
+        return output + len(self.states) if output <= self.stored else 0
 
 
-NEURONS = (Neuron(ops.leaky_step, ops.leaky_seq, states=(1,)),)
+def _neuron(model: Model) -> Neuron:
+    positions = tuple(range(1, 1 + len(model.states)))
+    return Neuron(*ops.CAPTURED[model.name], positions, model.stored)
+
+
+NEURONS = tuple(_neuron(model) for model in MODELS if not model.recurrent)
 
 
 @dataclass

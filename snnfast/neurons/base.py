@@ -12,26 +12,37 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from .. import surrogate
-from ..functional import RESET_MECHANISMS, check_reset_mechanism
+from .. import ops, surrogate
+from ..functional import RESET_MECHANISMS, check_reset_mechanism, fits_one_operator, run
+from ..reference import Model
 
 try:
-    from snntorch import SpikingNeuron as _SnntorchNeuron
+    import snntorch
 except ImportError:
-    _SnntorchNeuron = None
+    snntorch = None
+
+_SnntorchNeuron = snntorch and snntorch.SpikingNeuron
+
+
+def snntorch_class(name: str) -> tuple:
+    """The class of snnTorch that a layer takes the place of, as bases for it; none without snnTorch."""
+    return (getattr(snntorch, name),) if snntorch else ()
 
 
 class SpikingNeuron(_SnntorchNeuron or nn.Module):
-    """Base of the fused layers. Subclasses name their states and implement `forward` and `unroll`.
+    """Base of the fused layers. Subclasses name model and states and give `forward` their arguments.
 
     Args: as `Leaky`.
     """
 
-    state_names: tuple[str, ...] = ()
-    """Attributes that hold the hidden state: plain tensors, so that DistributedDataParallel leaves them alone."""
+    model: Model
+    """What the layer computes. Its parameters are parameters or buffers of the layer, unless `_parameters_of_model` says else."""
 
-    parameter_names: tuple[str, ...] = ()
-    """Parameters or buffers, in the order in which the neuron's function takes them."""
+    state_names: tuple[str, ...] = ()
+    """Attributes that hold the hidden state, in the order in which calls take and return them: plain tensors, so that
+    DistributedDataParallel leaves them alone."""
+
+    reset_delay: bool = True
 
     if _SnntorchNeuron is None:
         instances = []
@@ -182,10 +193,102 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         DistributedDataParallel overwrites buffers, with equal values, at every forward; autograd would refuse to go
         back through the steps before, so there they are copies.
         """
-        parameters = tuple(getattr(self, name) for name in self.parameter_names)
+        parameters = self._parameters_of_model()
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return parameters
         return tuple(p if p.requires_grad else p.clone() for p in parameters)
+
+    def _parameters_of_model(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, name) for name in self.model.params)
+
+    def _step(self, input_: Tensor, *states: Tensor | None):
+        """One call: as `forward` of the neurons describes it."""
+        self._refuse_states(states)
+        if torch.compiler.is_compiling() and fits_one_operator(self._surrogate_key, self.state_quant, self.inhibition):
+            # What `_run` comes to in a captured graph, but quicker to trace: a loop comes here at every step.
+            given = {n: getattr(self, n) if s is None else s for n, s in zip(self.state_names, states, strict=True)}
+            options = *self._surrogate_key, self.reset_mechanism, self.reset_delay
+            spk, *last = ops.CAPTURED[self.model.name].step(
+                input_, *(given[name] for name in self.model.states), *self._parameters_of_model(), *options
+            )
+        else:
+            spk, last, _ = self._run(input_, states, unroll=False)
+        for name, state in zip(self.model.states, last, strict=True):
+            self._keep(name, state)
+        return (spk, *(getattr(self, name) for name in self.state_names)) if self._returns_states() else spk
+
+    def unroll(self, input_: Tensor, *states: Tensor | None, **named_states: Tensor | None):
+        """A whole sequence in one launch: what T calls of `forward` compute.
+
+        Args:
+            input_: current [T, B, ...].
+            states: those that `forward` takes, in order or by name, before the first step [B, ...]. Without them the sequence starts from
+                zeros, or with init_hidden=True from the layer's own, where the last ones are kept in turn.
+
+        Returns:
+            (spikes, states ...), each [T, B, ...]; the spikes alone with init_hidden=True and output=False.
+
+        Raises:
+            As `forward`, and ValueError for a state of another shape.
+        """
+        return self._unroll(input_, self._ordered(states, named_states), self._returns_states())
+
+    def unroll_spikes(self, input_: Tensor) -> Tensor:
+        """`unroll` for who needs no states: the spikes [T, B, ...], at less memory."""
+        return self._unroll(input_, self._ordered((), {}), False)
+
+    def _ordered(self, states: tuple, named: dict) -> tuple:
+        given = dict(zip(self.state_names, states, strict=False))
+        if len(states) > len(self.state_names) or given.keys() & named.keys() or named.keys() - set(self.state_names):
+            got = f"{len(states)} tensors and {', '.join(named) or 'no names'}"
+            raise TypeError(f"unroll takes the states {', '.join(self.state_names)}, each once; got {got}")
+        return tuple({**given, **named}.get(name) for name in self.state_names)
+
+    def _unroll(self, input_, states, want_seqs):
+        self._refuse_states(states)
+        spk, last, seqs = self._run(input_, states, unroll=True, want_seqs=want_seqs)
+        if self.init_hidden:
+            for name, state in zip(self.model.states, last, strict=True):
+                setattr(self, name, state)
+        if not want_seqs:
+            return spk
+        by_name = dict(zip(self.model.states, seqs, strict=True))
+        return spk, *(by_name[name] for name in self.state_names)
+
+    def _run(self, input_, states, unroll, want_seqs=False):
+        if isinstance(input_, Tensor) and (not unroll or (self.init_hidden and input_.dim() > 0)):
+            shape = input_.shape[1:] if unroll else input_.shape
+            places = zip(self.state_names, states, strict=True)
+            states = tuple(self._initial(name, state, shape, input_.device) for name, state in places)
+        by_name = dict(zip(self.state_names, states, strict=True))
+        return run(
+            self.model,
+            input_,
+            tuple(by_name[name] for name in self.model.states),
+            self._parameters_of_call(),
+            ops.Options(self._surrogate, self.reset_mechanism, bool(self.reset_delay), unroll),
+            want_seqs,
+            self.state_quant,
+            self.inhibition,
+        )
+
+    def _refuse_states(self, states):
+        if self.init_hidden and any(state is not None for state in states):
+            names = " and ".join(self.state_names)
+            raise TypeError(f"{names} must not be passed while init_hidden=True: the layer keeps its own")
+
+    def _returns_states(self) -> bool:
+        return self.output or not self.init_hidden
+
+    def reset_mem(self):
+        """Sets the states to zeros (of shape (0,) before the first call, which every call takes for "zeros").
+
+        Returns:
+            the state, or the states in the order in which calls return them.
+        """
+        self.reset_state()
+        states = tuple(getattr(self, name) for name in self.state_names)
+        return states if len(states) > 1 else states[0]
 
     def reset_state(self) -> None:
         """Sets the hidden state to zeros, cut off from any graph."""
@@ -226,5 +329,14 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
                     living.append(layer.reset_state.__self__)
         return living
 
+    def extra_repr(self) -> str:
+        shown = [name for name in self.model.params if name in ("alpha", "beta")]
+        values = [f"{name}={_brief(getattr(self, name))}" for name in shown]
+        return ", ".join([*values, f"reset_mechanism={self.reset_mechanism!r}", f"reset_delay={self.reset_delay}"])
+
     def __repr__(self):
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _brief(param: Tensor) -> str:
+    return f"{param.item():.4g}" if param.numel() == 1 and not param.is_meta else str(tuple(param.shape))

@@ -1,0 +1,75 @@
+// How snnTorch 1.0.0's neurons fire (snntorch/_neurons/neurons.py), once their membrane is charged:
+//
+//   R[t]   = H(mem[t-1] - threshold)                                  the delayed reset, without gradient
+//   spk[t] = H(charge[t] - threshold) * graded_spikes_factor
+//   mem[t] = charge[t]                                                 with the reset delay, else
+//   D[t]   = spk[t] / graded_spikes_factor - R[t]
+//   mem[t] = charge[t] - D[t] * threshold   subtract;   charge[t] - D[t] * charge[t]   zero
+//
+// Operations stand in snnTorch's order and are rounded one by one; backward adds in the order of its autograd graph.
+#pragma once
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include "reset.h"
+
+namespace snnfast {
+
+template <typename T, bool kDelay>
+struct Firing {
+  static constexpr int kExtras = kDelay ? 0 : 1;  // the charge, where the membrane is not
+
+  T threshold, graded_spikes_factor;
+  NeuronOptions options;
+
+  C10_HOST_DEVICE T above(T mem) const { return fires(mem - threshold, options.inclusive); }
+
+  // mem: the charge on entry, mem[t] on exit. Returns spk[t].
+  C10_HOST_DEVICE T fire(T& mem, [[maybe_unused]] T reset, [[maybe_unused]] T* extra) const {
+    const T spk = above(mem) * graded_spikes_factor;
+    if constexpr (!kDelay) {
+      extra[0] = mem;
+      const T again = spk / graded_spikes_factor - reset;
+      if (options.subtracts()) mem = mem - again * threshold;
+      if (options.zeroes()) mem = mem - again * mem;
+    }
+    return spk;
+  }
+
+  // grad_mem: dL/dmem[t]. Returns dL/dcharge[t].
+  template <typename Surrogate>
+  C10_HOST_DEVICE T backward(const Surrogate& surrogate, T grad_spk, T evaluated, T mem,
+                             [[maybe_unused]] const T* extra, [[maybe_unused]] T reset, T grad_mem, T& grad_threshold,
+                             T& grad_graded) const {
+    T charge = mem;
+    if constexpr (!kDelay) charge = extra[0];
+    const T u = charge - threshold;
+    const T fired = fires(u, options.inclusive);
+    grad_threshold = -T(0);
+    grad_graded = -T(0);
+    if constexpr (!kDelay) {
+      const T spike = fired * graded_spikes_factor / graded_spikes_factor;
+      const T again = spike - reset;
+      const T grad_reset = -grad_mem;
+      T grad_again = -T(0);
+      if (options.subtracts()) {
+        grad_again = grad_reset * threshold;
+        grad_threshold = grad_reset * again;
+      }
+      if (options.zeroes()) {
+        grad_again = grad_reset * charge;
+        grad_mem = grad_mem + grad_reset * again;
+      }
+      if (options.subtracts() || options.zeroes()) {
+        grad_spk = grad_spk + grad_again / graded_spikes_factor;
+        grad_graded = -grad_again * (spike / graded_spikes_factor);
+      }
+    }
+    const T grad_u = surrogate.backward(grad_spk * graded_spikes_factor, u, evaluated);
+    grad_threshold = grad_threshold - grad_u;
+    grad_graded = grad_graded + grad_spk * fired;
+    return grad_mem + grad_u;
+  }
+};
+
+}  // namespace snnfast

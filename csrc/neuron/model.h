@@ -1,0 +1,45 @@
+// What a neuron model is to the time loops, and how they call it.
+//
+// A model is a template <typename T, bool kDelay> struct, made from one neuron's parameters and the call's options,
+// with
+//   Param, State       enums of its parameters and states, ended by kParams and kStates; the membrane comes first
+//   kExtras            values of a step that backward needs beside the states
+//   Carry, kCarriedTo  what backward hands to the step before: one gradient per state, then further terms of them.
+//                      Terms stay apart where the library's autograd adds them one after the other to an outer gradient
+//   step               state[t-1] -> state[t], extra; returns the spike
+//   step_backward      carry: dL/dstate[t] on entry, with the outer gradient in the first kStates terms; dL/dstate[t-1]
+//                      on exit. state, extra: after step t; previous: state[t-1]. grad_params: this step's share of the
+//                      parameters' gradients. Returns dL/dx[t]
+// A recurrent model takes a second current, `rec`, after x; its step_backward gives dL/drec[t] in two terms.
+#pragma once
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include <type_traits>
+
+namespace snnfast {
+
+template <typename Neuron>
+concept Recurrent = Neuron::kRecurrent;
+
+template <typename Neuron, typename T>
+C10_HOST_DEVICE T step(const Neuron& neuron, T x, [[maybe_unused]] T rec, T* state, T* extra) {
+  if constexpr (Recurrent<Neuron>) {
+    return neuron.step(x, rec, state, extra);
+  } else {
+    return neuron.step(x, state, extra);
+  }
+}
+
+template <typename Neuron, typename Surrogate, typename T>
+C10_HOST_DEVICE T step_backward(const Neuron& neuron, const Surrogate& surrogate, T grad_spk, T evaluated,
+                                const T* state, const T* extra, const T* previous, T* carry, T* grad_params) {
+  if constexpr (Recurrent<Neuron>) {
+    T grad_rec[2];
+    return neuron.step_backward(surrogate, grad_spk, evaluated, state, extra, previous, carry, grad_params, grad_rec);
+  } else {
+    return neuron.step_backward(surrogate, grad_spk, evaluated, state, extra, previous, carry, grad_params);
+  }
+}
+
+}  // namespace snnfast

@@ -1,0 +1,167 @@
+// The two operators of a neuron model, over any backend: checks, allocation, dispatch.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <iterator>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../checks.h"
+#include "../dispatch.h"
+#include "scan.h"
+#include "tensors.h"
+
+namespace snnfast {
+
+using OptionalTensors = std::vector<std::optional<Tensor>>;
+
+template <typename Backend, template <typename, bool> typename Model>
+struct NeuronOp {
+  using Some = Model<float, true>;  // names and counts, the same for every dtype and delay
+
+  // [spikes, last states ..., the first `saved` states of all steps when unrolled ..., extras with save_extras ...]
+  static std::vector<Tensor> forward(Tensor x, std::optional<Tensor> rec, std::vector<Tensor> states,
+                                     std::vector<Tensor> params, bool unroll, std::string reset_mechanism,
+                                     bool reset_delay, bool inclusive, int64_t saved, bool save_extras) {
+    const Sequence sequence(x, unroll);
+    const ScalarType dtype = state_dtype(x.scalar_type());
+    check_tensor("rec", rec, x, dtype, x.numel());
+    check_states(states, x, dtype, sequence.neurons);
+    check_params(params, x, dtype, sequence.neurons);
+    STD_TORCH_CHECK(saved >= 0 && saved <= Some::kStates, "saved must be from 0 to ", int{Some::kStates}, ", got ",
+                    saved);
+    const NeuronOptions options{reset_named(reset_mechanism), inclusive};
+
+    x = contiguous(x);
+    rec = contiguous(rec);
+    make_contiguous(states);
+    make_contiguous(params);
+    const int extras = save_extras ? (reset_delay ? Model<float, true>::kExtras : Model<float, false>::kExtras) : 0;
+    const int64_t seqs = unroll ? saved : 0;
+    std::vector<Tensor> results{Backend::empty(x, x.sizes(), x.scalar_type())};
+    for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(x, sequence.neuron_shape(), dtype));
+    for (int64_t k = 0; k < seqs + extras; ++k) results.push_back(Backend::empty(x, x.sizes(), dtype));
+
+    dispatch_dtype<typename Backend::StorageTypes>(x.scalar_type(), [&](auto storage) {
+      dispatch_bool(reset_delay, [&](auto delay) {
+        using S = decltype(storage);
+        using T = StateOf<S>;
+        using Neuron = Model<T, decltype(delay)::value>;
+        Scan<Neuron, S> scan{};
+        scan.steps = sequence.steps;
+        scan.neurons = sequence.neurons;
+        scan.x = data<S>(x);
+        scan.rec = data<T>(rec);
+        scan.spk = mutable_data<S>(results[0]);
+        for (std::size_t k = 0; k < states.size(); ++k) scan.initial[k] = data<T>(states[k]);
+        for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
+        auto result = std::next(results.begin());
+        for (int k = 0; k < Neuron::kStates; ++k) scan.last[k] = mutable_data<T>(*result++);
+        for (int64_t k = 0; k < seqs; ++k) scan.states[k] = mutable_data<T>(*result++);
+        for (int k = 0; k < extras; ++k) scan.extras[k] = mutable_data<T>(*result++);
+        if (sequence.neurons > 0) Backend::scan(x, scan, options);
+      });
+    });
+    return results;
+  }
+
+  // [dL/dx, dL/dinitial states ... with want_states, dL/dparams [kParams, neurons] with want_params]
+  // seqs, extras: as forward wrote them, for the first states; `like`: any of them or the spikes, for the shape.
+  static std::vector<Tensor> backward(Tensor like, std::optional<Tensor> grad_spk, OptionalTensors grad_last,
+                                      OptionalTensors grad_seqs, std::vector<Tensor> seqs, std::vector<Tensor> extras,
+                                      std::vector<Tensor> states, std::vector<Tensor> params,
+                                      std::optional<Tensor> evaluated, bool unroll, std::string reset_mechanism,
+                                      bool reset_delay, bool inclusive, std::string surrogate,
+                                      std::vector<double> constants, ScalarType dtype, bool want_states,
+                                      bool want_params) {
+    const Sequence sequence(like, unroll);
+    const ScalarType state = state_dtype(dtype);
+    const int64_t all = like.numel();
+    const std::size_t kept = reset_delay ? Model<float, true>::kExtras : Model<float, false>::kExtras;
+    STD_TORCH_CHECK(
+        grad_last.size() <= Some::kStates && grad_seqs.size() <= Some::kStates && seqs.size() <= Some::kStates,
+        "grad_last, grad_seqs and seqs must have at most ", int{Some::kStates}, " tensors");
+    STD_TORCH_CHECK(extras.size() == kept, "extras must have ", kept, " tensors, got ", extras.size());
+    check_tensor("grad_spk", grad_spk, like, dtype, all);
+    for (const auto& grad : grad_last) check_tensor("grad_last", grad, like, state, sequence.neurons);
+    for (const auto& grad : grad_seqs) check_tensor("grad_seqs", grad, like, state, all);
+    for (const auto& seq : seqs) check_tensor("seqs", seq, like, state, all);
+    for (const auto& extra : extras) check_tensor("extras", extra, like, state, all);
+    check_states(states, like, state, sequence.neurons);
+    check_params(params, like, state, sequence.neurons);
+    check_tensor("evaluated", evaluated, like, state, all);
+    STD_TORCH_CHECK(evaluated.has_value() == (surrogate == Evaluated<float>::kName),
+                    "evaluated must be given with surrogate evaluated and with no other, got surrogate ", surrogate);
+    const NeuronOptions options{reset_named(reset_mechanism), inclusive};
+
+    grad_spk = contiguous(grad_spk);
+    make_contiguous(grad_last);
+    make_contiguous(grad_seqs);
+    make_contiguous(seqs);
+    make_contiguous(extras);
+    make_contiguous(states);
+    make_contiguous(params);
+    evaluated = contiguous(evaluated);
+    std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
+    const int wanted = want_states ? Some::kStates : 0;
+    for (int k = 0; k < wanted; ++k) results.push_back(new_empty(like, sequence.neuron_shape(), state));
+    if (want_params) results.push_back(new_empty(like, {int64_t{Some::kParams}, sequence.neurons}, state));
+
+    dispatch_dtype<typename Backend::StorageTypes>(dtype, [&](auto storage) {
+      dispatch_bool(reset_delay, [&](auto delay) {
+        using S = decltype(storage);
+        using T = StateOf<S>;
+        using Neuron = Model<T, decltype(delay)::value>;
+        ScanBackward<Neuron, S> scan{};
+        scan.steps = sequence.steps;
+        scan.neurons = sequence.neurons;
+        scan.grad_spk = data<S>(grad_spk);
+        for (std::size_t k = 0; k < grad_last.size(); ++k) scan.grad_last[k] = data<T>(grad_last[k]);
+        for (std::size_t k = 0; k < grad_seqs.size(); ++k) scan.grad_states[k] = data<T>(grad_seqs[k]);
+        for (std::size_t k = 0; k < seqs.size(); ++k) scan.states[k] = data<T>(seqs[k]);
+        for (std::size_t k = 0; k < extras.size(); ++k) scan.extras[k] = data<T>(extras[k]);
+        for (std::size_t k = 0; k < states.size(); ++k) scan.initial[k] = data<T>(states[k]);
+        for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
+        scan.evaluated = data<T>(evaluated);
+        scan.grad_x = mutable_data<S>(results[0]);
+        for (int k = 0; k < wanted; ++k) scan.grad_initial[k] = mutable_data<T>(results[1 + k]);
+        for (int k = 0; want_params && k < Neuron::kParams; ++k) {
+          scan.grad_params[k] = mutable_data<T>(results.back()) + k * sequence.neurons;
+        }
+        if (sequence.neurons > 0) Backend::scan_backward(like, scan, options, {surrogate, constants});
+      });
+    });
+    return results;
+  }
+
+ private:
+  static void check_states(const std::vector<Tensor>& states, const Tensor& like, ScalarType dtype, int64_t neurons) {
+    STD_TORCH_CHECK(states.empty() || states.size() == Some::kStates, "states must have none or ", int{Some::kStates},
+                    " tensors, got ", states.size());
+    for (std::size_t k = 0; k < states.size(); ++k) {
+      check_tensor(Some::kStateNames[k], states[k], like, dtype, neurons);
+    }
+  }
+
+  static void check_params(const std::vector<Tensor>& params, const Tensor& like, ScalarType dtype, int64_t neurons) {
+    STD_TORCH_CHECK(params.size() == Some::kParams, "params must have ", int{Some::kParams}, " tensors, got ",
+                    params.size());
+    for (std::size_t k = 0; k < params.size(); ++k) {
+      check_param(Some::kParamNames[k], params[k], like, dtype, neurons);
+    }
+  }
+};
+
+}  // namespace snnfast
+
+// Registers both operators of a model for a device: SNNFAST_NEURON(CPU, Cpu, leaky, Leaky).
+#define SNNFAST_NEURON(DEVICE, BACKEND, NAME, MODEL)                \
+  STABLE_TORCH_LIBRARY_IMPL(snnfast, DEVICE, m) {                   \
+    using Op = snnfast::NeuronOp<snnfast::BACKEND, snnfast::MODEL>; \
+    m.impl(#NAME "_fwd", TORCH_BOX(&Op::forward));                  \
+    m.impl(#NAME "_bwd", TORCH_BOX(&Op::backward));                 \
+  }

@@ -1,0 +1,162 @@
+"""What a neuron model is, and the loops over it: the specification that the kernels are held to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import firing
+
+
+class Call(NamedTuple):
+    """The options of a call.
+
+    `spike_grad` maps `mem - threshold` to spikes; `state_quant` (a callable or False) quantises the states;
+    `inhibition` lets only the largest membrane along dimension 1 fire.
+    """
+
+    spike_grad: Callable[[Tensor], Tensor]
+    reset_mechanism: str = "subtract"
+    reset_delay: bool = True
+    state_quant: Any = False
+    inhibition: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """A neuron model: what one step computes, and how the operators of this name take it.
+
+    A step charges the states and then fires. Parameters broadcast over a step [...]; states have its shape, the
+    membrane comes first.
+
+    Attributes:
+        name: of the operators.
+        layer: as people know it.
+        states, params: in the order in which every function takes them.
+        charge: (x, states, params, reset, call) to the charged states; linear in x and states. A recurrent model
+            takes (x, rec), two currents, for x.
+        fire: (charged states, reset, params, call) to spikes and states.
+        reset: (states, params, call) to what the last spikes leave to this step, without gradient.
+        output: the state that is the output itself and needs no place of its own, always the last; None: no such.
+        recurrent: whether it takes a second current.
+        spikes: whether the output is spikes, whose gradient is a surrogate.
+        keeps_charge: whether the membrane that fired is another than the one after the step, reset delay or not.
+    """
+
+    name: str
+    layer: str
+    states: tuple[str, ...]
+    params: tuple[str, ...]
+    charge: Callable
+    fire: Callable = firing.fire
+    reset: Callable = firing.reset
+    output: str | None = None
+    recurrent: bool = False
+    spikes: bool = True
+    keeps_charge: bool = False
+
+    def extras(self, reset_delay: bool) -> int:
+        """How many values of a step backward needs beside the states: the charge, where the membrane is not."""
+        return int(self.keeps_charge or not reset_delay)
+
+    @property
+    def stored(self) -> int:
+        """How many states, from the first, are stored for all steps when all are wanted."""
+        return len(self.states) - (self.output is not None)
+
+    @property
+    def needed(self) -> int:
+        """How many of them backward needs for the gradients of current and initial states."""
+        return int(self.spikes)
+
+
+def step(
+    model: Model, x: Tensor, states: tuple, params: tuple, call: Call, rec: Tensor | None = None
+) -> tuple[Tensor, tuple]:
+    """One step: current x [...] and states [...] to spikes and states [...]."""
+    reset = model.reset(states, params, call)
+    states = model.charge((x, rec) if model.recurrent else x, states, params, reset, call)
+    if call.state_quant:
+        states = tuple(call.state_quant(state) for state in states)
+    return model.fire(states, reset, params, call)
+
+
+def loop(model: Model, x: Tensor, states: tuple, params: tuple, call: Call) -> tuple[Tensor, tuple, tuple]:
+    """A whole sequence: x [T, ...], states [...] to spikes [T, ...], last states [...] and all states [T, ...]."""
+    spikes, history = [], []
+    for current in x.unbind(0):
+        spk, states = step(model, current, states, params, call)
+        spikes.append(spk)
+        history.append(states)
+    if not spikes:
+        return x.new_empty(x.shape), states, tuple(state.new_empty(x.shape) for state in states)
+    return torch.stack(spikes), states, tuple(torch.stack(column) for column in zip(*history, strict=True))
+
+
+def backward(
+    model: Model,
+    grad_spk: Tensor,
+    grad_last: tuple,
+    grad_seqs: tuple,
+    grad_charge: Tensor | None,
+    seqs: tuple,
+    charge: Tensor | None,
+    initial: tuple,
+    params: tuple,
+    call: Call,
+) -> tuple[Tensor, tuple, tuple]:
+    """The backward of `loop` in differentiable operations, which is what makes double backward possible.
+
+    Each step is differentiated where forward was, at the states that it stored: they carry the graph to x.
+
+    Args:
+        grad_spk: dL/dspikes [T, ...].
+        grad_last, grad_seqs: dL/d(last states) [...] and dL/d(all states) [T, ...], a tensor or None for each.
+        grad_charge: dL/dcharge [T, ...], or None.
+        seqs: the states after each step [T, ...]; zeros where they were not stored.
+        charge: the membranes that fired [T, ...]; None where they are the membranes.
+        initial: the states before the first step [...].
+
+    Returns:
+        dL/dx [T, ...], dL/dinitial [...], and per step the gradients of the parameters [T, ...].
+    """
+    count = len(initial)
+    # Aliases: autograd would else look for the parameters behind the stored states too.
+    params = tuple(param.view_as(param) for param in params)
+    wanted = [param for param in params if param.requires_grad]
+    carry = [torch.zeros_like(i) if g is None else g for i, g in zip(initial, grad_last, strict=True)]
+    steps = []
+    for t in reversed(range(len(seqs[0]))):
+        before = tuple(_differentiable(seq[t - 1] if t > 0 else i) for seq, i in zip(seqs, initial, strict=True))
+        charged = tuple(_differentiable(seq[t]) for seq in (seqs[0] if charge is None else charge, *seqs[1:]))
+        grads = [c if g is None else g[t] + c for g, c in zip(grad_seqs, carry, strict=True)]
+        reset = model.reset(before, params, call)
+        spk, after = model.fire(charged, reset, params, call)
+        grads = _vjp((spk, *after), (grad_spk[t], *grads), (*charged, *wanted))
+        of_charged, of_params = list(grads[:count]), grads[count:]
+        if grad_charge is not None:
+            of_charged[0] = of_charged[0] + grad_charge[t]
+        x = torch.zeros_like(before[0]).requires_grad_()
+        charged = model.charge((x, x) if model.recurrent else x, before, params, reset, call)
+        of_x, *grads = _vjp(charged, of_charged, (x, *before, *wanted))
+        carry = grads[:count]
+        steps.append((of_x / 2 if model.recurrent else of_x, *map(torch.add, of_params, grads[count:])))
+    if not steps:
+        return torch.zeros_like(seqs[0]), tuple(carry), tuple(p.new_zeros(0, *p.shape) for p in params)
+    grad_x, *columns = (torch.stack(column[::-1]) for column in zip(*steps, strict=True))
+    found = iter(columns)
+    grad_params = (next(found) if p.requires_grad else p.new_zeros(len(grad_x), *p.shape) for p in params)
+    return grad_x, tuple(carry), tuple(grad_params)
+
+
+def _differentiable(tensor: Tensor) -> Tensor:
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _vjp(outputs, grads, inputs) -> list[Tensor]:
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if isinstance(o, Tensor) and o.requires_grad]
+    outputs, grads = zip(*pairs, strict=True)
+    found = torch.autograd.grad(outputs, inputs, grads, create_graph=True, allow_unused=True)
+    return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
