@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr const char* kModels[] = {"leaky"};
+constexpr const char* kModels[] = {"leaky", "synaptic"};
 
 // A whole sequence, or a step.
 constexpr const char* kForward =

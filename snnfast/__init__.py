@@ -6,7 +6,7 @@ from . import functional, reference, surrogate
 from .compiler import accelerate, explain
 from .convert import convert, reset
 from .functional import use_reference
-from .neurons import Leaky, SpikingNeuron
+from .neurons import Leaky, SpikingNeuron, Synaptic
 from .unroll import Unroll
 
 __version__ = _version("snnfast")
@@ -14,6 +14,7 @@ __version__ = _version("snnfast")
 __all__ = [
     "Leaky",
     "SpikingNeuron",
+    "Synaptic",
     "Unroll",
     "accelerate",
     "convert",

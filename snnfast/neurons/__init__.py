@@ -2,10 +2,11 @@
 
 from .base import SpikingNeuron, snntorch_class
 from .leaky import Leaky
+from .synaptic import Synaptic
 
-LAYERS = (Leaky,)
+LAYERS = (Leaky, Synaptic)
 
-__all__ = ["LAYERS", "Leaky", "SpikingNeuron", "fused_class"]
+__all__ = ["LAYERS", "Leaky", "SpikingNeuron", "Synaptic", "fused_class"]
 
 
 def fused_class(module) -> type[SpikingNeuron] | None:

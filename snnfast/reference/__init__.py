@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .leaky import LEAKY
 from .model import Call, Model, backward, loop, step
+from .synaptic import SYNAPTIC
 
-MODELS = (LEAKY,)
+MODELS = (LEAKY, SYNAPTIC)
 
-__all__ = ["LEAKY", "MODELS", "Call", "Model", "backward", "leaky", "leaky_step", "loop", "step"]
+__all__ = ["LEAKY", "MODELS", "SYNAPTIC", "Call", "Model", "backward", "leaky", "leaky_step", "loop", "step"]
 
 
 def leaky_step(
