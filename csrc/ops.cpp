@@ -9,7 +9,12 @@
 
 namespace {
 
-constexpr const char* kModels[] = {"leaky", "synaptic"};
+constexpr const char* kModels[] = {
+    "leaky", "synaptic", "rleaky", "rleaky_one_to_one", "rsynaptic", "rsynaptic_one_to_one", "lapicque",
+    "alpha", "li",       "lif",    "lif_recurrent"};
+
+// Those that also run with all-to-all recurrence.
+constexpr const char* kRecurrentModels[] = {"rleaky", "rsynaptic", "lif_recurrent"};
 
 // A whole sequence, or a step.
 constexpr const char* kForward =
@@ -23,12 +28,27 @@ constexpr const char* kBackward =
     "bool inclusive, str surrogate, float[] constants, ScalarType dtype, bool want_states, bool want_params) "
     "-> Tensor[]";
 
+// A whole sequence whose spikes come back through weights [N, N], and its backward but for the weights.
+constexpr const char* kDenseForward =
+    "_dense_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? spk, Tensor[] states, Tensor[] params, "
+    "str reset_mechanism, bool reset_delay, bool inclusive, int saved, bool save_extras) -> Tensor[]";
+
+constexpr const char* kDenseBackward =
+    "_dense_bwd(Tensor like, Tensor? grad_spk, Tensor?[] grad_last, Tensor?[] grad_seqs, Tensor[] seqs, "
+    "Tensor[] extras, Tensor weight, Tensor[] states, Tensor[] params, Tensor? evaluated, str reset_mechanism, "
+    "bool reset_delay, bool inclusive, str surrogate, float[] constants, ScalarType dtype, bool want_params) "
+    "-> Tensor[]";
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(snnfast, m) {
   for (const std::string model : kModels) {
     m.def((model + kForward).c_str());
     m.def((model + kBackward).c_str());
+  }
+  for (const std::string model : kRecurrentModels) {
+    m.def((model + kDenseForward).c_str());
+    m.def((model + kDenseBackward).c_str());
   }
 }
 

@@ -6,13 +6,17 @@ from . import functional, reference, surrogate
 from .compiler import accelerate, explain
 from .convert import convert, reset
 from .functional import use_reference
-from .neurons import Leaky, SpikingNeuron, Synaptic
+from .neurons import Alpha, Lapicque, Leaky, RLeaky, RSynaptic, SpikingNeuron, Synaptic
 from .unroll import Unroll
 
 __version__ = _version("snnfast")
 
 __all__ = [
+    "Alpha",
+    "Lapicque",
     "Leaky",
+    "RLeaky",
+    "RSynaptic",
     "SpikingNeuron",
     "Synaptic",
     "Unroll",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
-from .ops import Options, Result
+from .ops import Options, Recurrence, Result
 from .reference import LEAKY, Model
 from .surrogate import Surrogate, evaluated, named, resolve
 
@@ -197,7 +197,8 @@ def _run(
         _check_fits("rec", rec, x, x.shape)
         rec = rec.to(dtype)
     reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
-    if reasons or _reference_forced or _is_exported():
+    fused = options.unroll or model.fuses_steps
+    if reasons or not fused or _reference_forced or _is_exported():
         for reason in reasons:
             _say_once(model.layer, reason)
         call = reference.Call(*options[:3], state_quant, inhibition)
@@ -206,6 +207,69 @@ def _run(
         params = tuple(_over_trailing_dims(param.to(dtype), shape) for param in params)
         result = ops.run(model, x, rec, states, params, options, want_seqs)
     return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
+
+
+def run_dense(
+    model: Model,
+    x: Tensor,
+    spk: Tensor | None,
+    states: tuple,
+    params: tuple,
+    recurrence: Recurrence,
+    options: Options,
+    want_seqs: bool = False,
+    state_quant=False,
+    inhibition: bool = False,
+) -> Result:
+    """A recurrent model over a whole sequence whose spikes come back through weights, forward and backward in one call.
+
+    Args:
+        x: current [T, ..., N].
+        spk: spikes before the first step [..., N]; None: none.
+        states, params, want_seqs: as in `run`.
+        recurrence: weight [N, N] and bias [N] or None, in any floating dtype.
+    """
+    x = check_current(x, True)
+    if x.dim() < 2:
+        raise ValueError(f"x must have a time and a neuron dimension [T, ..., N], got {tuple(x.shape)}")
+    shape, weight = x.shape[1:], recurrence.weight
+    if weight.shape != (shape[-1], shape[-1]):
+        raise ValueError(f"the recurrent layer's weights {tuple(weight.shape)} do not fit {shape[-1]} neurons")
+    check_states(model, states, x, shape)
+    if spk is not None:
+        _check_fits("spk", spk, x, shape)
+    params = _as_parameters(model, params, x, shape)
+    dtype = _state_dtype(x, states, params)
+    spk_dtype = x.dtype
+    if dtype == torch.float64 or x.device.type == "cpu":
+        x = x.to(dtype)
+    spk = None if spk is None else spk.to(dtype)
+    recurrence = Recurrence(*(None if tensor is None else tensor.to(dtype) for tensor in recurrence))
+    states = _filled(states, x, shape, dtype)
+    reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
+    if reasons or _reference_forced or _is_exported():
+        for reason in reasons:
+            _say_once(model.layer, reason)
+        call = reference.Call(*options[:3], state_quant, inhibition)
+        result = _run_dense_reference(model, x.to(dtype), spk, states, params, recurrence, call)
+    else:
+        params = tuple(_over_trailing_dims(param.to(dtype), shape) for param in params)
+        result = ops.run_dense(model, x, recurrence, spk, states, params, options, want_seqs)
+    return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
+
+
+def _run_dense_reference(model, x, spk, states, params, recurrence, call) -> Result:
+    states = states or tuple(torch.zeros_like(x[0]) for _ in model.states)
+    spk = torch.zeros_like(x[0]) if spk is None else spk
+    spikes, history = [], []
+    for current in x.unbind(0):
+        rec = torch.nn.functional.linear(spk, *recurrence)
+        spk, states = reference.step(model, current, states, params, call, rec)
+        spikes.append(spk)
+        history.append(states)
+    if not spikes:
+        return Result(torch.empty_like(x), states, tuple(torch.empty_like(x) for _ in states))
+    return Result(torch.stack(spikes), states, tuple(torch.stack(column) for column in zip(*history, strict=True)))
 
 
 def _filled(states: tuple, x: Tensor, shape: torch.Size, dtype: torch.dtype) -> tuple:

@@ -82,9 +82,9 @@ class _Neuron(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*seqs, *extras, *states, *params)
         graded = "graded_spikes_factor" in model.params and params[model.params.index("graded_spikes_factor")]
-        if model.spikes and isinstance(options.surrogate, surrogate.disabled):
-            if not isinstance(graded, Tensor) or not graded.requires_grad:
-                ctx.mark_non_differentiable(spk)
+        learns_height = isinstance(graded, Tensor) and graded.requires_grad
+        if model.spikes and isinstance(options.surrogate, surrogate.disabled) and not learns_height:
+            ctx.mark_non_differentiable(spk)
         return tuple(outputs)
 
     @staticmethod
@@ -101,6 +101,125 @@ class _Neuron(torch.autograd.Function):
         else:
             found = _fused_backward(ctx, saved, grad_spk, last, seqs)
         return None, None, None, *found
+
+
+class Recurrence(NamedTuple):
+    """All-to-all recurrence: rec[t] = spk[t-1] @ weight.T + bias, weight [N, N], bias [N] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def run_dense(
+    model: Model,
+    x: Tensor,
+    recurrence: Recurrence,
+    spk: Tensor | None,
+    states: tuple,
+    params: tuple,
+    options: Options,
+    want_seqs: bool,
+) -> Result:
+    """Runs a recurrent model over x [T, ..., N], its spikes fed back; spk [..., N]: those before the first step."""
+    tensors = (x, *recurrence, spk, *states, *params)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        outputs = _Dense.apply(model, options, want_seqs, *tensors)
+    else:
+        saved = model.stored if want_seqs else 0
+        outputs = _dense_forward(model, options, x, recurrence, spk, states, params, saved, False)
+    count = len(model.states)
+    seqs = tuple(outputs[1 + count : 1 + 2 * count]) if want_seqs else None
+    return Result(outputs[0], tuple(outputs[1 : 1 + count]), seqs)
+
+
+def _dense_forward(model, options, x, recurrence, spk, states, params, saved, save_extras):
+    forward = getattr(torch.ops.snnfast, f"{model.name}_dense_fwd")
+    reset = options.reset_mechanism, options.reset_delay, options.surrogate.inclusive
+    return forward(x, *recurrence, spk, states, params, *reset, saved, save_extras)
+
+
+class _Dense(torch.autograd.Function):
+    """As `_Neuron`, for a sequence with all-to-all recurrence; backward once."""
+
+    @staticmethod
+    def forward(ctx, model, options, want_seqs, x, weight, bias, initial, *tensors):
+        first = len(tensors) - len(model.params)
+        states, params = tensors[:first], tensors[first:]
+        needs_params = any(ctx.needs_input_grad[7 + first :])
+        saved = model.stored if want_seqs or needs_params else model.needed
+        recurrence = Recurrence(weight, bias)
+        outputs = _dense_forward(model, options, x, recurrence, initial, states, params, saved, True)
+        count = len(model.states)
+        seqs, extras = outputs[1 + count : 1 + count + saved], outputs[1 + count + saved :]
+        ctx.model, ctx.options, ctx.dtype = model, options, x.dtype
+        ctx.counts = len(seqs), len(extras), len(states)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*seqs, *extras, *states, *params)
+        # Not among the tensors that a model's backward reads: what the weights' gradients are made of.
+        ctx.spk, ctx.initial, ctx.weight = outputs[0].detach(), initial, weight
+        ctx.mark_non_differentiable(*extras)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, grad_spk, *grads):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "all-to-all recurrence has no double backward (create_graph=True): run it under snnfast.use_reference()"
+            )
+        saved, model, options = _Saved(ctx), ctx.model, ctx.options
+        count = len(model.states)
+        needs_x, needs_weight, needs_bias, needs_initial, *needs = ctx.needs_input_grad[3:]
+        needs_params = needs[len(saved.states) :]
+        dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+        grad_x, grad_initial, *found = getattr(torch.ops.snnfast, f"{model.name}_dense_bwd")(
+            saved.seqs[0],
+            grad_spk,
+            grads[:count],
+            grads[count : count + len(saved.seqs)],
+            saved.seqs,
+            saved.extras,
+            ctx.weight,
+            saved.states,
+            saved.params,
+            _derivative(ctx, saved),
+            options.reset_mechanism,
+            options.reset_delay,
+            options.surrogate.inclusive,
+            options.surrogate.name,
+            options.surrogate.constants,
+            ctx.dtype,
+            any(needs_params),
+        )
+        grad_rec = grad_x.to(dtype)
+        return (
+            *(None, None, None),
+            grad_x if needs_x else None,
+            _grad_weight(grad_rec, ctx.spk.to(dtype), ctx.initial) if needs_weight else None,
+            grad_rec.flatten(0, -2).sum(0) if needs_bias else None,
+            grad_initial.view(ctx.initial.shape) if needs_initial else None,
+            *(found[k] if ctx.needs_input_grad[7 + k] else None for k in range(len(saved.states))),
+            *(
+                _sum_to(found[-1][k], param) if needed else None
+                for k, (param, needed) in enumerate(zip(saved.params, needs_params, strict=True))
+            ),
+        )
+
+
+def _grad_weight(grad_rec: Tensor, spk: Tensor, initial: Tensor | None) -> Tensor:
+    """The product over all steps of dL/drec [T, ..., N] and the spikes before each."""
+    total = grad_rec[1:].flatten(0, -2).T @ spk[:-1].flatten(0, -2)
+    if initial is None or not len(grad_rec):
+        return total
+    features = spk.shape[-1]
+    return total + grad_rec[0].reshape(-1, features).T @ initial.reshape(-1, features)
+
+
+def _derivative(ctx, saved) -> Tensor | None:
+    """The derivative of a surrogate that only Python knows, at every step and neuron."""
+    if not isinstance(ctx.options.surrogate, surrogate.evaluated):
+        return None
+    threshold = saved.params[ctx.model.params.index(ctx.model.threshold)]
+    return ctx.options.surrogate.derivative(saved.charge - _per_step(threshold)).contiguous()
 
 
 class _Saved:
@@ -124,10 +243,6 @@ def _fused_backward(ctx, saved, grad_spk, grad_last, grad_seqs):
     model, options = ctx.model, ctx.options
     needs_x, needs_rec, *needs = ctx.needs_input_grad[3:]
     needs_states, needs_params = needs[: len(saved.states)], needs[len(saved.states) :]
-    derivative = None
-    if isinstance(options.surrogate, surrogate.evaluated):
-        threshold = saved.params[model.params.index("threshold")]
-        derivative = options.surrogate.derivative(saved.charge - _per_step(threshold)).contiguous()
     dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
     grad_x, *found = getattr(torch.ops.snnfast, f"{model.name}_bwd")(
         saved.seqs[0],
@@ -138,7 +253,7 @@ def _fused_backward(ctx, saved, grad_spk, grad_last, grad_seqs):
         saved.extras,
         saved.states,
         saved.params,
-        derivative,
+        _derivative(ctx, saved),
         options.unroll,
         options.reset_mechanism,
         options.reset_delay,
@@ -234,6 +349,24 @@ def _fake_backward(model):
     return fake
 
 
+def _fake_dense_forward(model):
+    def fake(x, weight, bias, spk, states, params, reset_mechanism, reset_delay, inclusive, saved, save_extras):
+        fake = _fake_forward(model)
+        return fake(x, None, states, params, True, reset_mechanism, reset_delay, inclusive, saved, save_extras)
+
+    return fake
+
+
+def _fake_dense_backward(model):
+    def fake(like, grad_spk, grad_last, grad_seqs, seqs, extras, weight, states, params, evaluated, *options):
+        *_, dtype, want_params = options
+        arguments = (like, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, True)
+        grad_x, *rest = _fake_backward(model)(*arguments, dtype, True, want_params)
+        return [grad_x, torch.empty_like(rest[0]), *rest]
+
+    return fake
+
+
 class Captured(NamedTuple):
     """A model's step and sequence as torch.compile captures them: one differentiable node each.
 
@@ -290,3 +423,6 @@ CAPTURED = {model.name: _captured(model) for model in reference.MODELS}
 for _model in reference.MODELS:
     torch.library.register_fake(f"snnfast::{_model.name}_fwd")(_fake_forward(_model))
     torch.library.register_fake(f"snnfast::{_model.name}_bwd")(_fake_backward(_model))
+    if _model.recurrent:
+        torch.library.register_fake(f"snnfast::{_model.name}_dense_fwd")(_fake_dense_forward(_model))
+        torch.library.register_fake(f"snnfast::{_model.name}_dense_bwd")(_fake_dense_backward(_model))

@@ -3,8 +3,8 @@
 A spike is a Heaviside step of `u = mem - threshold`: 1 where u > 0, else 0. Its derivative is replaced in backward by a
 surrogate. Here a surrogate is a small frozen object: callable like snnTorch's closures (`surrogate(u) -> spikes`, any
 floating dtype, same shape), picklable, and known by name to the kernels. Formulas are those that snnTorch 1.0.0
-computes (snntorch/surrogate.py), which now and then differ from its documentation; `go` is the gradient arriving at the
-spike.
+computes (snntorch/surrogate.py), which now and then differ from its documentation, and for `triangle`, `tanh`, `circ`
+and `erfc` those of Norse 1.1.0 (norse/torch/functional/threshold.py). `go` is the gradient arriving at the spike.
 """
 
 import inspect
@@ -20,14 +20,19 @@ __all__ = [
     "SFS",
     "Surrogate",
     "atan",
+    "circ",
     "disabled",
+    "erfc",
     "evaluated",
     "fast_sigmoid",
     "heaviside",
+    "logistic",
     "resolve",
     "sigmoid",
     "spike_rate_escape",
     "straight_through_estimator",
+    "tanh",
+    "triangle",
     "triangular",
 ]
 
@@ -64,7 +69,8 @@ class Surrogate:
         """What the kernel computes with, folded in double as Python folds it in snnTorch's expressions."""
         return [float(getattr(self, field.name)) for field in fields(self)]
 
-    inclusive: ClassVar[bool] = False
+    # Without an annotation, which would put it first among the fields of the subclasses where it is one.
+    inclusive = False
     """Whether it fires at the threshold too, as u >= 0 does, and not only above it."""
 
     def gradient(self, u: Tensor, go: Tensor) -> Tensor:
@@ -164,6 +170,73 @@ class SFS(Surrogate):
 
 
 @dataclass(frozen=True)
+class logistic(Surrogate):
+    """`go * s * (1 - s)` with `s = 1 / (1 + exp(-slope * u))`: without the factor slope that its derivative has.
+
+    With `inclusive`, a spike is u >= 0, not u > 0.
+    """
+
+    slope: float = 10.0
+    inclusive: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "inclusive", bool(self.inclusive))
+
+    @property
+    def constants(self):
+        return [float(self.slope)]
+
+    def gradient(self, u, go):
+        s = torch.sigmoid(self.slope * u)
+        return go * s * (1 - s)
+
+
+@dataclass(frozen=True)
+class triangle(Surrogate):
+    """`go * alpha * max(0, 1 - |u|)`."""
+
+    alpha: float = 100.0
+
+    def gradient(self, u, go):
+        return go * self.alpha * torch.relu(1 - u.abs())
+
+
+@dataclass(frozen=True)
+class tanh(Surrogate):
+    """`go * (1 - tanh(k * u)**2)`."""
+
+    k: float = 100.0
+
+    def gradient(self, u, go):
+        return go * (1 - torch.tanh(u * self.k) ** 2)
+
+
+@dataclass(frozen=True)
+class circ(Surrogate):
+    """`go * alpha**3 / (alpha**2 + u**2)**1.5`, in Norse's two terms."""
+
+    alpha: float = 100.0
+
+    def gradient(self, u, go):
+        square = self.alpha**2 + u**2
+        return go * (-(u**2 / (2 * square**1.5)) + 1 / (2 * square.sqrt())) * 2 * self.alpha
+
+
+@dataclass(frozen=True)
+class erfc(Surrogate):
+    """`2 * exp(-(k * u)**2) / sqrt(pi) * go`: Norse's "heavi_erfc"."""
+
+    k: float = 100.0
+
+    @property
+    def constants(self):
+        return [float(self.k), math.sqrt(math.pi)]
+
+    def gradient(self, u, go):
+        return 2 * torch.exp(-((self.k * u) ** 2)) / math.sqrt(math.pi) * go
+
+
+@dataclass(frozen=True)
 class disabled(Surrogate):
     """No gradient through the spike (`surrogate_disable=True`)."""
 
@@ -178,10 +251,12 @@ class disabled(Surrogate):
 class evaluated(Surrogate):
     """Any other surrogate whose forward is the plain step: its derivative is evaluated by autograd, once for all steps.
 
-    `function` maps u to spikes; its gradient must be elementwise in u and linear in the incoming gradient.
+    `function` maps u to spikes, u > 0 or with `inclusive` u >= 0; its gradient must be elementwise in u and linear in
+    the incoming gradient.
     """
 
     function: Callable[[Tensor], Tensor]
+    inclusive: bool = False
 
     constants: ClassVar[list[float]] = []
     key: ClassVar[None] = None
@@ -212,6 +287,11 @@ _NAMED = {
         heaviside,
         spike_rate_escape,
         SFS,
+        logistic,
+        triangle,
+        tanh,
+        circ,
+        erfc,
     )
 }
 _KNOWN = {*_NAMED.values(), disabled, evaluated}
@@ -227,7 +307,8 @@ def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor],
 
     Args:
         spike_grad: None (atan, snnTorch's default), a `Surrogate`, one of snnTorch's closures such as
-            `snntorch.surrogate.fast_sigmoid(slope=25)`, or any callable from `mem - threshold` to spikes.
+            `snntorch.surrogate.fast_sigmoid(slope=25)`, or any callable from `mem - threshold` to spikes, which fires
+            above the threshold or at it too.
 
     Returns:
         A `Surrogate`, which the kernels know how to differentiate, or `spike_grad` itself where it does not fire with a
@@ -245,7 +326,8 @@ def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor],
     named = _named_in_snntorch(spike_grad)
     if named is not None:
         return named
-    return evaluated(spike_grad) if _has_a_derivative(spike_grad) else spike_grad
+    inclusive = _inclusive_step(spike_grad)
+    return spike_grad if inclusive is None else evaluated(spike_grad, inclusive)
 
 
 def _named_in_snntorch(spike_grad) -> Surrogate | None:
@@ -262,10 +344,10 @@ def _named_in_snntorch(spike_grad) -> Surrogate | None:
     return surrogate(**{name: float(found[name]) for name in names})
 
 
-def _has_a_derivative(spike_grad) -> bool:
-    """Whether the function fires with a plain step and its backward is linear, so that a derivative says it all."""
+def _inclusive_step(spike_grad) -> bool | None:
+    """Whether the function fires at 0 too; None unless it is a plain step whose linear backward a derivative says."""
     if isinstance(spike_grad, nn.Module) and any(True for _ in spike_grad.parameters()):
-        return False
+        return None
     magnitudes = torch.logspace(-6, 6, 25, device="cpu", dtype=torch.float32)
     u = torch.cat([-magnitudes, torch.zeros(1, device="cpu", dtype=torch.float32), magnitudes])
 
@@ -278,10 +360,12 @@ def _has_a_derivative(spike_grad) -> bool:
 
     try:
         spikes = spike_grad(u)
-        if spikes.requires_grad or not torch.equal(spikes.float(), (u > 0).float()):
-            return False
+        inclusive = bool(spikes[len(magnitudes)] > 0)
+        if spikes.requires_grad or not torch.equal(spikes.float(), ((u >= 0) if inclusive else (u > 0)).float()):
+            return None
         derivative = backward(1.0)
-        return all(torch.allclose(backward(go), go * derivative, equal_nan=True) for go in (0.05, -3.0, 100.0))
+        linear = all(torch.allclose(backward(go), go * derivative, equal_nan=True) for go in (0.05, -3.0, 100.0))
+        return inclusive if linear else None
     except Exception:
         # The user's function has its say when the layer calls it, with the user's own tensors.
-        return False
+        return None

@@ -289,7 +289,7 @@ RAW_MISTAKES = [
         "evaluated must be given with surrogate evaluated and with no other, got surrogate",
     ),
     ("leaky_bwd", {"reset_mechanism": "sub"}, "reset_mechanism must be one of subtract, zero, none; got 'sub'"),
-    ("leaky_bwd", {"surrogate": "tanh"}, "surrogate must be one of atan, fast_sigmoid"),
+    ("leaky_bwd", {"surrogate": "tan"}, "surrogate must be one of atan, fast_sigmoid"),
     ("leaky_bwd", {"constants": [1.0]}, "surrogate atan must have 2 constants, got 1"),
     ("leaky_bwd", {"surrogate": "evaluated", "constants": []}, "evaluated must be given"),
     ("leaky_bwd", {"dtype": torch.float64}, "grad_spk must have dtype Double, got Float"),

@@ -7,6 +7,7 @@ import pytest
 import snntorch.surrogate as theirs
 import torch
 
+import published
 import snnfast
 from cases import EXACT_SURROGATES, ROUNDED_SURROGATES, VARIED, identical
 from snnfast import functional
@@ -197,3 +198,94 @@ def test_a_surrogate_module_stays_a_module_of_the_layer():
     assert layer.spike_grad == ours.heaviside() and "spike_grad.slope" not in layer.state_dict()
     converted = snnfast.convert(snntorch.Leaky(0.9, spike_grad=step.float()))
     assert type(converted) is snnfast.Leaky and converted.spike_grad is step
+
+
+NORSES = ("triangle", "tanh", "circ", "erfc")
+
+
+def from_autograd(name, alpha):
+    """Derivatives of Norse's and of the logistic surrogate, as their authors write them."""
+    formulas = {
+        "triangle": lambda u, go: go * alpha * torch.relu(1 - u.abs()),
+        "tanh": lambda u, go: go * (1 - (u * alpha).tanh().pow(2)),
+        "circ": lambda u, go: (
+            go * (-(u**2 / (2 * (alpha**2 + u**2).pow(1.5))) + 1 / (2 * (alpha**2 + u**2).sqrt())) * 2 * alpha
+        ),
+        "erfc": lambda u, go: 2 * torch.exp(-(alpha * u).pow(2)) / torch.as_tensor(np.pi).sqrt() * go,
+        "logistic": lambda u, go: go * torch.sigmoid(alpha * u) * (1 - torch.sigmoid(alpha * u)),
+    }
+    return formulas[name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("alpha", [0.7, 2.0, 100.0])
+@pytest.mark.parametrize("name", [*NORSES, "logistic"])
+def test_norses_and_logistic_in_python_and_in_the_kernels(name, alpha, dtype, device):
+    surrogate = getattr(ours, name)(alpha)
+    x = torch.linspace(-4, 4, 4001, device=device, dtype=dtype, requires_grad=True)
+    go = torch.linspace(-2, 3, 4001, device=device, dtype=dtype)
+    expected = from_autograd(name, alpha)(x.detach() - 1, go)
+    (in_python,) = torch.autograd.grad(surrogate(x - 1), x, go)
+    spk, _ = functional.leaky_step(x, beta=0.0, surrogate=surrogate, reset_mechanism="none")
+    spk.backward(go)
+    if name == "triangle":
+        assert identical(in_python, expected) and identical(x.grad, expected)
+    else:
+        # circ cancels, 1 - tanh(..)**2 and 1 - s do too.
+        eps = torch.finfo(torch.float32).eps
+        torch.testing.assert_close(in_python, expected, rtol=20 * eps, atol=20 * eps)
+        torch.testing.assert_close(x.grad, expected, rtol=20 * eps, atol=20 * eps)
+
+
+def test_constants_and_keys_make_surrogates_again():
+    for surrogate in (
+        ours.logistic(3.0, inclusive=True),
+        ours.logistic(),
+        *(getattr(ours, name)(1.5) for name in NORSES),
+    ):
+        assert ours.named(*surrogate.key) == surrogate == pickle.loads(pickle.dumps(surrogate))
+        assert ours.named(*surrogate.key).inclusive is surrogate.inclusive
+        assert ours.resolve(surrogate) is surrogate
+    assert ours.logistic(3.0, inclusive=True).constants == [3.0]
+    assert ours.logistic(3.0, inclusive=True) != ours.logistic(3.0)
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_logistic_fires_at_the_threshold_where_inclusive(inclusive, device):
+    u = torch.tensor([-1.0, -0.0, 0.0, 1.0, float("nan")], device=device)
+    expected = torch.tensor([0.0, inclusive, inclusive, 1.0, 0.0], device=device)
+    surrogate = ours.logistic(inclusive=inclusive)
+    assert torch.equal(surrogate(u), expected)
+    spk, _ = functional.leaky_step(u + 1, beta=0.0, surrogate=surrogate, reset_mechanism="none")
+    assert torch.equal(spk, expected)
+
+
+@pytest.mark.parametrize("spike", [published.LogisticSpike, published.LogisticSpikeAbove])
+def test_a_step_that_fires_at_the_threshold_stays_fused(spike, device, monkeypatch):
+    """The published neuron that resets to zero: its spikes, membranes and, but for rounding, gradients."""
+    inclusive = spike is published.LogisticSpike
+    assert ours.resolve(spike.apply) == ours.evaluated(spike.apply, inclusive)
+    monkeypatch.setattr(published, "LogisticSpike", spike)
+    # Multiples of 1/8 meet the threshold.
+    x0 = torch.randint(-8, 12, (30, 4, 50), device=device) / 8
+    weights = torch.randn(30, 4, 50, device=device)
+    results = []
+    functional._said.clear()
+    for surrogate in (None, spike.apply, ours.logistic(inclusive=inclusive)):
+        x, mem = x0.clone().requires_grad_(), torch.zeros(4, 50, device=device)
+        if surrogate is None:
+            neuron, spikes = published.ZeroResetLIF(beta=0.5), []
+            for current in x.unbind(0):
+                spk, mem = neuron(current, mem)
+                spikes.append(spk)
+            spk = torch.stack(spikes)
+        else:
+            spk, mem = snnfast.Leaky(0.5, spike_grad=surrogate, reset_mechanism="zero", reset_delay=False).unroll(x)
+            mem = mem[-1]
+        (spk * weights).sum().backward()
+        results.append((spk, mem, x.grad))
+    assert not functional._said
+    assert (x0[0] == 1).any() and 0.1 < results[0][0].mean() < 0.6
+    for spk, mem, grad in results[1:]:
+        assert identical(spk, results[0][0]) and identical(mem, results[0][1])
+        torch.testing.assert_close(grad, results[0][2], rtol=1e-5, atol=1e-6)

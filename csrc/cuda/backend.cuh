@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "../dispatch.h"
 #include "../neuron/model.h"
@@ -70,6 +71,13 @@ __global__ void __launch_bounds__(kThreads, 1) scan_kernel(const Scan<Neuron, S>
   }
 }
 
+// Adds the further terms that backward carries to their states. Device code may not index an array of the host's.
+template <typename Neuron, typename T, std::size_t... K>
+__device__ void add_terms(T* carry, std::index_sequence<K...>) {
+  constexpr int kFirst = Neuron::kStates;
+  ((carry[std::integral_constant<int, Neuron::kCarriedTo[kFirst + K]>()] += carry[kFirst + K]), ...);
+}
+
 // What one backward step reads, besides the gradients carried to it.
 template <typename Neuron>
 struct BackwardInputs {
@@ -80,6 +88,7 @@ struct BackwardInputs {
   __device__ void load(const ScanBackward<Neuron, S>& scan, int64_t t, int64_t i) {
     const int64_t at = t * scan.neurons + i;
     grad_spk = scan.grad_spk ? static_cast<T>(scan.grad_spk[at]) : kAbsent<T>;
+    if (scan.fed) grad_spk = grad_spk + scan.fed[at];
     evaluated = scan.evaluated ? scan.evaluated[at] : T(0);
 #pragma unroll
     for (int k = 0; k < Neuron::kStates; ++k) {
@@ -135,21 +144,23 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int k = 0; k < Neuron::kStates; ++k) state[k] = inputs[j].previous[k];
       }
     }
-#pragma unroll
-    for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) carry[Neuron::kCarriedTo[k]] += carry[k];
+    add_terms<Neuron>(carry, std::make_index_sequence<Neuron::kCarries - Neuron::kStates>());
 #pragma unroll
     for (int k = 0; k < Neuron::kStates; ++k) {
       if (scan.grad_initial[k]) scan.grad_initial[k][i] = carry[k];
     }
     if constexpr (kWithParams) {
 #pragma unroll
-      for (int k = 0; k < Neuron::kParams; ++k) scan.grad_params[k][i] = totals[k].sum;
+      for (int k = 0; k < Neuron::kParams; ++k) {
+        scan.grad_params[k][i] = scan.add_params ? scan.grad_params[k][i] + totals[k].sum : totals[k].sum;
+      }
     }
   }
 }
 
 struct Cuda {
   using StorageTypes = std::tuple<float, double, Half, BFloat16>;
+  static constexpr bool kScansDense = false;
 
   static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) { return new_empty(like, sizes, dtype); }
 

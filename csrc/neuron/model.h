@@ -10,7 +10,8 @@
 //   step_backward      carry: dL/dstate[t] on entry, with the outer gradient in the first kStates terms; dL/dstate[t-1]
 //                      on exit. state, extra: after step t; previous: state[t-1]. grad_params: this step's share of the
 //                      parameters' gradients. Returns dL/dx[t]
-// A recurrent model takes a second current, `rec`, after x; its step_backward gives dL/drec[t] in two terms.
+// A recurrent model takes a second current, `rec`, after x; its step_backward gives dL/drec[t] in two terms. A model
+// with kSpikes = false gives an output that is no spike: its step_backward asks no surrogate.
 #pragma once
 
 #include <torch/headeronly/macros/Macros.h>
@@ -21,6 +22,9 @@ namespace snnfast {
 
 template <typename Neuron>
 concept Recurrent = Neuron::kRecurrent;
+
+template <typename Neuron>
+concept Spiking = !requires { Neuron::kSpikes; } || Neuron::kSpikes;
 
 template <typename Neuron, typename T>
 C10_HOST_DEVICE T step(const Neuron& neuron, T x, [[maybe_unused]] T rec, T* state, T* extra) {

@@ -109,6 +109,72 @@ struct Sfs {
   }
 };
 
+// constants: slope. Without the factor slope that the derivative of logistic(slope * u) has.
+template <typename T>
+struct Logistic {
+  static constexpr std::string_view kName = "logistic";
+  static constexpr int kConstants = 1;
+  T slope;
+  C10_HOST_DEVICE explicit Logistic(const T* c) : slope(c[0]) {}
+  C10_HOST_DEVICE T backward(T grad, T u, T) const {
+    const T s = T(1) / (T(1) + std::exp(-(slope * u)));
+    return grad * s * (T(1) - s);
+  }
+};
+
+// The next four stand in the order of Norse 1.1.0 (norse/torch/functional/threshold.py). constants: alpha
+template <typename T>
+struct Triangle {
+  static constexpr std::string_view kName = "triangle";
+  static constexpr int kConstants = 1;
+  T alpha;
+  C10_HOST_DEVICE explicit Triangle(const T* c) : alpha(c[0]) {}
+  C10_HOST_DEVICE T backward(T grad, T u, T) const {
+    const T height = T(1) - std::abs(u);
+    return grad * alpha * (height < T(0) ? T(0) : height);
+  }
+};
+
+// constants: k
+template <typename T>
+struct Tanh {
+  static constexpr std::string_view kName = "tanh";
+  static constexpr int kConstants = 1;
+  T k;
+  C10_HOST_DEVICE explicit Tanh(const T* c) : k(c[0]) {}
+  C10_HOST_DEVICE T backward(T grad, T u, T) const {
+    const T t = std::tanh(u * k);
+    return grad * (T(1) - t * t);
+  }
+};
+
+// constants: alpha
+template <typename T>
+struct Circ {
+  static constexpr std::string_view kName = "circ";
+  static constexpr int kConstants = 1;
+  T alpha;
+  C10_HOST_DEVICE explicit Circ(const T* c) : alpha(c[0]) {}
+  C10_HOST_DEVICE T backward(T grad, T u, T) const {
+    const T square = alpha * alpha + u * u;
+    const T radius = std::sqrt(square);
+    return grad * (-(u * u / (T(2) * (square * radius))) + T(1) / (T(2) * radius)) * T(2) * alpha;
+  }
+};
+
+// constants: k, sqrt(pi)
+template <typename T>
+struct Erfc {
+  static constexpr std::string_view kName = "erfc";
+  static constexpr int kConstants = 2;
+  T k, root_of_pi;
+  C10_HOST_DEVICE explicit Erfc(const T* c) : k(c[0]), root_of_pi(c[1]) {}
+  C10_HOST_DEVICE T backward(T grad, T u, T) const {
+    const T z = k * u;
+    return T(2) * std::exp(-(z * z)) / root_of_pi * grad;
+  }
+};
+
 // Any other surrogate: Python evaluated its derivative for the whole sequence.
 template <typename T>
 struct Evaluated {
@@ -128,8 +194,9 @@ struct Disabled {
 };
 
 template <typename T>
-using Surrogates = std::tuple<Atan<T>, FastSigmoid<T>, Sigmoid<T>, StraightThrough<T>, Triangular<T>, Heaviside<T>,
-                              SpikeRateEscape<T>, Sfs<T>, Evaluated<T>, Disabled<T>>;
+using Surrogates =
+    std::tuple<Atan<T>, FastSigmoid<T>, Sigmoid<T>, StraightThrough<T>, Triangular<T>, Heaviside<T>, SpikeRateEscape<T>,
+               Sfs<T>, Logistic<T>, Triangle<T>, Tanh<T>, Circ<T>, Erfc<T>, Evaluated<T>, Disabled<T>>;
 
 // A surrogate chosen at run time, for kernels where one uniform branch costs less than a kernel per surrogate.
 template <typename T>

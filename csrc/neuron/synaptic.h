@@ -4,15 +4,16 @@
 //   charge[t] = clamp(beta, 0, 1) * mem[t-1] + syn[t]
 //   charge[t] = charge[t] - R[t] * threshold   subtract;   charge[t] - R[t] * charge[t]   zero: of the membrane alone
 //
-// and fires as firing.h says.
+// and fires as firing.h says. snntorch.RSynaptic is the same with rec[t], what its own spikes bring back, after x[t].
 #pragma once
 
 #include "firing.h"
+#include "recurrence.h"
 
 namespace snnfast {
 
-template <typename T, bool kDelay>
-struct Synaptic {
+template <typename T, bool kDelay, bool kTakesRec>
+struct SecondOrder {
   using Scalar = T;
   enum Param { kAlpha, kBeta, kThreshold, kGradedSpikesFactor, kParams };
   enum State { kMem, kSyn, kStates };
@@ -22,27 +23,30 @@ struct Synaptic {
   static constexpr const char* kStateNames[] = {"mem", "syn"};
   static constexpr State kCarriedTo[] = {kMem, kSyn, kMem, kSyn};
   static constexpr int kExtras = Firing<T, kDelay>::kExtras;
+  static constexpr bool kRecurrent = kTakesRec;
 
   Decay<T> alpha, beta;
   Firing<T, kDelay> firing;
 
-  C10_HOST_DEVICE Synaptic(const T* params, NeuronOptions options)
+  C10_HOST_DEVICE SecondOrder(const T* params, NeuronOptions options)
       : alpha(params[kAlpha]), beta(params[kBeta]), firing{params[kThreshold], params[kGradedSpikesFactor], options} {}
 
-  C10_HOST_DEVICE T step(T x, T* state, T* extra) const {
-    const T reset = firing.above(state[kMem]);
-    state[kSyn] = alpha.value * state[kSyn] + x;
-    T mem = beta.value * state[kMem] + state[kSyn];
-    if (firing.options.subtracts()) mem = mem - reset * firing.threshold;
-    if (firing.options.zeroes()) mem = mem - mem * reset;
-    const T spk = firing.fire(mem, reset, extra);
-    state[kMem] = mem;
-    return spk;
+  C10_HOST_DEVICE T step(T x, T* state, T* extra) const { return charge(alpha.value * state[kSyn] + x, state, extra); }
+
+  C10_HOST_DEVICE T step(T x, T rec, T* state, T* extra) const {
+    return charge((alpha.value * state[kSyn] + x) + rec, state, extra);
   }
 
   template <typename Surrogate>
   C10_HOST_DEVICE T step_backward(const Surrogate& surrogate, T grad_spk, T evaluated, const T* state, const T* extra,
                                   const T* previous, T* carry, T* grad_params) const {
+    T grad_rec[2];
+    return step_backward(surrogate, grad_spk, evaluated, state, extra, previous, carry, grad_params, grad_rec);
+  }
+
+  template <typename Surrogate>
+  C10_HOST_DEVICE T step_backward(const Surrogate& surrogate, T grad_spk, T evaluated, const T* state, const T* extra,
+                                  const T* previous, T* carry, T* grad_params, T* grad_rec) const {
     const T reset = firing.above(previous[kMem]);
     const T grad =
         firing.backward(surrogate, grad_spk, evaluated, state[kMem], extra, reset, carry[kMem] + carry[kMemAgain],
@@ -56,8 +60,31 @@ struct Synaptic {
     carry[kMemAgain] = grad * beta.value;
     carry[kSyn] = again * alpha.value;
     carry[kSynAgain] = grad_syn * alpha.value;
+    grad_rec[0] = again;
+    grad_rec[1] = grad_syn;
     return again + grad_syn;
   }
+
+ private:
+  C10_HOST_DEVICE T charge(T syn, T* state, T* extra) const {
+    const T reset = firing.above(state[kMem]);
+    T mem = beta.value * state[kMem] + syn;
+    if (firing.options.subtracts()) mem = mem - reset * firing.threshold;
+    if (firing.options.zeroes()) mem = mem - mem * reset;
+    const T spk = firing.fire(mem, reset, extra);
+    state[kMem] = mem;
+    state[kSyn] = syn;
+    return spk;
+  }
 };
+
+template <typename T, bool kDelay>
+using Synaptic = SecondOrder<T, kDelay, false>;
+
+template <typename T, bool kDelay>
+using RSynaptic = SecondOrder<T, kDelay, true>;
+
+template <typename T, bool kDelay>
+using RSynapticOneToOne = OneToOne<RSynaptic<T, kDelay>>;
 
 }  // namespace snnfast

@@ -40,7 +40,7 @@ struct NeuronOp {
     rec = contiguous(rec);
     make_contiguous(states);
     make_contiguous(params);
-    const int extras = save_extras ? (reset_delay ? Model<float, true>::kExtras : Model<float, false>::kExtras) : 0;
+    const int extras = save_extras ? NeuronOp::extras(reset_delay) : 0;
     const int64_t seqs = unroll ? saved : 0;
     std::vector<Tensor> results{Backend::empty(x, x.sizes(), x.scalar_type())};
     for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(x, sequence.neuron_shape(), dtype));
@@ -80,22 +80,8 @@ struct NeuronOp {
                                       bool want_params) {
     const Sequence sequence(like, unroll);
     const ScalarType state = state_dtype(dtype);
-    const int64_t all = like.numel();
-    const std::size_t kept = reset_delay ? Model<float, true>::kExtras : Model<float, false>::kExtras;
-    STD_TORCH_CHECK(
-        grad_last.size() <= Some::kStates && grad_seqs.size() <= Some::kStates && seqs.size() <= Some::kStates,
-        "grad_last, grad_seqs and seqs must have at most ", int{Some::kStates}, " tensors");
-    STD_TORCH_CHECK(extras.size() == kept, "extras must have ", kept, " tensors, got ", extras.size());
-    check_tensor("grad_spk", grad_spk, like, dtype, all);
-    for (const auto& grad : grad_last) check_tensor("grad_last", grad, like, state, sequence.neurons);
-    for (const auto& grad : grad_seqs) check_tensor("grad_seqs", grad, like, state, all);
-    for (const auto& seq : seqs) check_tensor("seqs", seq, like, state, all);
-    for (const auto& extra : extras) check_tensor("extras", extra, like, state, all);
-    check_states(states, like, state, sequence.neurons);
-    check_params(params, like, state, sequence.neurons);
-    check_tensor("evaluated", evaluated, like, state, all);
-    STD_TORCH_CHECK(evaluated.has_value() == (surrogate == Evaluated<float>::kName),
-                    "evaluated must be given with surrogate evaluated and with no other, got surrogate ", surrogate);
+    check_saved(like, sequence, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, dtype,
+                surrogate, reset_delay);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     grad_spk = contiguous(grad_spk);
@@ -138,7 +124,36 @@ struct NeuronOp {
     return results;
   }
 
- private:
+ protected:
+  static int extras(bool reset_delay) {
+    return reset_delay ? Model<float, true>::kExtras : Model<float, false>::kExtras;
+  }
+
+  static void check_saved(const Tensor& like, const Sequence& sequence, const std::optional<Tensor>& grad_spk,
+                          const OptionalTensors& grad_last, const OptionalTensors& grad_seqs,
+                          const std::vector<Tensor>& seqs, const std::vector<Tensor>& extras,
+                          const std::vector<Tensor>& states, const std::vector<Tensor>& params,
+                          const std::optional<Tensor>& evaluated, ScalarType dtype, const std::string& surrogate,
+                          bool reset_delay) {
+    const ScalarType state = state_dtype(dtype);
+    const int64_t all = like.numel();
+    const std::size_t kept = NeuronOp::extras(reset_delay);
+    STD_TORCH_CHECK(
+        grad_last.size() <= Some::kStates && grad_seqs.size() <= Some::kStates && seqs.size() <= Some::kStates,
+        "grad_last, grad_seqs and seqs must have at most ", int{Some::kStates}, " tensors");
+    STD_TORCH_CHECK(extras.size() == kept, "extras must have ", kept, " tensors, got ", extras.size());
+    check_tensor("grad_spk", grad_spk, like, dtype, all);
+    for (const auto& grad : grad_last) check_tensor("grad_last", grad, like, state, sequence.neurons);
+    for (const auto& grad : grad_seqs) check_tensor("grad_seqs", grad, like, state, all);
+    for (const auto& seq : seqs) check_tensor("seqs", seq, like, state, all);
+    for (const auto& extra : extras) check_tensor("extras", extra, like, state, all);
+    check_states(states, like, state, sequence.neurons);
+    check_params(params, like, state, sequence.neurons);
+    check_tensor("evaluated", evaluated, like, state, all);
+    STD_TORCH_CHECK(evaluated.has_value() == (surrogate == Evaluated<float>::kName),
+                    "evaluated must be given with surrogate evaluated and with no other, got surrogate ", surrogate);
+  }
+
   static void check_states(const std::vector<Tensor>& states, const Tensor& like, ScalarType dtype, int64_t neurons) {
     STD_TORCH_CHECK(states.empty() || states.size() == Some::kStates, "states must have none or ", int{Some::kStates},
                     " tensors, got ", states.size());

@@ -40,6 +40,7 @@ struct ScanBackward {
   using T = typename Neuron::Scalar;
   int64_t steps, neurons;
   const S* grad_spk;                        // [steps, neurons]
+  const T* fed;                             // [steps, neurons]; what reaches the spikes beside grad_spk, after it
   const T* grad_states[Neuron::kStates];    // [steps, neurons]
   const T* grad_last[Neuron::kStates];      // [neurons]
   const T* states[Neuron::kStates];         // [steps, neurons], as forward wrote them
@@ -50,6 +51,7 @@ struct ScanBackward {
   S* grad_x;                         // [steps, neurons]
   T* grad_initial[Neuron::kStates];  // [neurons]
   T* grad_params[Neuron::kParams];   // [neurons], summed over time; all null or none
+  bool add_params;                   // to what grad_params hold
 };
 
 // An absent gradient: the one value that leaves every number it is added to as it was, -0 included.

@@ -36,7 +36,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
     """
 
     model: Model
-    """What the layer computes. Its parameters are parameters or buffers of the layer, unless `_parameters_of_model` says else."""
+    """What the layer computes, with the layer's attributes of these names, unless `_parameters_of_model` says else."""
 
     state_names: tuple[str, ...] = ()
     """Attributes that hold the hidden state, in the order in which calls take and return them: plain tensors, so that
@@ -215,15 +215,15 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
             spk, last, _ = self._run(input_, states, unroll=False)
         for name, state in zip(self.model.states, last, strict=True):
             self._keep(name, state)
-        return (spk, *(getattr(self, name) for name in self.state_names)) if self._returns_states() else spk
+        return (spk, *(getattr(self, name) for name in self._returned())) if self._returns_states() else spk
 
     def unroll(self, input_: Tensor, *states: Tensor | None, **named_states: Tensor | None):
         """A whole sequence in one launch: what T calls of `forward` compute.
 
         Args:
             input_: current [T, B, ...].
-            states: those that `forward` takes, in order or by name, before the first step [B, ...]. Without them the sequence starts from
-                zeros, or with init_hidden=True from the layer's own, where the last ones are kept in turn.
+            states: those that `forward` takes, in order or by name, before the first step [B, ...]. Without them the
+                sequence starts from zeros, or with init_hidden=True from the layer's own, where the last are kept.
 
         Returns:
             (spikes, states ...), each [T, B, ...]; the spikes alone with init_hidden=True and output=False.
@@ -253,7 +253,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         if not want_seqs:
             return spk
         by_name = dict(zip(self.model.states, seqs, strict=True))
-        return spk, *(by_name[name] for name in self.state_names)
+        return spk, *(by_name[name] for name in self._returned())
 
     def _run(self, input_, states, unroll, want_seqs=False):
         if isinstance(input_, Tensor) and (not unroll or (self.init_hidden and input_.dim() > 0)):
@@ -271,6 +271,10 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
             self.state_quant,
             self.inhibition,
         )
+
+    def _returned(self) -> tuple[str, ...]:
+        """The states that a call returns after the spikes, which may be a state themselves."""
+        return tuple(name for name in self.state_names if name != "spk")
 
     def _refuse_states(self, states):
         if self.init_hidden and any(state is not None for state in states):

@@ -7,7 +7,7 @@ from .base import SpikingNeuron, snntorch_class
 
 
 class Synaptic(SpikingNeuron, *snntorch_class("Synaptic")):
-    """Second-order leaky integrate-and-fire neurons with the arguments, states and numbers of `snntorch.Synaptic` 1.0.0.
+    """Second-order integrate-and-fire neurons with the arguments, states and numbers of `snntorch.Synaptic` 1.0.0.
 
     `csrc/neuron/synaptic.h` and `snnfast/reference/synaptic.py` state the equations.
 

@@ -7,13 +7,50 @@ over a step.
 
 from torch import Tensor
 
+from .alpha import ALPHA
+from .lapicque import LAPICQUE
 from .leaky import LEAKY
+from .li import LI
+from .lif import LIF, LIF_RECURRENT
 from .model import Call, Model, backward, loop, step
-from .synaptic import SYNAPTIC
+from .rleaky import RLEAKY, RLEAKY_ONE_TO_ONE
+from .synaptic import RSYNAPTIC, RSYNAPTIC_ONE_TO_ONE, SYNAPTIC
 
-MODELS = (LEAKY, SYNAPTIC)
+MODELS = (
+    LEAKY,
+    SYNAPTIC,
+    RLEAKY,
+    RLEAKY_ONE_TO_ONE,
+    RSYNAPTIC,
+    RSYNAPTIC_ONE_TO_ONE,
+    LAPICQUE,
+    ALPHA,
+    LI,
+    LIF,
+    LIF_RECURRENT,
+)
 
-__all__ = ["LEAKY", "MODELS", "SYNAPTIC", "Call", "Model", "backward", "leaky", "leaky_step", "loop", "step"]
+__all__ = [
+    "ALPHA",
+    "LAPICQUE",
+    "LEAKY",
+    "LI",
+    "LIF",
+    "LIF_RECURRENT",
+    "MODELS",
+    "RLEAKY",
+    "RLEAKY_ONE_TO_ONE",
+    "RSYNAPTIC",
+    "RSYNAPTIC_ONE_TO_ONE",
+    "SYNAPTIC",
+    "Call",
+    "Model",
+    "backward",
+    "leaky",
+    "leaky_step",
+    "loop",
+    "step",
+]
 
 
 def leaky_step(

@@ -39,9 +39,14 @@ class Model:
             takes (x, rec), two currents, for x.
         fire: (charged states, reset, params, call) to spikes and states.
         reset: (states, params, call) to what the last spikes leave to this step, without gradient.
+        current: (states before, charged states, params) to the step's current, where the parameters' gradients depend
+            on it; None: they do not.
+        threshold: the parameter that the membrane exceeds where it fires.
         output: the state that is the output itself and needs no place of its own, always the last; None: no such.
         recurrent: whether it takes a second current.
         spikes: whether the output is spikes, whose gradient is a surrogate.
+        fuses_steps: whether a single step is an operator of its own; else it runs in torch's operations, so that
+            autograd adds a state's gradients one by one, as in the library.
         keeps_charge: whether the membrane that fired is another than the one after the step, reset delay or not.
     """
 
@@ -52,9 +57,12 @@ class Model:
     charge: Callable
     fire: Callable = firing.fire
     reset: Callable = firing.reset
+    current: Callable | None = None
+    threshold: str = "threshold"
     output: str | None = None
     recurrent: bool = False
     spikes: bool = True
+    fuses_steps: bool = True
     keeps_charge: bool = False
 
     def extras(self, reset_delay: bool) -> int:
@@ -138,9 +146,11 @@ def backward(
         of_charged, of_params = list(grads[:count]), grads[count:]
         if grad_charge is not None:
             of_charged[0] = of_charged[0] + grad_charge[t]
-        x = torch.zeros_like(before[0]).requires_grad_()
-        charged = model.charge((x, x) if model.recurrent else x, before, params, reset, call)
-        of_x, *grads = _vjp(charged, of_charged, (x, *before, *wanted))
+        x = _differentiable(_current(model, before, charged, params))
+        # Aliases: the current was found from the originals, which is no way for the charge's gradients to go.
+        before, again = ([tensor.view_as(tensor) for tensor in tensors] for tensors in (before, params))
+        charged = model.charge((x, x) if model.recurrent else x, before, again, reset, call)
+        of_x, *grads = _vjp(charged, of_charged, (x, *before, *(param for param in again if param.requires_grad)))
         carry = grads[:count]
         steps.append((of_x / 2 if model.recurrent else of_x, *map(torch.add, of_params, grads[count:])))
     if not steps:
@@ -149,6 +159,14 @@ def backward(
     found = iter(columns)
     grad_params = (next(found) if p.requires_grad else p.new_zeros(len(grad_x), *p.shape) for p in params)
     return grad_x, tuple(carry), tuple(grad_params)
+
+
+def _current(model, before, charged, params) -> Tensor:
+    """The current of a step, or zeros where no gradient depends on it; of a recurrent model, each half of the sum."""
+    if model.current is None:
+        return torch.zeros_like(before[0])
+    current = model.current(before, charged, params)
+    return current / 2 if model.recurrent else current
 
 
 def _differentiable(tensor: Tensor) -> Tensor:

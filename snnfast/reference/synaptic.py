@@ -1,12 +1,18 @@
-"""`snntorch.Synaptic` (snntorch/_neurons/synaptic.py)."""
+"""`snntorch.Synaptic` and `snntorch.RSynaptic` (snntorch/_neurons/synaptic.py, rsynaptic.py)."""
+
+from dataclasses import replace
 
 from .model import Model
+from .recurrence import one_to_one
 
 
 def charge(x, states, params, reset, call):
     """The synaptic current decays and takes up x, the membrane takes up the synaptic current."""
     (mem, syn), (alpha, beta, threshold, _) = states, params
+    x, *rec = x if isinstance(x, tuple) else (x,)
     syn = alpha.clamp(0, 1) * syn + x
+    for current in rec:
+        syn = syn + current
     mem = beta.clamp(0, 1) * mem + syn
     if call.reset_mechanism == "subtract":
         mem = mem - reset * threshold
@@ -22,3 +28,7 @@ SYNAPTIC = Model(
     params=("alpha", "beta", "threshold", "graded_spikes_factor"),
     charge=charge,
 )
+
+RSYNAPTIC = replace(SYNAPTIC, name="rsynaptic", layer="RSynaptic", recurrent=True)
+
+RSYNAPTIC_ONE_TO_ONE = one_to_one(RSYNAPTIC)

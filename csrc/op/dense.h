@@ -1,0 +1,198 @@
+// All-to-all recurrence over any backend: rec[t] = spk[t-1] W^T + bias, the whole sequence in one call.
+//
+// spk [T, ..., N] are the layer's own spikes, W [N, N]. The weights' gradients are products over all steps at once, of
+// dL/dx and the spikes, and are left to the caller.
+#pragma once
+
+#include "neuron.h"
+
+namespace snnfast {
+
+template <typename Backend, template <typename, bool> typename Model>
+struct DenseOp : NeuronOp<Backend, Model> {
+  using Base = NeuronOp<Backend, Model>;
+  using typename Base::Some;
+
+  // [spikes, last states ..., the first `saved` states of all steps ..., extras with save_extras ...]
+  static std::vector<Tensor> dense_forward(Tensor x, Tensor weight, std::optional<Tensor> bias,
+                                           std::optional<Tensor> spk, std::vector<Tensor> states,
+                                           std::vector<Tensor> params, std::string reset_mechanism, bool reset_delay,
+                                           bool inclusive, int64_t saved, bool save_extras) {
+    const Sequence sequence(x, true);
+    const ScalarType dtype = state_dtype(x.scalar_type());
+    const int64_t features = check_weight(weight, x, dtype);
+    check_tensor("bias", bias, x, dtype, features);
+    check_tensor("spk", spk, x, dtype, sequence.neurons);
+    Base::check_states(states, x, dtype, sequence.neurons);
+    Base::check_params(params, x, dtype, sequence.neurons);
+    STD_TORCH_CHECK(saved >= 0 && saved <= Some::kStates, "saved must be from 0 to ", int{Some::kStates}, ", got ",
+                    saved);
+    const NeuronOptions options{reset_named(reset_mechanism), inclusive};
+
+    x = contiguous(x);
+    spk = contiguous(spk);
+    bias = contiguous(bias);
+    const Tensor weight_t = contiguous(torch::stable::transpose(weight, 0, 1));
+    make_contiguous(states);
+    make_contiguous(params);
+    const int extras = save_extras ? Base::extras(reset_delay) : 0;
+    std::vector<Tensor> results{Backend::empty(x, x.sizes(), x.scalar_type())};
+    for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(x, sequence.neuron_shape(), dtype));
+    for (int64_t k = 0; k < saved + extras; ++k) results.push_back(Backend::empty(x, x.sizes(), dtype));
+
+    dispatch_dtype<typename Backend::StorageTypes>(x.scalar_type(), [&](auto storage) {
+      dispatch_bool(reset_delay, [&](auto delay) {
+        using S = decltype(storage);
+        using T = StateOf<S>;
+        using Neuron = Model<T, decltype(delay)::value>;
+        Scan<Neuron, S> scan{};
+        scan.steps = sequence.steps;
+        scan.neurons = sequence.neurons;
+        scan.x = data<S>(x);
+        scan.spk = mutable_data<S>(results[0]);
+        for (std::size_t k = 0; k < states.size(); ++k) scan.initial[k] = data<T>(states[k]);
+        for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
+        auto result = std::next(results.begin());
+        for (int k = 0; k < Neuron::kStates; ++k) scan.last[k] = mutable_data<T>(*result++);
+        for (int64_t k = 0; k < saved; ++k) scan.states[k] = mutable_data<T>(*result++);
+        for (int k = 0; k < extras; ++k) scan.extras[k] = mutable_data<T>(*result++);
+        if (sequence.neurons == 0) return;
+        if constexpr (Backend::kScansDense) {
+          Backend::scan_dense(scan, options, data<T>(spk), data<T>(weight_t), data<T>(bias), features);
+        } else {
+          scan_by_step(x, results[0], spk, weight_t, bias, scan, options);
+        }
+      });
+    });
+    return results;
+  }
+
+  // [dL/dx, dL/dspk before the first step, dL/dinitial states ..., dL/dparams [kParams, neurons] with want_params]
+  static std::vector<Tensor> dense_backward(Tensor like, std::optional<Tensor> grad_spk, OptionalTensors grad_last,
+                                            OptionalTensors grad_seqs, std::vector<Tensor> seqs,
+                                            std::vector<Tensor> extras, Tensor weight, std::vector<Tensor> states,
+                                            std::vector<Tensor> params, std::optional<Tensor> evaluated,
+                                            std::string reset_mechanism, bool reset_delay, bool inclusive,
+                                            std::string surrogate, std::vector<double> constants, ScalarType dtype,
+                                            bool want_params) {
+    const Sequence sequence(like, true);
+    const ScalarType state = state_dtype(dtype);
+    check_weight(weight, like, state);
+    Base::check_saved(like, sequence, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, dtype,
+                      surrogate, reset_delay);
+    const NeuronOptions options{reset_named(reset_mechanism), inclusive};
+
+    grad_spk = contiguous(grad_spk);
+    make_contiguous(grad_last);
+    make_contiguous(grad_seqs);
+    make_contiguous(seqs);
+    make_contiguous(extras);
+    make_contiguous(states);
+    make_contiguous(params);
+    evaluated = contiguous(evaluated);
+    weight = contiguous(weight);
+    std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
+    for (int k = 0; k <= Some::kStates; ++k) results.push_back(new_empty(like, sequence.neuron_shape(), state));
+    if (want_params) {
+      results.push_back(torch::stable::new_zeros(like, {int64_t{Some::kParams}, sequence.neurons}, state));
+    }
+
+    dispatch_dtype<typename Backend::StorageTypes>(dtype, [&](auto storage) {
+      dispatch_bool(reset_delay, [&](auto delay) {
+        using S = decltype(storage);
+        using T = StateOf<S>;
+        using Neuron = Model<T, decltype(delay)::value>;
+        ScanBackward<Neuron, S> scan{};
+        scan.steps = 1;
+        scan.neurons = sequence.neurons;
+        scan.add_params = true;
+        for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
+        for (int k = 0; want_params && k < Neuron::kParams; ++k) {
+          scan.grad_params[k] = mutable_data<T>(results.back()) + k * sequence.neurons;
+        }
+        for (int k = 0; k < Neuron::kStates; ++k) {
+          scan.grad_initial[k] = mutable_data<T>(results[2 + k]);
+          scan.grad_last[k] = static_cast<std::size_t>(k) < grad_last.size() ? data<T>(grad_last[k]) : nullptr;
+        }
+        std::optional<Tensor> fed;  // dL/dspk[t] through step t + 1
+        for (int64_t t = sequence.steps - 1; t >= 0 && sequence.neurons > 0; --t) {
+          const int64_t at = t * sequence.neurons;
+          const auto row = [at](auto* sequence) { return sequence ? sequence + at : nullptr; };
+          const auto before = [&](const T* seq, std::size_t k) {
+            if (t > 0) return seq ? seq + at - sequence.neurons : nullptr;
+            return k < states.size() ? data<T>(states[k]) : nullptr;
+          };
+          scan.grad_spk = row(data<S>(grad_spk));
+          scan.fed = data<T>(fed);
+          scan.evaluated = row(data<T>(evaluated));
+          scan.grad_x = mutable_data<S>(results[0]) + at;
+          for (std::size_t k = 0; k < Some::kStates; ++k) {
+            const T* seq = k < seqs.size() ? data<T>(seqs[k]) : nullptr;
+            scan.states[k] = row(seq);
+            scan.initial[k] = before(seq, k);
+            scan.grad_states[k] = k < grad_seqs.size() ? row(data<T>(grad_seqs[k])) : nullptr;
+          }
+          for (std::size_t k = 0; k < extras.size(); ++k) scan.extras[k] = row(data<T>(extras[k]));
+          Backend::scan_backward(like, scan, options, {surrogate, constants});
+          for (int k = 0; k < Neuron::kStates; ++k) scan.grad_last[k] = scan.grad_initial[k];
+          fed = torch::stable::matmul(to_state(torch::stable::select(results[0], 0, t), state), weight);
+        }
+        if (fed.has_value()) results[1] = *fed;
+      });
+    });
+    return results;
+  }
+
+ private:
+  static int64_t check_weight(const Tensor& weight, const Tensor& like, ScalarType dtype) {
+    STD_TORCH_CHECK(like.dim() >= 2, "x must have a time and a neuron dimension, got ", like.dim(), " dimensions");
+    const int64_t features = like.size(-1);
+    check_tensor("weight", weight, like, dtype, features * features);
+    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == features, "weight must have shape [", features, ", ",
+                    features, "]");
+    return features;
+  }
+
+  static Tensor to_state(const Tensor& tensor, ScalarType dtype) {
+    return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+  }
+
+  // A product and a step at a time: for devices, and sizes, that cannot hold the weights where the neurons are.
+  template <typename Neuron, typename S>
+  static void scan_by_step(const Tensor& x, const Tensor& spikes, std::optional<Tensor> spk, const Tensor& weight_t,
+                           const std::optional<Tensor>& bias, Scan<Neuron, S> scan, const NeuronOptions& options) {
+    using T = typename Neuron::Scalar;
+    const ScalarType dtype = weight_t.scalar_type();
+    const int64_t steps = scan.steps;
+    const Tensor zeros = torch::stable::new_zeros(x, Sequence(x, true).neuron_shape(), dtype);
+    scan.steps = 1;
+    for (int64_t t = 0; t < steps; ++t) {
+      Tensor rec = zeros;
+      if (spk.has_value()) rec = torch::stable::matmul(*spk, weight_t);
+      if (bias.has_value()) rec = torch::stable::subtract(rec, *bias, -1.0);
+      scan.rec = data<T>(rec);
+      Backend::scan(x, scan, options);
+      spk = to_state(torch::stable::select(spikes, 0, t), dtype);
+      scan.x += scan.neurons;
+      scan.spk += scan.neurons;
+      for (int k = 0; k < Neuron::kStates; ++k) {
+        scan.initial[k] = scan.last[k];
+        if (scan.states[k]) scan.states[k] += scan.neurons;
+      }
+      for (int k = 0; k < Neuron::kExtras; ++k) {
+        if (scan.extras[k]) scan.extras[k] += scan.neurons;
+      }
+    }
+  }
+};
+
+}  // namespace snnfast
+
+// Registers a recurrent model with all its operators: SNNFAST_RECURRENT_NEURON(CPU, Cpu, rleaky, RLeaky).
+#define SNNFAST_RECURRENT_NEURON(DEVICE, BACKEND, NAME, MODEL)     \
+  SNNFAST_NEURON(DEVICE, BACKEND, NAME, MODEL)                     \
+  STABLE_TORCH_LIBRARY_IMPL(snnfast, DEVICE, m) {                  \
+    using Op = snnfast::DenseOp<snnfast::BACKEND, snnfast::MODEL>; \
+    m.impl(#NAME "_dense_fwd", TORCH_BOX(&Op::dense_forward));     \
+    m.impl(#NAME "_dense_bwd", TORCH_BOX(&Op::dense_backward));    \
+  }
