@@ -26,4 +26,5 @@ ALPHA = Model(
     states=("mem", "syn_exc", "syn_inh"),
     params=("alpha", "beta", "tau_alpha", "threshold", "graded_spikes_factor"),
     charge=charge,
+    delay_optional=False,
 )

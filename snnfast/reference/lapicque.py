@@ -20,4 +20,5 @@ LAPICQUE = Model(
     states=("mem",),
     params=("R", "rate", "time_step", "decay", "threshold", "graded_spikes_factor"),
     charge=charge,
+    delay_optional=False,
 )

@@ -47,6 +47,7 @@ class Model:
         spikes: whether the output is spikes, whose gradient is a surrogate.
         fuses_steps: whether a single step is an operator of its own; else it runs in torch's operations, so that
             autograd adds a state's gradients one by one, as in the library.
+        delay_optional: whether the reset may come in the step that fires, or has its one time.
         keeps_charge: whether the membrane that fired is another than the one after the step, reset delay or not.
     """
 
@@ -64,10 +65,11 @@ class Model:
     spikes: bool = True
     fuses_steps: bool = True
     keeps_charge: bool = False
+    delay_optional: bool = True
 
     def extras(self, reset_delay: bool) -> int:
         """How many values of a step backward needs beside the states: the charge, where the membrane is not."""
-        return int(self.keeps_charge or not reset_delay)
+        return int(self.spikes and (self.keeps_charge or (self.delay_optional and not reset_delay)))
 
     @property
     def stored(self) -> int:
