@@ -251,25 +251,17 @@ def run_dense(
         for reason in reasons:
             _say_once(model.layer, reason)
         call = reference.Call(*options[:3], state_quant, inhibition)
-        result = _run_dense_reference(model, x.to(dtype), spk, states, params, recurrence, call)
+        x = x.to(dtype)
+        spk = x.new_zeros(shape) if spk is None else spk
+
+        def feed_back(spk):
+            return torch.nn.functional.linear(spk, *recurrence)
+
+        result = _run_reference(model, x, None, states, params, call, True, spk, feed_back)
     else:
         params = tuple(_over_trailing_dims(param.to(dtype), shape) for param in params)
         result = ops.run_dense(model, x, recurrence, spk, states, params, options, want_seqs)
     return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
-
-
-def _run_dense_reference(model, x, spk, states, params, recurrence, call) -> Result:
-    states = states or tuple(torch.zeros_like(x[0]) for _ in model.states)
-    spk = torch.zeros_like(x[0]) if spk is None else spk
-    spikes, history = [], []
-    for current in x.unbind(0):
-        rec = torch.nn.functional.linear(spk, *recurrence)
-        spk, states = reference.step(model, current, states, params, call, rec)
-        spikes.append(spk)
-        history.append(states)
-    if not spikes:
-        return Result(torch.empty_like(x), states, tuple(torch.empty_like(x) for _ in states))
-    return Result(torch.stack(spikes), states, tuple(torch.stack(column) for column in zip(*history, strict=True)))
 
 
 def _filled(states: tuple, x: Tensor, shape: torch.Size, dtype: torch.dtype) -> tuple:
@@ -399,12 +391,12 @@ def _say_once(layer: str, reason: str) -> None:
         )
 
 
-def _run_reference(model, x, rec, states, params, call, unroll) -> Result:
-    states = states or tuple(torch.zeros_like(x[0] if unroll else x) for _ in model.states)
+def _run_reference(model, x, rec, states, params, call, unroll, spk=None, feed_back=None) -> Result:
+    states = states or tuple(x.new_zeros(x.shape[1:] if unroll else x.shape) for _ in model.states)
     if call.inhibition and states[0].dim() < 2:
         raise ValueError(f"x must have a batch and a neuron dimension for inhibition, got {tuple(x.shape)}")
     if unroll:
-        spk, last, seqs = reference.loop(model, x, states, params, call)
+        spk, last, seqs = reference.loop(model, x, states, params, call, spk, feed_back)
         return Result(spk, tuple(state.clone() for state in last), seqs)
     if model.recurrent and rec is None:
         rec = torch.zeros_like(x)

@@ -38,9 +38,7 @@ def run(
 ) -> Result:
     """Runs the fused neuron. states: one for each of the model's, or none: zeros."""
     tensors = (x, rec, *states, *params)
-    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    # Forward-mode differentiation is not implemented; the Function says so, the bare operator would drop tangents.
-    if differentiated or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0):
+    if _differentiated(tensors):
         outputs = _Neuron.apply(model, options, want_seqs, *tensors)
     else:
         outputs = _forward(model, options, x, rec, states, params, model.stored if want_seqs else 0, False)
@@ -50,6 +48,18 @@ def run(
         seqs = tuple(outputs[1 + count : 1 + count + model.stored])
         seqs = seqs if model.output is None else (*seqs, spk)
     return Result(spk, last, seqs)
+
+
+def _differentiated(tensors: tuple) -> bool:
+    # Forward-mode differentiation is not implemented; a Function says so, a bare operator would drop tangents.
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the states for currents of this one."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _forward(model, options, x, rec, states, params, saved, save_extras):
@@ -122,7 +132,7 @@ def run_dense(
 ) -> Result:
     """Runs a recurrent model over x [T, ..., N], its spikes fed back; spk [..., N]: those before the first step."""
     tensors = (x, *recurrence, spk, *states, *params)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if _differentiated(tensors):
         outputs = _Dense.apply(model, options, want_seqs, *tensors)
     else:
         saved = model.stored if want_seqs else 0
@@ -154,9 +164,7 @@ class _Dense(torch.autograd.Function):
         ctx.model, ctx.options, ctx.dtype = model, options, x.dtype
         ctx.counts = len(seqs), len(extras), len(states)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*seqs, *extras, *states, *params)
-        # Not among the tensors that a model's backward reads: what the weights' gradients are made of.
-        ctx.spk, ctx.initial, ctx.weight = outputs[0].detach(), initial, weight
+        ctx.save_for_backward(*seqs, *extras, *states, *params, weight, outputs[0], initial)
         ctx.mark_non_differentiable(*extras)
         return tuple(outputs)
 
@@ -170,7 +178,7 @@ class _Dense(torch.autograd.Function):
         count = len(model.states)
         needs_x, needs_weight, needs_bias, needs_initial, *needs = ctx.needs_input_grad[3:]
         needs_params = needs[len(saved.states) :]
-        dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+        weight, spk, initial = saved.others
         grad_x, grad_initial, *found = getattr(torch.ops.snnfast, f"{model.name}_dense_bwd")(
             saved.seqs[0],
             grad_spk,
@@ -178,7 +186,7 @@ class _Dense(torch.autograd.Function):
             grads[count : count + len(saved.seqs)],
             saved.seqs,
             saved.extras,
-            ctx.weight,
+            weight,
             saved.states,
             saved.params,
             _derivative(ctx, saved),
@@ -190,18 +198,15 @@ class _Dense(torch.autograd.Function):
             ctx.dtype,
             any(needs_params),
         )
-        grad_rec = grad_x.to(dtype)
+        grad_rec = grad_x.to(weight.dtype)
         return (
             *(None, None, None),
             grad_x if needs_x else None,
-            _grad_weight(grad_rec, ctx.spk.to(dtype), ctx.initial) if needs_weight else None,
+            _grad_weight(grad_rec, spk.to(weight.dtype), initial) if needs_weight else None,
             grad_rec.flatten(0, -2).sum(0) if needs_bias else None,
-            grad_initial.view(ctx.initial.shape) if needs_initial else None,
-            *(found[k] if ctx.needs_input_grad[7 + k] else None for k in range(len(saved.states))),
-            *(
-                _sum_to(found[-1][k], param) if needed else None
-                for k, (param, needed) in enumerate(zip(saved.params, needs_params, strict=True))
-            ),
+            grad_initial if needs_initial else None,
+            *(found[k] if needed else None for k, needed in enumerate(needs[: len(saved.states)])),
+            *_grad_params(found, saved.params, needs_params),
         )
 
 
@@ -231,7 +236,9 @@ class _Saved:
         self.seqs = tensors[:seqs]
         self.extras = tensors[seqs : seqs + extras]
         self.states = tensors[seqs + extras : seqs + extras + states]
-        self.params = tensors[seqs + extras + states :]
+        first = seqs + extras + states
+        self.params = tensors[first : first + len(ctx.model.params)]
+        self.others = tensors[first + len(ctx.model.params) :]
 
     @property
     def charge(self) -> Tensor:
@@ -243,7 +250,7 @@ def _fused_backward(ctx, saved, grad_spk, grad_last, grad_seqs):
     model, options = ctx.model, ctx.options
     needs_x, needs_rec, *needs = ctx.needs_input_grad[3:]
     needs_states, needs_params = needs[: len(saved.states)], needs[len(saved.states) :]
-    dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+    dtype = _wide(ctx.dtype)
     grad_x, *found = getattr(torch.ops.snnfast, f"{model.name}_bwd")(
         saved.seqs[0],
         grad_spk,
@@ -264,16 +271,18 @@ def _fused_backward(ctx, saved, grad_spk, grad_last, grad_seqs):
         any(needs_states),
         any(needs_params),
     )
-    grad_params = found[-1] if any(needs_params) else None
     return (
         grad_x if needs_x else None,
         grad_x.to(dtype) if needs_rec else None,
         *(found[k] if needed else None for k, needed in enumerate(needs_states)),
-        *(
-            _sum_to(grad_params[k], param) if needed else None
-            for k, (param, needed) in enumerate(zip(saved.params, needs_params, strict=True))
-        ),
+        *_grad_params(found, saved.params, needs_params),
     )
+
+
+def _grad_params(found: list, params: tuple, needed: list) -> tuple:
+    """The parameters' gradients, of which an operator that was asked for any gave the terms last."""
+    wanted = enumerate(zip(params, needed, strict=True))
+    return tuple(_sum_to(found[-1][k], param) if needs else None for k, (param, needs) in wanted)
 
 
 def _reference_backward(ctx, saved, grad_spk, grad_last, grad_seqs, grad_extras):
@@ -283,7 +292,7 @@ def _reference_backward(ctx, saved, grad_spk, grad_last, grad_seqs, grad_extras)
     def as_sequence(tensor):
         return tensor if tensor is None or options.unroll else tensor.unsqueeze(0)
 
-    dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+    dtype = _wide(ctx.dtype)
     seqs = [as_sequence(seq).to(dtype) for seq in saved.seqs]
     states = len(model.states)
     unstored = [torch.zeros_like(seqs[0])] * (states - len(seqs))
@@ -324,7 +333,7 @@ def _sum_to(per_neuron: Tensor, param: Tensor) -> Tensor:
 
 def _fake_forward(model):
     def fake(x, rec, states, params, unroll, reset_mechanism, reset_delay, inclusive, saved, save_extras):
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = _wide(x.dtype)
         shape = x.shape[1:] if unroll else x.shape
         last = [x.new_empty(shape, dtype=dtype) for _ in model.states]
         extras = model.extras(reset_delay) if save_extras else 0
@@ -337,7 +346,7 @@ def _fake_forward(model):
 def _fake_backward(model):
     def fake(like, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, unroll, *options):
         *_, dtype, want_states, want_params = options
-        state = torch.float64 if dtype == torch.float64 else torch.float32
+        state = _wide(dtype)
         shape = like.shape[1:] if unroll else like.shape
         results = [like.new_empty(like.shape, dtype=dtype)]
         if want_states:

@@ -11,6 +11,7 @@ from torch import nn
 
 import snnfast
 from cases import RESETS, identical
+from snnfast import functional, ops, reference
 
 LAYERS = ("RLeaky", "RSynaptic")
 
@@ -184,6 +185,13 @@ def test_empty_edges_and_unbatched(device):
         assert spk.shape == mem.shape == shape
         mem.sum().backward()
         assert x.grad.shape == shape
+        with snnfast.use_reference():
+            assert module.unroll(x)[0].shape == shape
+    initial = [t.clone().requires_grad_() for t in currents(2, 3, 5, device=device)]
+    hidden = layer(snnfast, "RLeaky", 5, device, init_hidden=True)
+    hidden.spk, hidden.mem = initial
+    hidden.unroll(torch.zeros(0, 3, 5, device=device))
+    assert hidden.spk is initial[0] and identical(hidden.mem, initial[1])
     x = currents(6, 5, device=device)
     torch.testing.assert_close(module.unroll(x)[0], module.unroll(x[:, None])[0][:, 0])
 
@@ -246,3 +254,34 @@ def test_convert_takes_recurrent_layers_over():
     for module, wanted in zip((net.dense, net.own), expected, strict=True):
         for a, b in zip(module.unroll(x, *[torch.zeros(2, 6)] * 2), wanted, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_no_steps_hand_gradients_through(device):
+    """A sequence of no steps is the identity of its states."""
+    mem = currents(1, 3, 5, device=device)[0].requires_grad_()
+    weight = torch.zeros(5, 5, device=device, requires_grad=True)
+    params = tuple(torch.tensor(value, device=device) for value in (0.9, 1.0, 1.0))
+    options = functional.checked_options(None, "subtract", True, unroll=True)
+    recurrence = ops.Recurrence(weight, None)
+    x = torch.zeros(0, 3, 5, device=device, requires_grad=True)
+    result = functional.run_dense(reference.RLEAKY, x, None, (mem,), params, recurrence, options)
+    (3 * result.last[0]).sum().backward()
+    assert identical(mem.grad, torch.full_like(mem, 3.0))
+
+
+def test_weights_changed_before_backward_are_noticed(device):
+    """An optimiser's step between forward and backward is an error, as in PyTorch's layers, not a wrong gradient."""
+    module = layer(snnfast, "RLeaky", 8, device)
+    spk, _ = module.unroll(currents(4, 2, 8, device=device).requires_grad_())
+    with torch.no_grad():
+        module.recurrent.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        spk.sum().backward()
+
+
+def test_forward_mode_says_that_it_is_missing(device):
+    """No tangent is dropped in silence."""
+    module = layer(snnfast, "RLeaky", 4, device).requires_grad_(False)
+    x = currents(3, 2, 4, device=device)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward AD|forward-mode|jvp"):
+        module.unroll(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))

@@ -23,39 +23,22 @@ struct DenseOp : NeuronOp<Backend, Model> {
     const int64_t features = check_weight(weight, x, dtype);
     check_tensor("bias", bias, x, dtype, features);
     check_tensor("spk", spk, x, dtype, sequence.neurons);
-    Base::check_states(states, x, dtype, sequence.neurons);
-    Base::check_params(params, x, dtype, sequence.neurons);
-    STD_TORCH_CHECK(saved >= 0 && saved <= Some::kStates, "saved must be from 0 to ", int{Some::kStates}, ", got ",
-                    saved);
+    Base::check_forward(x, sequence, states, params, saved);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     x = contiguous(x);
     spk = contiguous(spk);
     bias = contiguous(bias);
     const Tensor weight_t = contiguous(torch::stable::transpose(weight, 0, 1));
-    make_contiguous(states);
-    make_contiguous(params);
-    const int extras = save_extras ? Base::extras(reset_delay) : 0;
-    std::vector<Tensor> results{Backend::empty(x, x.sizes(), x.scalar_type())};
-    for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(x, sequence.neuron_shape(), dtype));
-    for (int64_t k = 0; k < saved + extras; ++k) results.push_back(Backend::empty(x, x.sizes(), dtype));
+    make_contiguous(states, params);
+    const auto results = Base::outputs(x, sequence, saved, save_extras ? Base::extras(reset_delay) : 0);
 
     dispatch_dtype<typename Backend::StorageTypes>(x.scalar_type(), [&](auto storage) {
       dispatch_bool(reset_delay, [&](auto delay) {
         using S = decltype(storage);
         using T = StateOf<S>;
         using Neuron = Model<T, decltype(delay)::value>;
-        Scan<Neuron, S> scan{};
-        scan.steps = sequence.steps;
-        scan.neurons = sequence.neurons;
-        scan.x = data<S>(x);
-        scan.spk = mutable_data<S>(results[0]);
-        for (std::size_t k = 0; k < states.size(); ++k) scan.initial[k] = data<T>(states[k]);
-        for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
-        auto result = std::next(results.begin());
-        for (int k = 0; k < Neuron::kStates; ++k) scan.last[k] = mutable_data<T>(*result++);
-        for (int64_t k = 0; k < saved; ++k) scan.states[k] = mutable_data<T>(*result++);
-        for (int k = 0; k < extras; ++k) scan.extras[k] = mutable_data<T>(*result++);
+        const auto scan = Base::template scan_into<Neuron, S>(results, x, sequence, saved, states, params);
         if (sequence.neurons == 0) return;
         if constexpr (Backend::kScansDense) {
           Backend::scan_dense(scan, options, data<T>(spk), data<T>(weight_t), data<T>(bias), features);
@@ -83,16 +66,17 @@ struct DenseOp : NeuronOp<Backend, Model> {
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     grad_spk = contiguous(grad_spk);
-    make_contiguous(grad_last);
-    make_contiguous(grad_seqs);
-    make_contiguous(seqs);
-    make_contiguous(extras);
-    make_contiguous(states);
-    make_contiguous(params);
+    make_contiguous(grad_last, grad_seqs, seqs, extras, states, params);
     evaluated = contiguous(evaluated);
     weight = contiguous(weight);
     std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
-    for (int k = 0; k <= Some::kStates; ++k) results.push_back(new_empty(like, sequence.neuron_shape(), state));
+    for (int k = 0; k <= Some::kStates; ++k) {
+      results.push_back(torch::stable::new_zeros(like, sequence.neuron_shape(), state));
+    }
+    // No steps: the last states are the initial ones.
+    for (std::size_t k = 0; sequence.steps == 0 && k < grad_last.size(); ++k) {
+      if (grad_last[k].has_value()) results[2 + k] = torch::stable::clone(*grad_last[k]);
+    }
     if (want_params) {
       results.push_back(torch::stable::new_zeros(like, {int64_t{Some::kParams}, sequence.neurons}, state));
     }

@@ -30,39 +30,22 @@ struct NeuronOp {
     const Sequence sequence(x, unroll);
     const ScalarType dtype = state_dtype(x.scalar_type());
     check_tensor("rec", rec, x, dtype, x.numel());
-    check_states(states, x, dtype, sequence.neurons);
-    check_params(params, x, dtype, sequence.neurons);
-    STD_TORCH_CHECK(saved >= 0 && saved <= Some::kStates, "saved must be from 0 to ", int{Some::kStates}, ", got ",
-                    saved);
+    check_forward(x, sequence, states, params, saved);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     x = contiguous(x);
     rec = contiguous(rec);
-    make_contiguous(states);
-    make_contiguous(params);
-    const int extras = save_extras ? NeuronOp::extras(reset_delay) : 0;
+    make_contiguous(states, params);
     const int64_t seqs = unroll ? saved : 0;
-    std::vector<Tensor> results{Backend::empty(x, x.sizes(), x.scalar_type())};
-    for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(x, sequence.neuron_shape(), dtype));
-    for (int64_t k = 0; k < seqs + extras; ++k) results.push_back(Backend::empty(x, x.sizes(), dtype));
+    const auto results = outputs(x, sequence, seqs, save_extras ? extras(reset_delay) : 0);
 
     dispatch_dtype<typename Backend::StorageTypes>(x.scalar_type(), [&](auto storage) {
       dispatch_bool(reset_delay, [&](auto delay) {
         using S = decltype(storage);
         using T = StateOf<S>;
         using Neuron = Model<T, decltype(delay)::value>;
-        Scan<Neuron, S> scan{};
-        scan.steps = sequence.steps;
-        scan.neurons = sequence.neurons;
-        scan.x = data<S>(x);
+        auto scan = scan_into<Neuron, S>(results, x, sequence, seqs, states, params);
         scan.rec = data<T>(rec);
-        scan.spk = mutable_data<S>(results[0]);
-        for (std::size_t k = 0; k < states.size(); ++k) scan.initial[k] = data<T>(states[k]);
-        for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
-        auto result = std::next(results.begin());
-        for (int k = 0; k < Neuron::kStates; ++k) scan.last[k] = mutable_data<T>(*result++);
-        for (int64_t k = 0; k < seqs; ++k) scan.states[k] = mutable_data<T>(*result++);
-        for (int k = 0; k < extras; ++k) scan.extras[k] = mutable_data<T>(*result++);
         if (sequence.neurons > 0) Backend::scan(x, scan, options);
       });
     });
@@ -85,12 +68,7 @@ struct NeuronOp {
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     grad_spk = contiguous(grad_spk);
-    make_contiguous(grad_last);
-    make_contiguous(grad_seqs);
-    make_contiguous(seqs);
-    make_contiguous(extras);
-    make_contiguous(states);
-    make_contiguous(params);
+    make_contiguous(grad_last, grad_seqs, seqs, extras, states, params);
     evaluated = contiguous(evaluated);
     std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
     const int wanted = want_states ? Some::kStates : 0;
@@ -127,6 +105,43 @@ struct NeuronOp {
  protected:
   static int extras(bool reset_delay) {
     return reset_delay ? Model<float, true>::kExtras : Model<float, false>::kExtras;
+  }
+
+  static void check_forward(const Tensor& x, const Sequence& sequence, const std::vector<Tensor>& states,
+                            const std::vector<Tensor>& params, int64_t saved) {
+    const ScalarType dtype = state_dtype(x.scalar_type());
+    check_states(states, x, dtype, sequence.neurons);
+    check_params(params, x, dtype, sequence.neurons);
+    STD_TORCH_CHECK(saved >= 0 && saved <= Some::kStates, "saved must be from 0 to ", int{Some::kStates}, ", got ",
+                    saved);
+  }
+
+  // Fresh memory for what a forward returns.
+  static std::vector<Tensor> outputs(const Tensor& x, const Sequence& sequence, int64_t seqs, int extras) {
+    const ScalarType dtype = state_dtype(x.scalar_type());
+    std::vector<Tensor> results{Backend::empty(x, x.sizes(), x.scalar_type())};
+    for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(x, sequence.neuron_shape(), dtype));
+    for (int64_t k = 0; k < seqs + extras; ++k) results.push_back(Backend::empty(x, x.sizes(), dtype));
+    return results;
+  }
+
+  // The scan that fills them.
+  template <typename Neuron, typename S>
+  static Scan<Neuron, S> scan_into(const std::vector<Tensor>& results, const Tensor& x, const Sequence& sequence,
+                                   int64_t seqs, const std::vector<Tensor>& states, const std::vector<Tensor>& params) {
+    using T = typename Neuron::Scalar;
+    Scan<Neuron, S> scan{};
+    scan.steps = sequence.steps;
+    scan.neurons = sequence.neurons;
+    scan.x = data<S>(x);
+    scan.spk = mutable_data<S>(results[0]);
+    for (std::size_t k = 0; k < states.size(); ++k) scan.initial[k] = data<T>(states[k]);
+    for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
+    auto result = std::next(results.begin());
+    for (int k = 0; k < Neuron::kStates; ++k) scan.last[k] = mutable_data<T>(*result++);
+    for (int64_t k = 0; k < seqs; ++k) scan.states[k] = mutable_data<T>(*result++);
+    for (int k = 0; result != results.end(); ++k) scan.extras[k] = mutable_data<T>(*result++);
+    return scan;
   }
 
   static void check_saved(const Tensor& like, const Sequence& sequence, const std::optional<Tensor>& grad_spk,

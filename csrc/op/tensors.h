@@ -22,9 +22,12 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? std::optional<Tensor>(contiguous(*tensor)) : std::nullopt;
 }
 
-template <typename Tensors>
-void make_contiguous(Tensors& tensors) {
-  for (auto& tensor : tensors) tensor = contiguous(tensor);
+template <typename... Lists>
+void make_contiguous(Lists&... lists) {
+  const auto each = [](auto& list) {
+    for (auto& tensor : list) tensor = contiguous(tensor);
+  };
+  (each(lists), ...);
 }
 
 // x as [steps, neurons]: its first dimension is time when unrolled, else it is one step.

@@ -256,21 +256,28 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         return spk, *(by_name[name] for name in self._returned())
 
     def _run(self, input_, states, unroll, want_seqs=False):
-        if isinstance(input_, Tensor) and (not unroll or (self.init_hidden and input_.dim() > 0)):
-            shape = input_.shape[1:] if unroll else input_.shape
-            places = zip(self.state_names, states, strict=True)
-            states = tuple(self._initial(name, state, shape, input_.device) for name, state in places)
-        by_name = dict(zip(self.state_names, states, strict=True))
+        by_name = self._states_before(input_, states, unroll)
         return run(
             self.model,
             input_,
             tuple(by_name[name] for name in self.model.states),
             self._parameters_of_call(),
-            ops.Options(self._surrogate, self.reset_mechanism, bool(self.reset_delay), unroll),
+            self._options(unroll),
             want_seqs,
             self.state_quant,
             self.inhibition,
         )
+
+    def _states_before(self, input_, states, unroll) -> dict[str, Tensor | None]:
+        """What a call starts from, by name: the given states, the layer's own where it keeps them, or None: zeros."""
+        if isinstance(input_, Tensor) and (not unroll or (self.init_hidden and input_.dim() > 0)):
+            shape = input_.shape[1:] if unroll else input_.shape
+            places = zip(self.state_names, states, strict=True)
+            states = tuple(self._initial(name, state, shape, input_.device) for name, state in places)
+        return dict(zip(self.state_names, states, strict=True))
+
+    def _options(self, unroll: bool) -> ops.Options:
+        return ops.Options(self._surrogate, self.reset_mechanism, bool(self.reset_delay), unroll)
 
     def _returned(self) -> tuple[str, ...]:
         """The states that a call returns after the spikes, which may be a state themselves."""

@@ -68,8 +68,7 @@ class RecurrentNeuron(SpikingNeuron):
         if not self.all_to_all:
             return super()._step(input_, *states)
         self._refuse_states(states)
-        places = zip(self.state_names, states, strict=True)
-        by_name = {name: self._initial(name, state, input_.shape, input_.device) for name, state in places}
+        by_name = self._states_before(input_, states, unroll=False)
         spk, last, _ = self._run_step(input_, by_name["spk"], tuple(by_name[name] for name in self.model.states))
         for name, state in zip((*self.model.states, "spk"), (*last, spk), strict=True):
             self._keep(name, state)
@@ -79,10 +78,7 @@ class RecurrentNeuron(SpikingNeuron):
         if not self.all_to_all:
             return super()._unroll(input_, states, want_seqs)
         self._refuse_states(states)
-        if self.init_hidden and isinstance(input_, Tensor) and input_.dim() > 0:
-            places = zip(self.state_names, states, strict=True)
-            states = tuple(self._initial(name, state, input_.shape[1:], input_.device) for name, state in places)
-        by_name = dict(zip(self.state_names, states, strict=True))
+        by_name = self._states_before(input_, states, unroll=True)
         unroll = self._unroll_at_once if _is_plain_linear(self.recurrent) else self._unroll_by_step
         spk, last, seqs = unroll(input_, by_name, want_seqs)
         if self.init_hidden and len(spk):
@@ -92,9 +88,6 @@ class RecurrentNeuron(SpikingNeuron):
             return spk
         seqs = dict(zip(self.model.states, seqs, strict=True))
         return spk, *(seqs[name] for name in self._returned())
-
-    def _options(self, unroll: bool) -> ops.Options:
-        return ops.Options(self._surrogate, self.reset_mechanism, bool(self.reset_delay), unroll)
 
     def _unroll_at_once(self, input_, by_name, want_seqs):
         return run_dense(
@@ -137,7 +130,7 @@ class RecurrentNeuron(SpikingNeuron):
 
 def _is_plain_linear(module: nn.Module) -> bool:
     """A linear layer that does its product and nothing else: no hooks, no pruned or parametrised weights."""
-    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return type(module) is nn.Linear and not hooked and "forward" not in vars(module)
 
 

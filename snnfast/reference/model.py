@@ -93,11 +93,23 @@ def step(
     return model.fire(states, reset, params, call)
 
 
-def loop(model: Model, x: Tensor, states: tuple, params: tuple, call: Call) -> tuple[Tensor, tuple, tuple]:
-    """A whole sequence: x [T, ...], states [...] to spikes [T, ...], last states [...] and all states [T, ...]."""
+def loop(
+    model: Model,
+    x: Tensor,
+    states: tuple,
+    params: tuple,
+    call: Call,
+    spk: Tensor | None = None,
+    feed_back: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, tuple, tuple]:
+    """A whole sequence: x [T, ...], states [...] to spikes [T, ...], last states [...] and all states [T, ...].
+
+    A recurrent model has the last spikes, at first spk [...], fed back through `feed_back`.
+    """
     spikes, history = [], []
     for current in x.unbind(0):
-        spk, states = step(model, current, states, params, call)
+        rec = feed_back(spk) if model.recurrent else None
+        spk, states = step(model, current, states, params, call, rec)
         spikes.append(spk)
         history.append(states)
     if not spikes:
