@@ -1,4 +1,5 @@
-// Every operator of snnfast: one pair per neuron model, all of one form. snnfast/ops.py is the only caller.
+// Every operator of snnfast: pairs per neuron model, all of one form, and the products with spikes. snnfast/ops.py is
+// the only caller.
 //
 // Shapes: x [T, ...] when `unroll`, else one step [...]; a neuron's states have x's shape less T; parameters are laid
 // out over the trailing neuron dimensions. op/neuron.h says what the lists hold.
@@ -42,6 +43,8 @@ constexpr const char* kDenseBackward =
 }  // namespace
 
 STABLE_TORCH_LIBRARY(snnfast, m) {
+  m.def("spike_linear(Tensor spk, Tensor weight) -> Tensor");
+  m.def("spike_linear_grad(Tensor grad, Tensor spk) -> Tensor");
   for (const std::string model : kModels) {
     m.def((model + kForward).c_str());
     m.def((model + kBackward).c_str());

@@ -264,6 +264,18 @@ def run_dense(
     return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
 
 
+def spike_linear(spk: Tensor, weight: Tensor) -> Tensor:
+    """`torch.nn.functional.linear` of inputs that are mostly zeros: on a CPU, at the cost of those that are not.
+
+    spk [..., in], weight [out, in]. A zero multiplies nothing: an infinite weight behind a silent input makes no NaN.
+    """
+    fits = spk.dim() > 1 and spk.shape[-1] == weight.shape[-1] and spk.dtype == weight.dtype
+    on_cpu = spk.device.type == weight.device.type == "cpu" and spk.dtype in (torch.float32, torch.float64)
+    if not fits or not on_cpu or torch.is_autocast_enabled("cpu") or _reference_forced or _is_exported():
+        return torch.nn.functional.linear(spk, weight)
+    return ops.spike_linear(spk, weight)
+
+
 def _filled(states: tuple, x: Tensor, shape: torch.Size, dtype: torch.dtype) -> tuple:
     """All states in the state's dtype, zeros for those that are None; none where all are zeros."""
     if all(state is None for state in states):

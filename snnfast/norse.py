@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import surrogate
-from .functional import check_current, run, run_dense
+from .functional import check_current, run, run_dense, spike_linear
 from .ops import Options, Recurrence
 from .reference import LI as LI_MODEL
 from .reference import LIF as LIF_MODEL
@@ -343,7 +343,7 @@ def _weighted(x: Tensor, weights: Tensor, unroll: bool) -> Tensor:
     x = check_current(x, unroll)
     if x.dim() == 0 or x.shape[-1] != weights.shape[-1]:
         raise ValueError(f"input_tensor must have {weights.shape[-1]} features last, got shape {tuple(x.shape)}")
-    return F.linear(x, weights)
+    return spike_linear(x, weights) if unroll else F.linear(x, weights)
 
 
 class LIFRecurrentCell(_Neuron):
@@ -415,19 +415,21 @@ class LIFRecurrentCell(_Neuron):
         """
         x = _weighted(input_tensor, self.input_weights, unroll=False)
         states = self._recurrent_states_before(state, x, x.shape)
-        spk, states = self._advance(x, states, F.linear(states["z"], self.recurrent_weights))
+        z = x.new_zeros(x.shape) if states["z"] is None else states["z"]
+        spk, states = self._advance(x, states, F.linear(z, self.recurrent_weights))
         return spk, LIFState(spk, states["v"], states["i"])
 
     def _recurrent_states_before(self, state, x, shape):
         states = self._states_before(state, x, shape)
         z = states.get("z")
+        states["z"] = z
         if z is None:
-            states["z"] = x.new_zeros(shape)
-        elif not isinstance(z, Tensor):
+            return states
+        if not isinstance(z, Tensor):
             raise TypeError(f"z must be a tensor, got {type(z).__name__}")
-        elif z.layout != torch.strided:
+        if z.layout != torch.strided:
             raise ValueError(f"z must be a dense tensor, got layout {z.layout}")
-        elif z.shape != shape:
+        if z.shape != shape:
             raise ValueError(f"z must have shape {tuple(shape)}, got {tuple(z.shape)}")
         return states
 
@@ -487,7 +489,9 @@ class LIFRecurrent(LIFRecurrentCell):
         )
         if self.record_states:
             return spikes, LIFState(z=spikes, **dict(zip(names, seqs, strict=True)))
-        z = spikes[-1] if len(spikes) else states["z"]
+        z = states["z"]
+        if len(spikes) or z is None:
+            z = spikes[-1] if len(spikes) else x.new_zeros(x.shape[1:])
         return spikes, LIFState(z=z, **dict(zip(names, last, strict=True)))
 
 

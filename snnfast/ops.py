@@ -156,7 +156,8 @@ class _Dense(torch.autograd.Function):
         first = len(tensors) - len(model.params)
         states, params = tensors[:first], tensors[first:]
         needs_params = any(ctx.needs_input_grad[7 + first :])
-        saved = model.stored if want_seqs or needs_params else model.needed
+        kept = 0 if model.keeps_charge else model.needed
+        saved = model.stored if want_seqs or needs_params else kept
         recurrence = Recurrence(weight, bias)
         outputs = _dense_forward(model, options, x, recurrence, initial, states, params, saved, True)
         count = len(model.states)
@@ -180,7 +181,7 @@ class _Dense(torch.autograd.Function):
         needs_params = needs[len(saved.states) :]
         weight, spk, initial = saved.others
         grad_x, grad_initial, *found = getattr(torch.ops.snnfast, f"{model.name}_dense_bwd")(
-            saved.seqs[0],
+            spk,
             grad_spk,
             grads[:count],
             grads[count : count + len(saved.seqs)],
@@ -202,7 +203,7 @@ class _Dense(torch.autograd.Function):
         return (
             *(None, None, None),
             grad_x if needs_x else None,
-            _grad_weight(grad_rec, spk.to(weight.dtype), initial) if needs_weight else None,
+            _grad_recurrent_weight(grad_rec, spk.to(weight.dtype), initial) if needs_weight else None,
             grad_rec.flatten(0, -2).sum(0) if needs_bias else None,
             grad_initial if needs_initial else None,
             *(found[k] if needed else None for k, needed in enumerate(needs[: len(saved.states)])),
@@ -210,13 +211,44 @@ class _Dense(torch.autograd.Function):
         )
 
 
-def _grad_weight(grad_rec: Tensor, spk: Tensor, initial: Tensor | None) -> Tensor:
+def _grad_recurrent_weight(grad_rec: Tensor, spk: Tensor, initial: Tensor | None) -> Tensor:
     """The product over all steps of dL/drec [T, ..., N] and the spikes before each."""
-    total = grad_rec[1:].flatten(0, -2).T @ spk[:-1].flatten(0, -2)
+    total = _grad_weight(grad_rec[1:], spk[:-1])
     if initial is None or not len(grad_rec):
         return total
-    features = spk.shape[-1]
-    return total + grad_rec[0].reshape(-1, features).T @ initial.reshape(-1, features)
+    return total + _grad_weight(grad_rec[0], initial)
+
+
+def _grad_weight(grad: Tensor, spk: Tensor) -> Tensor:
+    """dL/dweight [out, in] of spk [..., in] and dL/doutput [..., out]."""
+    if spk.device.type == "cpu":
+        return torch.ops.snnfast.spike_linear_grad(grad, spk)
+    return grad.reshape(-1, grad.shape[-1]).T @ spk.reshape(-1, spk.shape[-1])
+
+
+def spike_linear(spk: Tensor, weight: Tensor) -> Tensor:
+    """spk [..., in] @ weight.T [in, out] on a CPU, at the cost of what is not zero."""
+    linear = _SpikeLinear.apply if _differentiated((spk, weight)) else torch.ops.snnfast.spike_linear
+    return linear(spk, weight)
+
+
+class _SpikeLinear(torch.autograd.Function):
+    """As `torch.nn.functional.linear`; what is differentiated again are products that autograd knows."""
+
+    @staticmethod
+    def forward(ctx, spk, weight):
+        ctx.save_for_backward(spk, weight)
+        return torch.ops.snnfast.spike_linear(spk, weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        spk, weight = ctx.saved_tensors
+        grad_spk = grad @ weight if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_spk, None
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return grad_spk, grad.flatten(0, -2).T @ spk.flatten(0, -2)
+        return grad_spk, _grad_weight(grad, spk)
 
 
 def _derivative(ctx, saved) -> Tensor | None:
@@ -428,6 +460,11 @@ def composite(operator: str, function) -> None:
 
 
 CAPTURED = {model.name: _captured(model) for model in reference.MODELS}
+
+torch.library.register_fake("snnfast::spike_linear")(lambda spk, weight: spk.new_empty(*spk.shape[:-1], len(weight)))
+torch.library.register_fake("snnfast::spike_linear_grad")(
+    lambda grad, spk: grad.new_empty(grad.shape[-1], spk.shape[-1])
+)
 
 for _model in reference.MODELS:
     torch.library.register_fake(f"snnfast::{_model.name}_fwd")(_fake_forward(_model))

@@ -35,7 +35,7 @@ inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std:
 }
 
 inline void prepare_fresh_memory(void* data, std::size_t bytes) {
-  constexpr std::size_t kLarge = std::size_t{4} << 20;
+  constexpr std::size_t kLarge = std::size_t{1} << 20;
   if (bytes < kLarge) return;
   static const bool kept = (keep_freed_memory(), true);
   static_cast<void>(kept);

@@ -1,13 +1,25 @@
 // Runs a loop body compiled for the widest vectors this machine has, from one portable binary.
 #pragma once
 
-namespace snnfast {
+#include <cstdint>
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define SNNFAST_AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+#endif
+
+namespace snnfast {
+
+#ifdef SNNFAST_AVX512
+
+inline bool has_avx512() {
+  static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return found;
+}
 
 template <typename Body>
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"),
-  gnu::flatten]] void run_avx512(const Body& body) {
+[[gnu::target(SNNFAST_AVX512 ",prefer-vector-width=512"), gnu::flatten]] void run_avx512(const Body& body) {
   body();
 }
 
@@ -18,20 +30,38 @@ template <typename Body>
 
 template <typename Body>
 void vectorized(const Body& body) {
-  static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   static const bool avx2 = __builtin_cpu_supports("avx2");
-  if (avx512) return run_avx512(body);
+  if (has_avx512()) return run_avx512(body);
   if (avx2) return run_avx2(body);
   body();
 }
 
+// Where a row is not zero, and its values there; both outputs need 16 places more than the row has entries.
+[[gnu::target(SNNFAST_AVX512)]] inline int find_nonzero_avx512(const float* row, int64_t size, int* index,
+                                                               float* value) {
+  int count = 0;
+  __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int64_t first = 0; first < size; first += 16, at = _mm512_add_epi32(at, _mm512_set1_epi32(16))) {
+    const __mmask16 inside = size - first >= 16 ? 0xffff : (1u << (size - first)) - 1;
+    const __m512 values = _mm512_maskz_loadu_ps(inside, row + first);
+    const __mmask16 found = _mm512_cmp_ps_mask(values, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    _mm512_storeu_si512(index + count, _mm512_maskz_compress_epi32(found, at));
+    _mm512_storeu_ps(value + count, _mm512_maskz_compress_ps(found, values));
+    count += __builtin_popcount(found);
+  }
+  return count;
+}
+
 #else
+
+inline bool has_avx512() { return false; }
 
 template <typename Body>
 void vectorized(const Body& body) {
   body();
 }
+
+inline int find_nonzero_avx512(const float*, int64_t, int*, float*) { return 0; }
 
 #endif
 

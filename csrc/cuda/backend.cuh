@@ -88,7 +88,7 @@ struct BackwardInputs {
   __device__ void load(const ScanBackward<Neuron, S>& scan, int64_t t, int64_t i) {
     const int64_t at = t * scan.neurons + i;
     grad_spk = scan.grad_spk ? static_cast<T>(scan.grad_spk[at]) : kAbsent<T>;
-    if (scan.fed) grad_spk = grad_spk + scan.fed[at];
+    if (scan.fed && t + 1 == scan.steps) grad_spk = grad_spk + scan.fed[i];
     evaluated = scan.evaluated ? scan.evaluated[at] : T(0);
 #pragma unroll
     for (int k = 0; k < Neuron::kStates; ++k) {
@@ -160,7 +160,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 struct Cuda {
   using StorageTypes = std::tuple<float, double, Half, BFloat16>;
-  static constexpr bool kScansDense = false;
 
   static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) { return new_empty(like, sizes, dtype); }
 
@@ -182,6 +181,18 @@ struct Cuda {
           <<<blocks(scan.neurons), kThreads, 0, stream(on)>>>(scan, options, surrogate);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
+  }
+
+  template <typename Neuron, typename S, typename T = typename Neuron::Scalar>
+  static bool scan_dense(const torch::stable::Tensor&, const Scan<Neuron, S>&, const NeuronOptions&, const T*, const T*,
+                         const T*, int64_t) {
+    return false;
+  }
+
+  template <typename Neuron, typename S, typename T = typename Neuron::Scalar>
+  static bool scan_dense_backward(const torch::stable::Tensor&, const ScanBackward<Neuron, S>&, const NeuronOptions&,
+                                  const SurrogateChoice&, const T*, int64_t, T*) {
+    return false;
   }
 
  private:

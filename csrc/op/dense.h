@@ -40,11 +40,9 @@ struct DenseOp : NeuronOp<Backend, Model> {
         using Neuron = Model<T, decltype(delay)::value>;
         const auto scan = Base::template scan_into<Neuron, S>(results, x, sequence, saved, states, params);
         if (sequence.neurons == 0) return;
-        if constexpr (Backend::kScansDense) {
-          Backend::scan_dense(scan, options, data<T>(spk), data<T>(weight_t), data<T>(bias), features);
-        } else {
-          scan_by_step(x, results[0], spk, weight_t, bias, scan, options);
-        }
+        const bool done =
+            Backend::scan_dense(x, scan, options, data<T>(spk), data<T>(weight_t), data<T>(bias), features);
+        if (!done) scan_by_step(x, results[0], spk, weight_t, bias, scan, options);
       });
     });
     return results;
@@ -70,58 +68,25 @@ struct DenseOp : NeuronOp<Backend, Model> {
     evaluated = contiguous(evaluated);
     weight = contiguous(weight);
     std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
-    for (int k = 0; k <= Some::kStates; ++k) {
-      results.push_back(torch::stable::new_zeros(like, sequence.neuron_shape(), state));
-    }
-    // No steps: the last states are the initial ones.
-    for (std::size_t k = 0; sequence.steps == 0 && k < grad_last.size(); ++k) {
-      if (grad_last[k].has_value()) results[2 + k] = torch::stable::clone(*grad_last[k]);
-    }
-    if (want_params) {
-      results.push_back(torch::stable::new_zeros(like, {int64_t{Some::kParams}, sequence.neurons}, state));
-    }
+    results.push_back(torch::stable::new_zeros(like, sequence.neuron_shape(), state));
+    for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(like, sequence.neuron_shape(), state));
+    if (want_params) results.push_back(new_empty(like, {int64_t{Some::kParams}, sequence.neurons}, state));
 
     dispatch_dtype<typename Backend::StorageTypes>(dtype, [&](auto storage) {
       dispatch_bool(reset_delay, [&](auto delay) {
         using S = decltype(storage);
         using T = StateOf<S>;
         using Neuron = Model<T, decltype(delay)::value>;
-        ScanBackward<Neuron, S> scan{};
-        scan.steps = 1;
-        scan.neurons = sequence.neurons;
-        scan.add_params = true;
-        for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
-        for (int k = 0; want_params && k < Neuron::kParams; ++k) {
-          scan.grad_params[k] = mutable_data<T>(results.back()) + k * sequence.neurons;
-        }
-        for (int k = 0; k < Neuron::kStates; ++k) {
-          scan.grad_initial[k] = mutable_data<T>(results[2 + k]);
-          scan.grad_last[k] = static_cast<std::size_t>(k) < grad_last.size() ? data<T>(grad_last[k]) : nullptr;
-        }
-        std::optional<Tensor> fed;  // dL/dspk[t] through step t + 1
-        for (int64_t t = sequence.steps - 1; t >= 0 && sequence.neurons > 0; --t) {
-          const int64_t at = t * sequence.neurons;
-          const auto row = [at](auto* sequence) { return sequence ? sequence + at : nullptr; };
-          const auto before = [&](const T* seq, std::size_t k) {
-            if (t > 0) return seq ? seq + at - sequence.neurons : nullptr;
-            return k < states.size() ? data<T>(states[k]) : nullptr;
-          };
-          scan.grad_spk = row(data<S>(grad_spk));
-          scan.fed = data<T>(fed);
-          scan.evaluated = row(data<T>(evaluated));
-          scan.grad_x = mutable_data<S>(results[0]) + at;
-          for (std::size_t k = 0; k < Some::kStates; ++k) {
-            const T* seq = k < seqs.size() ? data<T>(seqs[k]) : nullptr;
-            scan.states[k] = row(seq);
-            scan.initial[k] = before(seq, k);
-            scan.grad_states[k] = k < grad_seqs.size() ? row(data<T>(grad_seqs[k])) : nullptr;
-          }
-          for (std::size_t k = 0; k < extras.size(); ++k) scan.extras[k] = row(data<T>(extras[k]));
-          Backend::scan_backward(like, scan, options, {surrogate, constants});
-          for (int k = 0; k < Neuron::kStates; ++k) scan.grad_last[k] = scan.grad_initial[k];
-          fed = torch::stable::matmul(to_state(torch::stable::select(results[0], 0, t), state), weight);
-        }
-        if (fed.has_value()) results[1] = *fed;
+        const SurrogateChoice choice{surrogate, constants};
+        auto scan = Base::template scan_back<Neuron, S>(results[0], sequence, grad_spk, grad_last, grad_seqs, seqs,
+                                                        extras, states, params, evaluated);
+        for (int k = 0; k < Neuron::kStates; ++k) scan.grad_initial[k] = mutable_data<T>(results[2 + k]);
+        if (want_params) Base::set_grad_params(scan, results.back());
+        if (sequence.neurons == 0) return;
+        if (sequence.steps == 0) return Backend::scan_backward(like, scan, options, choice);
+        const bool done = Backend::scan_dense_backward(like, scan, options, choice, data<T>(weight), weight.size(0),
+                                                       mutable_data<T>(results[1]));
+        if (!done) results[1] = scan_back_by_step(like, results[0], weight, scan, options, choice);
       });
     });
     return results;
@@ -167,6 +132,37 @@ struct DenseOp : NeuronOp<Backend, Model> {
         if (scan.extras[k]) scan.extras[k] += scan.neurons;
       }
     }
+  }
+
+  // Returns dL/dspk before the first step.
+  template <typename Neuron, typename S>
+  static Tensor scan_back_by_step(const Tensor& like, const Tensor& grad_x, const Tensor& weight,
+                                  const ScanBackward<Neuron, S>& all, const NeuronOptions& options,
+                                  const SurrogateChoice& choice) {
+    using T = typename Neuron::Scalar;
+    ScanBackward<Neuron, S> scan = all;
+    scan.steps = 1;
+    Tensor fed;  // dL/dspk[t] through step t + 1
+    for (int64_t t = all.steps - 1; t >= 0; --t) {
+      const int64_t at = t * all.neurons;
+      const auto row = [at](auto* sequence) { return sequence ? sequence + at : nullptr; };
+      scan.grad_spk = row(all.grad_spk);
+      scan.evaluated = row(all.evaluated);
+      scan.grad_x = all.grad_x + at;
+      for (int k = 0; k < Neuron::kStates; ++k) {
+        scan.states[k] = row(all.states[k]);
+        scan.grad_states[k] = row(all.grad_states[k]);
+        if (t > 0) scan.initial[k] = all.states[k] ? scan.states[k] - all.neurons : nullptr;
+        if (t == 0) scan.initial[k] = all.initial[k];
+        if (t + 1 < all.steps) scan.grad_last[k] = scan.grad_initial[k];
+      }
+      for (int k = 0; k < Neuron::kExtras; ++k) scan.extras[k] = row(all.extras[k]);
+      Backend::scan_backward(like, scan, options, choice);
+      fed = torch::stable::matmul(to_state(torch::stable::select(grad_x, 0, t), weight.scalar_type()), weight);
+      scan.fed = data<T>(fed);
+      scan.add_params = true;
+    }
+    return fed;
   }
 };
 

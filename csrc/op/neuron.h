@@ -80,22 +80,10 @@ struct NeuronOp {
         using S = decltype(storage);
         using T = StateOf<S>;
         using Neuron = Model<T, decltype(delay)::value>;
-        ScanBackward<Neuron, S> scan{};
-        scan.steps = sequence.steps;
-        scan.neurons = sequence.neurons;
-        scan.grad_spk = data<S>(grad_spk);
-        for (std::size_t k = 0; k < grad_last.size(); ++k) scan.grad_last[k] = data<T>(grad_last[k]);
-        for (std::size_t k = 0; k < grad_seqs.size(); ++k) scan.grad_states[k] = data<T>(grad_seqs[k]);
-        for (std::size_t k = 0; k < seqs.size(); ++k) scan.states[k] = data<T>(seqs[k]);
-        for (std::size_t k = 0; k < extras.size(); ++k) scan.extras[k] = data<T>(extras[k]);
-        for (std::size_t k = 0; k < states.size(); ++k) scan.initial[k] = data<T>(states[k]);
-        for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
-        scan.evaluated = data<T>(evaluated);
-        scan.grad_x = mutable_data<S>(results[0]);
+        auto scan = scan_back<Neuron, S>(results[0], sequence, grad_spk, grad_last, grad_seqs, seqs, extras, states,
+                                         params, evaluated);
         for (int k = 0; k < wanted; ++k) scan.grad_initial[k] = mutable_data<T>(results[1 + k]);
-        for (int k = 0; want_params && k < Neuron::kParams; ++k) {
-          scan.grad_params[k] = mutable_data<T>(results.back()) + k * sequence.neurons;
-        }
+        if (want_params) set_grad_params(scan, results.back());
         if (sequence.neurons > 0) Backend::scan_backward(like, scan, options, {surrogate, constants});
       });
     });
@@ -142,6 +130,36 @@ struct NeuronOp {
     for (int64_t k = 0; k < seqs; ++k) scan.states[k] = mutable_data<T>(*result++);
     for (int k = 0; result != results.end(); ++k) scan.extras[k] = mutable_data<T>(*result++);
     return scan;
+  }
+
+  // The scan that reads what a backward is given and writes dL/dx.
+  template <typename Neuron, typename S>
+  static ScanBackward<Neuron, S> scan_back(const Tensor& grad_x, const Sequence& sequence,
+                                           const std::optional<Tensor>& grad_spk, const OptionalTensors& grad_last,
+                                           const OptionalTensors& grad_seqs, const std::vector<Tensor>& seqs,
+                                           const std::vector<Tensor>& extras, const std::vector<Tensor>& states,
+                                           const std::vector<Tensor>& params, const std::optional<Tensor>& evaluated) {
+    using T = typename Neuron::Scalar;
+    ScanBackward<Neuron, S> scan{};
+    scan.steps = sequence.steps;
+    scan.neurons = sequence.neurons;
+    scan.grad_spk = data<S>(grad_spk);
+    for (std::size_t k = 0; k < grad_last.size(); ++k) scan.grad_last[k] = data<T>(grad_last[k]);
+    for (std::size_t k = 0; k < grad_seqs.size(); ++k) scan.grad_states[k] = data<T>(grad_seqs[k]);
+    for (std::size_t k = 0; k < seqs.size(); ++k) scan.states[k] = data<T>(seqs[k]);
+    for (std::size_t k = 0; k < extras.size(); ++k) scan.extras[k] = data<T>(extras[k]);
+    for (std::size_t k = 0; k < states.size(); ++k) scan.initial[k] = data<T>(states[k]);
+    for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
+    scan.evaluated = data<T>(evaluated);
+    scan.grad_x = mutable_data<S>(grad_x);
+    return scan;
+  }
+
+  template <typename Neuron, typename S>
+  static void set_grad_params(ScanBackward<Neuron, S>& scan, const Tensor& terms) {
+    for (int k = 0; k < Neuron::kParams; ++k) {
+      scan.grad_params[k] = mutable_data<typename Neuron::Scalar>(terms) + k * scan.neurons;
+    }
   }
 
   static void check_saved(const Tensor& like, const Sequence& sequence, const std::optional<Tensor>& grad_spk,

@@ -40,7 +40,7 @@ struct ScanBackward {
   using T = typename Neuron::Scalar;
   int64_t steps, neurons;
   const S* grad_spk;                        // [steps, neurons]
-  const T* fed;                             // [steps, neurons]; what reaches the spikes beside grad_spk, after it
+  const T* fed;                             // [neurons]; what reaches the last step's spikes from the step after it
   const T* grad_states[Neuron::kStates];    // [steps, neurons]
   const T* grad_last[Neuron::kStates];      // [neurons]
   const T* states[Neuron::kStates];         // [steps, neurons], as forward wrote them

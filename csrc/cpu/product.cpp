@@ -1,0 +1,289 @@
+// Products of rows, and the operators for layers behind spikes: forward, and the weights' gradient.
+#include "product.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "../dispatch.h"
+#include "../op/tensors.h"
+#include "memory.h"
+#include "simd.h"
+
+namespace snnfast {
+namespace {
+
+// Vectors are named here, not left to the compiler, which takes these loops apart instead of keeping sums in registers.
+template <typename T>
+using Vector [[gnu::vector_size(64)]] = T;
+
+// out [kRows, width] = the sum over k of factor(r, k) * row(k), of which a block of kVectors vectors holds all of
+// width.
+template <int kRows, int kVectors, typename T, typename Factor, typename Row>
+void multiply_block(int64_t terms, const Factor& factor, const Row& row, T* out, int64_t columns, int64_t width) {
+  Vector<T> sum[kRows][kVectors] = {};
+  for (int64_t k = 0; k < terms; ++k) {
+    const T* from = row(k);
+    for (int v = 0; v < kVectors; ++v) {
+      Vector<T> values;
+      std::memcpy(&values, __builtin_assume_aligned(from + v * Matrix<T>::kLanes, 64), sizeof(values));
+      for (int r = 0; r < kRows; ++r) sum[r][v] += factor(r, k) * values;
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    if (width == kVectors * Matrix<T>::kLanes) {
+      std::memcpy(out + r * columns, sum[r], sizeof(sum[r]));
+    } else {
+      std::memcpy(out + r * columns, sum[r], width * sizeof(T));
+    }
+  }
+}
+
+// out [kRows, columns] = the sum over k of factor(r, k) * row(k), a matrix's, in blocks whose sums fit the registers.
+template <int kRows, typename T, typename Factor, typename Row>
+void multiply_rows(int64_t terms, const Factor& factor, const Row& row, T* out, int64_t columns) {
+  const auto block = [&]<int kVectors>(int64_t first) {
+    const auto from = [&](int64_t k) { return row(k) + first; };
+    const int64_t width = std::min<int64_t>(kVectors * Matrix<T>::kLanes, columns - first);
+    multiply_block<kRows, kVectors>(terms, factor, from, out + first, columns, width);
+  };
+  constexpr int64_t kWidth = 4 * Matrix<T>::kLanes;
+  int64_t first = 0;
+  for (; first + kWidth <= columns; first += kWidth) block.template operator()<4>(first);
+  switch ((columns - first + Matrix<T>::kLanes - 1) / Matrix<T>::kLanes) {
+    case 1:
+      return block.template operator()<1>(first);
+    case 2:
+      return block.template operator()<2>(first);
+    case 3:
+      return block.template operator()<3>(first);
+    case 4:
+      return block.template operator()<4>(first);
+  }
+}
+
+template <typename T>
+void multiply_dense(const T* a, const Matrix<T>& matrix, int64_t rows, int64_t inner, T* out) {
+  const int64_t columns = matrix.columns();
+  const auto row = [&](int64_t k) { return matrix.row(k); };
+  const auto some = [&]<int kRows>(int64_t first) {
+    const auto factor = [&](int r, int64_t k) { return a[(first + r) * inner + k]; };
+    multiply_rows<kRows>(inner, factor, row, out + first * columns, columns);
+  };
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) some.template operator()<4>(r);
+  for (; r < rows; ++r) some.template operator()<1>(r);
+}
+
+// What of a row is not zero: where, and how much.
+template <typename T>
+class Events {
+ public:
+  explicit Events(int64_t most) : index_(most + kRoom), height_(most + kRoom) {}
+
+  void find(const T* row, int64_t size) { count_ = found_in(row, size, index_.data(), height_.data()); }
+
+  // out [columns] = the sum over the events of their height times their row of the matrix.
+  void sum_rows(const Matrix<T>& matrix, T* out) const {
+    const auto factor = [&](int, int64_t k) { return height_[k]; };
+    const auto row = [&](int64_t k) { return matrix.row(index_[k]); };
+    multiply_rows<1>(count_, factor, row, out, matrix.columns());
+  }
+
+  int count() const { return count_; }
+  int index(int k) const { return index_[k]; }
+  T height(int k) const { return height_[k]; }
+
+ private:
+  static constexpr int kRoom = 16;  // find_nonzero_avx512 writes so much at once
+
+  static int found_in(const T* row, int64_t size, int* index, T* height) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (has_avx512()) return find_nonzero_avx512(row, size, index, height);
+    }
+    int count = 0;
+    for (int64_t j = 0; j < size; ++j) {
+      index[count] = static_cast<int>(j);
+      height[count] = row[j];
+      count += row[j] != T(0);
+    }
+    return count;
+  }
+
+  std::vector<int> index_;
+  std::vector<T> height_;
+  int count_ = 0;
+};
+
+// out [columns, features] += spk [steps, columns]^T grads [steps, features], for some of the spikes' columns; their
+// rows lie `stride` apart. Steps come in parts, whose sums lose less than one long sum.
+template <typename T>
+class ColumnSums {
+ public:
+  static constexpr int kColumns = 32;
+
+  explicit ColumnSums(int64_t features) : sum_(features), grads_(kSteps, features), events_(kColumns) {}
+
+  void add(const T* spk, int64_t stride, int64_t columns, const T* grads, int64_t steps, T* out) {
+    const int64_t features = grads_.columns();
+    const int64_t most = std::clamp<int64_t>(kCached / features, 16, kSteps);
+    for (int64_t first = 0; first < steps; first += most) {
+      const int64_t some = std::min(most, steps - first);
+      grads_.copy(grads + first * features, some);
+      find(spk + first * stride, stride, columns, some);
+      for (int64_t column = 0; column < columns; ++column) {
+        const auto factor = [&](int, int64_t k) { return height_[column][k]; };
+        const auto row = [&](int64_t k) { return grads_.row(step_[column][k]); };
+        multiply_rows<1>(count_[column], factor, row, sum_.data(), features);
+        for (int64_t i = 0; i < features; ++i) out[column * features + i] += sum_[i];
+      }
+    }
+  }
+
+ private:
+  static constexpr int kSteps = 128;
+  static constexpr int64_t kCached = 1 << 16;
+
+  void find(const T* spk, int64_t stride, int64_t columns, int64_t steps) {
+    std::fill_n(count_, kColumns, 0);
+    for (int64_t step = 0; step < steps; ++step) {
+      events_.find(spk + step * stride, columns);
+      for (int k = 0; k < events_.count(); ++k) {
+        const int column = events_.index(k), at = count_[column]++;
+        step_[column][at] = static_cast<uint8_t>(step);
+        height_[column][at] = events_.height(k);
+      }
+    }
+  }
+
+  std::vector<T> sum_;
+  Matrix<T> grads_;
+  Events<T> events_;
+  int count_[kColumns];
+  // Rows of a length that is no power of two lie in different sets of the cache.
+  uint8_t step_[kColumns][kSteps + 64];
+  T height_[kColumns][kSteps + 16];
+};
+
+}  // namespace
+
+template <typename T>
+void multiply(const T* a, const Matrix<T>& matrix, int64_t rows, int64_t inner, T* out) {
+  vectorized([&] { multiply_dense(a, matrix, rows, inner, out); });
+}
+
+template <typename T>
+void multiply_spikes(const T* spk, const Matrix<T>& matrix, int64_t rows, int64_t inner, T* out) {
+  Events<T> events(inner);
+  vectorized([&] {
+    for (int64_t row = 0; row < rows; ++row) {
+      events.find(spk + row * inner, inner);
+      events.sum_rows(matrix, out + row * matrix.columns());
+    }
+  });
+}
+
+template void multiply(const float*, const Matrix<float>&, int64_t, int64_t, float*);
+template void multiply(const double*, const Matrix<double>&, int64_t, int64_t, double*);
+template void multiply_spikes(const float*, const Matrix<float>&, int64_t, int64_t, float*);
+template void multiply_spikes(const double*, const Matrix<double>&, int64_t, int64_t, double*);
+
+namespace {
+
+// Where more than this share of the entries are not zero, a dense product is faster.
+constexpr double kFew = 0.3;
+
+struct Shape {
+  int64_t rows, columns;
+
+  Shape(const char* name, const Tensor& tensor) : rows(1), columns(0) {
+    STD_TORCH_CHECK(tensor.dim() >= 1, name, " must have a dimension of features, got a tensor of 0 dimensions");
+    columns = tensor.size(-1);
+    for (int64_t dim = 0; dim + 1 < tensor.dim(); ++dim) rows *= tensor.size(dim);
+  }
+};
+
+// Whether to visit the spikes alone. A sample of the rows tells.
+template <typename T>
+bool are_few(const T* spk, const Shape& shape, int64_t outputs) {
+  if (shape.rows == 0 || shape.columns == 0 || outputs == 0) return false;
+  const int64_t stride = std::max<int64_t>(1, shape.rows / 64);
+  int64_t seen = 0, found = 0;
+  for (int64_t row = 0; row < shape.rows; row += stride) {
+    for (int64_t column = 0; column < shape.columns; ++column) found += spk[row * shape.columns + column] != T(0);
+    seen += shape.columns;
+  }
+  return static_cast<double>(found) <= kFew * static_cast<double>(seen);
+}
+
+// spk [..., in] weight [out, in]^T -> [..., out]
+Tensor spike_linear(Tensor spk, Tensor weight) {
+  const Shape shape("spk", spk);
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == shape.columns, "weight must have shape [outputs, ",
+                  shape.columns, "]");
+  check_tensor("weight", weight, spk, spk.scalar_type(), weight.numel());
+  const int64_t outputs = weight.size(0);
+  std::vector<int64_t> sizes(spk.sizes().begin(), spk.sizes().end());
+  sizes.back() = outputs;
+  const Tensor weight_t = torch::stable::transpose(weight, 0, 1);
+  std::optional<Tensor> result;
+  dispatch_dtype<std::tuple<float, double>>(spk.scalar_type(), [&](auto value) {
+    using T = decltype(value);
+    spk = contiguous(spk);
+    const T* spikes = data<T>(spk);
+    if (!are_few(spikes, shape, outputs)) return;
+    const Tensor rows = contiguous(weight_t);
+    const Matrix<T> matrix(data<T>(rows), shape.columns, outputs);
+    result = new_empty(spk, sizes, spk.scalar_type());
+    prepare_fresh_memory(result->mutable_data_ptr(), result->numel() * sizeof(T));
+    torch::stable::parallel_for(0, shape.rows, 64, [&](int64_t begin, int64_t end) {
+      T* out = mutable_data<T>(*result) + begin * outputs;
+      multiply_spikes(spikes + begin * shape.columns, matrix, end - begin, shape.columns, out);
+    });
+  });
+  return result.has_value() ? *result : torch::stable::matmul(spk, weight_t);
+}
+
+// grad [..., out], spk [..., in] -> dL/dweight [out, in]
+Tensor spike_linear_grad(Tensor grad, Tensor spk) {
+  const Shape shape("spk", spk), outer("grad", grad);
+  STD_TORCH_CHECK(outer.rows == shape.rows, "grad must have as many rows as spk, ", shape.rows, ", got ", outer.rows);
+  check_tensor("grad", grad, spk, spk.scalar_type(), grad.numel());
+  const Tensor grads = torch::stable::reshape(grad, {outer.rows, outer.columns});
+  std::optional<Tensor> result;
+  dispatch_dtype<std::tuple<float, double>>(spk.scalar_type(), [&](auto value) {
+    using T = decltype(value);
+    spk = contiguous(spk);
+    grad = contiguous(grad);
+    const T* spikes = data<T>(spk);
+    if (!are_few(spikes, shape, outer.columns)) return;
+    result = torch::stable::new_zeros(spk, {shape.columns, outer.columns}, spk.scalar_type());
+    T* sums = mutable_data<T>(*result);
+    torch::stable::parallel_for(0, shape.columns, 8, [&](int64_t begin, int64_t end) {
+      ColumnSums<T> columns(outer.columns);
+      vectorized([&] {
+        for (int64_t first = begin; first < end; first += ColumnSums<T>::kColumns) {
+          const int64_t some = std::min<int64_t>(ColumnSums<T>::kColumns, end - first);
+          columns.add(spikes + first, shape.columns, some, data<T>(grad), shape.rows, sums + first * outer.columns);
+        }
+      });
+    });
+  });
+  if (result.has_value()) return contiguous(torch::stable::transpose(*result, 0, 1));
+  const Tensor rows = torch::stable::reshape(spk, {shape.rows, shape.columns});
+  return torch::stable::matmul(torch::stable::transpose(grads, 0, 1), rows);
+}
+
+}  // namespace
+}  // namespace snnfast
+
+STABLE_TORCH_LIBRARY_IMPL(snnfast, CPU, m) {
+  m.impl("spike_linear", TORCH_BOX(&snnfast::spike_linear));
+  m.impl("spike_linear_grad", TORCH_BOX(&snnfast::spike_linear_grad));
+}

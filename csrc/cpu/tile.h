@@ -1,0 +1,218 @@
+// The CPU's time loops over a tile of neurons: vectorised over its neurons, serial over time.
+//
+// A tile's states stay in the cache while its loop walks through time. Every row of a tile is a plain pointer: a
+// tensor's row, or a buffer of the tile where an input is absent or an output unwanted, so that the innermost loop has
+// no branches.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../neuron/model.h"
+#include "../op/scan.h"
+#include "product.h"
+#include "simd.h"
+
+namespace snnfast {
+
+inline constexpr int kTile = 2048;
+
+template <typename T>
+using Row = T[kTile];
+
+template <typename T>
+void fill(Row<T>& row, T value) {
+  std::fill_n(row, kTile, value);
+}
+
+template <typename T, int kCount>
+void load_params(Row<T> (&rows)[kCount], const Periodic<T> (&params)[kCount], int64_t first, int width) {
+  for (int k = 0; k < kCount; ++k) {
+    if (params[k].period == 1) {
+      std::fill_n(rows[k], width, *params[k].data);
+      continue;
+    }
+    int64_t at = first % params[k].period;
+    for (int i = 0; i < width; ++i) {
+      rows[k][i] = params[k].data[at];
+      if (++at == params[k].period) at = 0;
+    }
+  }
+}
+
+// The next step's row lies far from this one, where no hardware prefetcher looks: touch its pages while this one is
+// computed. Null rows are passed over.
+template <typename T>
+void prefetch_row(const T* sequence, int64_t offset, int width) {
+  constexpr int kPage = 4096 / sizeof(T);
+  if (!sequence) return;
+  for (int i = 0; i < width; i += kPage) __builtin_prefetch(sequence + offset + i);
+}
+
+template <typename Neuron, typename T = typename Neuron::Scalar>
+void step_row(const Row<T> (&params)[Neuron::kParams], const NeuronOptions& options, const T* x, const T* rec,
+              const T* const (&previous)[Neuron::kStates], T* const (&next)[Neuron::kStates],
+              T* const (&extras)[Neuron::kExtras + 1], T* spk, int width) {
+#pragma GCC ivdep
+  for (int i = 0; i < width; ++i) {
+    T lane_params[Neuron::kParams], state[Neuron::kStates], extra[Neuron::kExtras + 1];
+    for (int k = 0; k < Neuron::kParams; ++k) lane_params[k] = params[k][i];
+    for (int k = 0; k < Neuron::kStates; ++k) state[k] = previous[k][i];
+    spk[i] = step(Neuron(lane_params, options), x[i], rec[i], state, extra);
+    for (int k = 0; k < Neuron::kStates; ++k) next[k][i] = state[k];
+    for (int k = 0; k < Neuron::kExtras; ++k) extras[k][i] = extra[k];
+  }
+}
+
+template <typename Neuron, typename T = typename Neuron::Scalar>
+void scan_tile(const Scan<Neuron, T>& scan, const NeuronOptions& options, int64_t first, int width) {
+  vectorized([&] {
+    Row<T> params[Neuron::kParams], carried[Neuron::kStates], unwanted[Neuron::kExtras + 1], zeros;
+    load_params(params, scan.params, first, width);
+    fill(zeros, T(0));
+    const T* previous[Neuron::kStates];
+    T* next[Neuron::kStates];
+    T* extras[Neuron::kExtras + 1] = {};
+    for (int k = 0; k < Neuron::kStates; ++k) {
+      fill(carried[k], T(0));
+      previous[k] = scan.initial[k] ? scan.initial[k] + first : carried[k];
+    }
+    for (int64_t t = 0; t < scan.steps; ++t) {
+      const int64_t offset = t * scan.neurons + first;
+      const T* x = scan.x + offset;
+      const T* rec = scan.rec ? scan.rec + offset : zeros;
+      T* spk = scan.spk + offset;
+      if (t + 1 < scan.steps) {
+        prefetch_row(scan.x, offset + scan.neurons, width);
+        prefetch_row(scan.spk, offset + scan.neurons, width);
+        for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan.states[k], offset + scan.neurons, width);
+      }
+      for (int k = 0; k < Neuron::kStates; ++k) next[k] = scan.states[k] ? scan.states[k] + offset : carried[k];
+      for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan.extras[k] ? scan.extras[k] + offset : unwanted[k];
+      step_row<Neuron>(params, options, x, rec, previous, next, extras, spk, width);
+      for (int k = 0; k < Neuron::kStates; ++k) previous[k] = next[k];
+    }
+    for (int k = 0; k < Neuron::kStates; ++k) std::copy_n(previous[k], width, scan.last[k] + first);
+  });
+}
+
+// The steps of a tile, from the last to the first, each with what comes back to its spikes from the step after it.
+template <bool kWithParams, typename Neuron, typename Surrogate>
+class BackwardTile {
+ public:
+  using T = typename Neuron::Scalar;
+
+  BackwardTile(const ScanBackward<Neuron, T>& scan, const NeuronOptions& options, const Surrogate& surrogate,
+               int64_t first, int width)
+      : scan_(scan), options_(options), surrogate_(surrogate), first_(first), width_(width) {
+    load_params(params_, scan.params, first, width);
+    fill(zeros_, T(0));
+    fill(absent_, kAbsent<T>);
+    for (auto& row : sums_) fill(row, T(0));
+    for (auto& row : lost_) fill(row, T(0));
+    for (int k = 0; k < Neuron::kStates; ++k) {
+      std::copy_n(scan.grad_last[k] ? scan.grad_last[k] + first : absent_, width, carry_[k]);
+    }
+    for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) fill(carry_[k], kAbsent<T>);
+  }
+
+  // fed [width] or null.
+  void step(int64_t t, const T* fed) {
+    const int64_t offset = t * scan_.neurons + first_;
+    const T* grad_spk = scan_.grad_spk ? scan_.grad_spk + offset : absent_;
+    const T* evaluated = scan_.evaluated ? scan_.evaluated + offset : zeros_;
+    T* grad_x = scan_.grad_x + offset;
+    if (!fed) fed = absent_;
+    if (t > 1) {
+      prefetch_row(scan_.grad_spk, offset - scan_.neurons, width_);
+      prefetch_row(scan_.grad_x, offset - scan_.neurons, width_);
+      for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan_.states[k], offset - 2 * scan_.neurons, width_);
+    }
+    const T *grad_states[Neuron::kStates], *states[Neuron::kStates], *previous[Neuron::kStates];
+    const T* extras[Neuron::kExtras + 1] = {};
+    for (int k = 0; k < Neuron::kStates; ++k) {
+      grad_states[k] = scan_.grad_states[k] ? scan_.grad_states[k] + offset : absent_;
+      states[k] = scan_.states[k] ? scan_.states[k] + offset : zeros_;
+      const T* initial = scan_.initial[k] ? scan_.initial[k] + first_ : zeros_;
+      const T* before = scan_.states[k] ? states[k] - scan_.neurons : zeros_;
+      previous[k] = t > 0 ? before : initial;
+    }
+    for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan_.extras[k] + offset;
+#pragma GCC ivdep
+    for (int i = 0; i < width_; ++i) {
+      T lane_params[Neuron::kParams], grad_params[Neuron::kParams];
+      T terms[Neuron::kCarries], state[Neuron::kStates], before[Neuron::kStates], extra[Neuron::kExtras + 1];
+      for (int k = 0; k < Neuron::kParams; ++k) lane_params[k] = params_[k][i];
+      for (int k = 0; k < Neuron::kStates; ++k) {
+        terms[k] = grad_states[k][i] + carry_[k][i];
+        state[k] = states[k][i];
+        before[k] = previous[k][i];
+      }
+      for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) terms[k] = carry_[k][i];
+      for (int k = 0; k < Neuron::kExtras; ++k) extra[k] = extras[k][i];
+      grad_x[i] = step_backward(Neuron(lane_params, options_), surrogate_, grad_spk[i] + fed[i], evaluated[i], state,
+                                extra, before, terms, grad_params);
+      for (int k = 0; k < Neuron::kCarries; ++k) carry_[k][i] = terms[k];
+      if constexpr (kWithParams) {
+        for (int k = 0; k < Neuron::kParams; ++k) {
+          CompensatedSum<T> total{sums_[k][i], lost_[k][i]};
+          total.add(grad_params[k]);
+          sums_[k][i] = total.sum;
+          lost_[k][i] = total.lost;
+        }
+      }
+    }
+  }
+
+  // What is left for the initial states and the parameters.
+  void finish() {
+    for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) {
+      for (int i = 0; i < width_; ++i) carry_[Neuron::kCarriedTo[k]][i] += carry_[k][i];
+    }
+    for (int k = 0; k < Neuron::kStates; ++k) {
+      if (scan_.grad_initial[k]) std::copy_n(carry_[k], width_, scan_.grad_initial[k] + first_);
+    }
+    if constexpr (kWithParams) {
+      for (int k = 0; k < Neuron::kParams; ++k) {
+        for (int i = 0; scan_.add_params && i < width_; ++i) sums_[k][i] += scan_.grad_params[k][first_ + i];
+        std::copy_n(sums_[k], width_, scan_.grad_params[k] + first_);
+      }
+    }
+  }
+
+ private:
+  const ScanBackward<Neuron, T>& scan_;
+  const NeuronOptions& options_;
+  const Surrogate& surrogate_;
+  const int64_t first_;
+  const int width_;
+  Row<T> params_[Neuron::kParams], carry_[Neuron::kCarries], zeros_, absent_;
+  Row<T> sums_[kWithParams ? Neuron::kParams : 1], lost_[kWithParams ? Neuron::kParams : 1];
+};
+
+// All-to-all recurrence on the way back: dL/drec is dL/dx, and reaches the spikes of the step before through W.
+template <typename T>
+struct FedBack {
+  const Matrix<T>* weight;  // null: none; a tile holds whole samples of its columns
+  T* fed;                   // [neurons]; left with what reaches the spikes before the first step
+};
+
+template <bool kWithParams, typename Neuron, typename Surrogate, typename T = typename Neuron::Scalar>
+void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const NeuronOptions& options, const Surrogate& surrogate,
+                        const FedBack<T>& back, int64_t first, int width) {
+  vectorized([&] {
+    BackwardTile<kWithParams, Neuron, Surrogate> tile(scan, options, surrogate, first, width);
+    const T* fed = scan.fed ? scan.fed + first : nullptr;
+    for (int64_t t = scan.steps - 1; t >= 0; --t) {
+      tile.step(t, fed);
+      if (!back.weight) continue;
+      const T* grad_rec = scan.grad_x + t * scan.neurons + first;
+      const int64_t features = back.weight->columns();
+      multiply(grad_rec, *back.weight, width / features, features, back.fed + first);
+      fed = back.fed + first;
+    }
+    tile.finish();
+  });
+}
+
+}  // namespace snnfast
