@@ -1,6 +1,8 @@
 """The benches: what is run, how a contender's result is checked, and what bounds the time."""
 
 import copy
+import itertools
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 import measure
 import published
-from contenders import LAYER_CONTENDERS, LOOP_CONTENDERS, Contender, SnnTorch, Torch
+from contenders import LAYER_CONTENDERS, LOOP_CONTENDERS, RLIF_CONTENDERS, Contender, SnnTorch, Torch
 
 # A rounding that differs flips a spike now and then, and the neuron's later spikes with it.
 SPIKES_OFF = 1e-3
@@ -27,6 +29,9 @@ class Size:
     T: int
     B: int
     N: int
+
+    def __str__(self):
+        return f"T={self.T}, B={self.B}, N={self.N}"
 
 
 class LifWorkload:
@@ -54,18 +59,52 @@ class LifWorkload:
         return {"spikes": spikes, "gradient": self.x.grad}
 
 
-class LayerBench:
+class Bench:
+    """Base of the benches."""
+
+    @classmethod
+    def left_out(cls, options) -> list[str]:
+        """What of the command line's is not run, and why: a line for each reason."""
+        return []
+
+    def expected(self, contender: Contender, results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+        """What the contender's results must be; None where nothing says it."""
+        return outcome(self.specified(contender))
+
+
+class LayerBench(Bench):
     """A bench of snnfast's own interface, at any sizes."""
 
     @classmethod
-    def chosen(cls, options) -> list["LayerBench"]:
-        """One bench for each size of the command line's."""
-        sizes = options.sizes or (cls.quick_sizes if options.quick else cls.sizes)
-        return [cls(size, options.dtype, options.device) for size in sizes]
+    def chosen(cls, options) -> Iterator["LayerBench"]:
+        """One bench for each size of the command line's that this machine can run, made when its turn comes."""
+        sizes = [size for size in cls._sizes(options) if not cls.hinders(size, options)]
+        return (cls(size, options.dtype, options.device) for size in sizes)
+
+    @classmethod
+    def left_out(cls, options):
+        reasons = {}
+        for size in cls._sizes(options):
+            if reason := cls.hinders(size, options):
+                reasons.setdefault(reason, []).append(str(size))
+        return [f"Left out, {reason}: {'; '.join(sizes)}" for reason, sizes in reasons.items()]
+
+    @classmethod
+    def hinders(cls, size: Size, options) -> str | None:
+        """Why a size is not run here; None where it is."""
+        return None
+
+    @classmethod
+    def _sizes(cls, options):
+        return options.sizes or (cls.quick_sizes if options.quick else cls.sizes)
 
     def contenders(self) -> tuple[type[Contender], ...]:
         """Who takes part."""
         return LAYER_CONTENDERS
+
+    def limit_row(self, limit: measure.Workload, timing: measure.Timing) -> dict:
+        """The limit's milliseconds, and how they were found: by default, those of what is timed for it."""
+        return {"limit_ms": timing.summary()["forward_backward_ms"]}
 
     def described(self) -> dict:
         """What tells this bench's rows from those of its other sizes."""
@@ -215,12 +254,137 @@ class RateFcBench(LayerBench):
         """What is timed among the contenders to know the limit."""
         return ProductsWorkload(*self._fresh_linears(), self.x)
 
-    def limit_row(self, limit: ProductsWorkload, timing: measure.Timing) -> dict:
-        """The milliseconds of the products."""
-        return {"limit_ms": timing.summary()["forward_backward_ms"]}
-
     def exact(self, contender: Contender) -> bool:
         """Never: one product over all steps rounds otherwise than a product per step."""
+        return False
+
+
+class AlongSpikes(nn.Module):
+    """Steps over time that hear given spikes [T, B, N] in place of their own, with the gradient of their own.
+
+    A rounding that differs flips a spike, and through the weights all later ones; along the same spikes it stays alone.
+    """
+
+    def __init__(self, step, spikes):
+        super().__init__()
+        self.step, self.spikes = step, spikes
+
+    def forward(self, x_seq):
+        state, own = None, []
+        for x, given in zip(x_seq.unbind(0), self.spikes.unbind(0), strict=True):
+            spk, state = self.step(x, state)
+            own.append(spk)
+            state = (given + (spk - spk.detach()), *state[1:])
+        return torch.stack(own)
+
+
+class RlifWorkload(LifWorkload):
+    """A recurrent layer over spikes x [T, B, N] and back from a gradient on its spikes to its weights."""
+
+    def __init__(self, module, reset, x, spike_gradient, names):
+        super().__init__(module, reset, x, spike_gradient)
+        self.parameters, self._names = list(module.parameters()), names
+        self.held = (x, *self.parameters)
+
+    def reset(self):
+        for parameter in self.parameters:
+            parameter.grad = None
+        super().reset()
+
+    def results(self, spikes):
+        """The spikes, and the gradients of all weights by the specification's names."""
+        gradients = {f"gradient of {name}": p.grad for name, p in zip(self._names, self.parameters, strict=True)}
+        return {"spikes": spikes} | gradients
+
+
+class RecurrentProductsWorkload:
+    """The matrix products of one pass: the input's over all steps, the recurrent ones step by step."""
+
+    def __init__(self, w_input, w_recurrent, x):
+        self.w_input, self.w_recurrent, self.x = w_input, w_recurrent, x
+
+    def reset(self):
+        pass
+
+    def forward(self):
+        for spikes in self.x[:-1]:
+            spikes @ self.w_recurrent.T
+        return self.x @ self.w_input.T
+
+    def backward(self, gradient):
+        for step in gradient[1:]:
+            step @ self.w_recurrent
+        before, after = self.x[:-1].flatten(0, 1), gradient[1:].flatten(0, 1)
+        return gradient.flatten(0, 1).T @ self.x.flatten(0, 1), after.T @ before
+
+
+class RlifBench(LayerBench):
+    """A recurrent layer, all-to-all, behind input weights, trained. The limit is the matrix products alone.
+
+    Norse's layer and snnTorch's are different neurons: each has its specification, its library's own step along the
+    contender's spikes.
+    """
+
+    name = "rlif"
+    sizes = tuple(Size(*size) for size in itertools.product((32, 100, 500), (1, 32, 256), (100, 256, 512, 1024)))
+    quick_sizes = (Size(10, 16, 64),)
+    rate = 0.2
+    # What keeps a size below a minute or two on two cores, compilers aside.
+    cpu_neuron_steps = 2**21
+    # Tensors [T, B, N] that a loop and its check hold at their peak, with what the allocator keeps beside them.
+    loop_tensors = 24
+
+    def __init__(self, size: Size, dtype: torch.dtype, device: torch.device):
+        self.size, self.dtype, self.device = size, dtype, device
+        generator = torch.Generator().manual_seed(0)
+        shape = (size.T, size.B, size.N)
+        self.x = (torch.rand(shape, generator=generator) < self.rate).to(device, dtype)
+        self.spike_gradient = torch.randn(shape, generator=generator).to(device, dtype)
+
+    @classmethod
+    def hinders(cls, size, options):
+        neuron_steps = size.T * size.B * size.N
+        if options.device.type == "cpu" and not options.sizes and neuron_steps > cls.cpu_neuron_steps:
+            return f"slow on a CPU with more than {cls.cpu_neuron_steps} neuron-steps (--sizes runs them)"
+        free, needed = measure.free_bytes(options.device), cls.loop_tensors * neuron_steps * options.dtype.itemsize
+        return f"too much for {free / 1e9:.1f} GB of free memory" if free is not None and needed > free else None
+
+    def contenders(self):
+        return RLIF_CONTENDERS
+
+    def _seeded(self, build):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = build(self.size.N)
+        return None if module is None else module.to(self.device, self.dtype)
+
+    def _workload(self, module, reset, step):
+        names = [name for name, _ in (step or module).named_parameters()]
+        return RlifWorkload(module, reset, self.x, self.spike_gradient, names)
+
+    def workload(self, contender: Contender) -> RlifWorkload:
+        """The contender's layer, with the weights of its specification."""
+        module, step = self._seeded(contender.rlif), self._seeded(contender.rlif_step)
+        if step is not None:
+            with torch.no_grad():
+                for mine, specified in zip(module.parameters(), step.parameters(), strict=True):
+                    mine.copy_(specified)
+        return self._workload(module, contender.reset, step)
+
+    def expected(self, contender, results):
+        step = self._seeded(contender.rlif_step)
+        if step is None:
+            return None
+        along = AlongSpikes(step, results["spikes"])
+        return outcome(self._workload(along, lambda module: None, step))
+
+    def limit(self) -> RecurrentProductsWorkload:
+        """What is timed among the contenders to know the limit."""
+        weights = torch.randn(2, self.size.N, self.size.N, generator=torch.Generator().manual_seed(0))
+        return RecurrentProductsWorkload(*weights.to(self.device, self.dtype), self.x)
+
+    def exact(self, contender: Contender) -> bool:
+        """Never: the order in which a product is summed is free."""
         return False
 
 
@@ -249,7 +413,7 @@ class LoopWorkload:
         return self.loop.named(output) | gradients
 
 
-class LoopsBench:
+class LoopsBench(Bench):
     """A published network as its author writes it, a Python loop over time steps; its limit is not known.
 
     The specification is the author's own network, not compiled.
@@ -298,7 +462,7 @@ class LoopsBench:
         return contender.exact and self.loop.library in ("snntorch", contender.package)
 
 
-BENCHES = {bench.name: bench for bench in (LifBench, RateFcBench, LoopsBench)}
+BENCHES = {bench.name: bench for bench in (LifBench, RateFcBench, RlifBench, LoopsBench)}
 
 
 def outcome(workload) -> dict[str, torch.Tensor]:

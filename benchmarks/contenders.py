@@ -1,6 +1,6 @@
-"""The contenders: for each library its LIF layer, its Linear-LIF-Linear-LIF network, and the published loops on it.
+"""The contenders: for each library its layers, its Linear-LIF-Linear-LIF network, and the published loops on it.
 
-Layer and network run over whole sequences, time first, and return spikes only. A library is imported when its
+Layers and network run over whole sequences, time first, and return spikes only. A library is imported when its
 contender is constructed, so a machine may lack any of them.
 """
 
@@ -11,10 +11,13 @@ from importlib import import_module, metadata
 import torch
 from torch import nn
 
+import published
 from published import Loop
 
 BETA = 0.95
 THRESHOLD = 1.0
+# With Norse's own initial weights, 8 to 11 % of its recurrent neurons fire on the bench's input.
+NORSE_THRESHOLD = 0.5
 
 
 class Contender:
@@ -54,6 +57,10 @@ class Contender:
         """The network around two given Linears: [T, B, inputs] -> spikes [T, B, outputs]."""
         raise NotImplementedError
 
+    def rlif(self, features: int) -> nn.Module:
+        """The recurrent layer, all-to-all, behind input weights as wide: spikes [T, B, N] -> spikes [T, B, N]."""
+        raise NotImplementedError
+
     @classmethod
     def runs(cls, loop: Loop) -> bool:
         """Whether this contender has a form of a published loop: by default, of those on its own neurons."""
@@ -71,12 +78,38 @@ class Contender:
         """What `lif` must compute: currents [T, B, N] -> spikes [T, B, N], differentiable."""
         return Reference().lif()
 
+    def rlif_step(self, features: int) -> nn.Module | None:
+        """One step of what `rlif` must compute: (spikes [B, N], state or None) -> (spikes, state).
+
+        Parameters are those of `rlif` in order, the first state is the spikes. None: there is nothing to check against.
+        """
+        raise NotImplementedError
+
     def reset(self, module: nn.Module) -> None:
         """Forgets the state that a run left in `module`."""
 
 
+def _norse_parameters(library):
+    return library.LIFParameters(v_th=torch.as_tensor(NORSE_THRESHOLD))
+
+
+def _norse_cell(library, features):
+    return library.LIFRecurrentCell(features, features, p=_norse_parameters(library))
+
+
+class _OutputOnly(nn.Module):
+    """Leaves the last state of a layer that returns (output, state)."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_seq):
+        return self.layer(x_seq)[0]
+
+
 class SnnFast(Contender):
-    """snnfast: one launch per layer and direction."""
+    """snnfast: one launch per layer and direction; its recurrent layer is Norse's."""
 
     name = package = "snnfast"
 
@@ -86,6 +119,13 @@ class SnnFast(Contender):
     def rate_fc(self, fc1, fc2):
         leaky = self.library.Leaky
         return self.library.Unroll(nn.Sequential(fc1, leaky(beta=BETA), fc2, leaky(beta=BETA)))
+
+    def rlif(self, features):
+        norse = import_module("snnfast.norse")
+        return _OutputOnly(norse.LIFRecurrent(features, features, p=_norse_parameters(norse)))
+
+    def rlif_step(self, features):
+        return _norse_cell(published, features)
 
 
 class _OnReference(nn.Module):
@@ -124,6 +164,19 @@ class StepLoop(nn.Module):
         return torch.stack([self.network(x) for x in x_seq.unbind(0)])
 
 
+class RLeakyStep(nn.Module):
+    """A Linear and snnTorch's RLeaky, one step: spikes [B, N] and state (spikes, membrane) to (spikes, state)."""
+
+    def __init__(self, library, features):
+        super().__init__()
+        self.linear = nn.Linear(features, features)
+        self.neuron = library.RLeaky(beta=BETA, linear_features=features)
+
+    def forward(self, x, state=None):
+        spk, mem = self.neuron(self.linear(x), *(state or self.neuron.reset_mem()))
+        return spk, (spk, mem)
+
+
 class SnnTorch(Contender):
     """snnTorch's own layers in a Python loop over time."""
 
@@ -139,11 +192,20 @@ class SnnTorch(Contender):
     def rate_fc(self, fc1, fc2):
         return StepLoop(nn.Sequential(fc1, self._leaky(), fc2, self._leaky()))
 
+    def rlif(self, features):
+        rleaky = self.library.RLeaky(beta=BETA, linear_features=features, init_hidden=True)
+        return StepLoop(nn.Sequential(nn.Linear(features, features), rleaky))
+
+    def rlif_step(self, features):
+        return RLeakyStep(self.library, features)
+
     def reset(self, module):
-        # Leaky replaces a membrane of another shape than its input's by zeros.
+        # The neurons replace a state of another shape than their input's by zeros.
         for layer in module.modules():
-            if isinstance(layer, self.library.Leaky):
-                layer.mem = layer.mem.new_zeros(0)
+            if isinstance(layer, self.library.SpikingNeuron):
+                for name in ("spk", "mem"):
+                    if hasattr(layer, name):
+                        setattr(layer, name, getattr(layer, name).new_zeros(0))
 
 
 class SnnTorchCompiled(SnnTorch):
@@ -162,6 +224,9 @@ class SnnTorchCompiled(SnnTorch):
 
     def rate_fc(self, fc1, fc2):
         return self._compile(super().rate_fc(fc1, fc2))
+
+    def rlif(self, features):
+        return self._compile(super().rlif(features))
 
     def prepared(self, network):
         # Without fullgraph: in the published loops the membrane is an argument.
@@ -224,6 +289,86 @@ class SpikingJelly(Contender):
         self.activation_based.functional.reset_net(module)
 
 
+class SnnFastRLeaky(SnnFast):
+    """snnfast's recurrent layer of snnTorch's family."""
+
+    name = "snnfast-rleaky"
+
+    def rlif(self, features):
+        rleaky = self.library.RLeaky(beta=BETA, linear_features=features)
+        return self.library.Unroll(nn.Sequential(nn.Linear(features, features), rleaky))
+
+    def rlif_step(self, features):
+        return RLeakyStep(import_module("snntorch"), features)
+
+
+class CellLoop(nn.Module):
+    """Norse's published loop: a cell once per step, handed its state."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x_seq):
+        state, spikes = None, []
+        for x in x_seq.unbind(0):
+            spk, state = self.cell(x, state)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+class Norse(Contender):
+    """Norse's cell in a Python loop over time; where Norse is not installed, the one that published.py has of it."""
+
+    name = package = "norse"
+
+    def __init__(self):
+        try:
+            self.library = import_module("norse.torch")
+        except ImportError:
+            self.library = published
+
+    @property
+    def version(self):
+        return "1.1.0 in plain PyTorch" if self.library is published else super().version
+
+    def rlif(self, features):
+        return CellLoop(_norse_cell(self.library, features))
+
+    def rlif_step(self, features):
+        return _norse_cell(published, features)
+
+
+class NorseCompiled(Norse):
+    """The same loop under torch.compile."""
+
+    name = "norse-compile"
+    compiles = unrolls = True
+
+    def rlif(self, features):
+        # Without fullgraph: Norse's own cell reads its leak's value for the first state.
+        return torch.compile(super().rlif(features), dynamic=False)
+
+
+class TorchRnn(Contender):
+    """torch.nn.RNN with tanh, cuDNN's on a GPU: a yardstick, since it is no spiking neuron."""
+
+    name = "torch-rnn"
+    package = "torch"
+    same_neuron = False
+
+    def __init__(self):
+        super().__init__()
+        # cuDNN's default is TF32, which no other contender computes in.
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"
+
+    def rlif(self, features):
+        return _OutputOnly(nn.RNN(features, features))
+
+    def rlif_step(self, features):
+        return None
+
+
 def _on_own_code(network):
     """The network on a copy of its forward's code: Dynamo keeps what it decided, such as not to compile, per code."""
     forward = type(network).forward
@@ -284,5 +429,6 @@ class SnnFastCompiled(SnnFast):
 
 
 LAYER_CONTENDERS = (SnnFast, Reference, SnnTorch, SnnTorchCompiled, SpikingJelly)
+RLIF_CONTENDERS = (SnnFast, Norse, NorseCompiled, SnnFastRLeaky, SnnTorch, SnnTorchCompiled, TorchRnn)
 LOOP_CONTENDERS = (SnnTorch, Torch, SnnFastLoop, SnnFastCompiled, SnnTorchCompiled, TorchCompiled)
-CONTENDERS = {contender.name: contender for contender in (*LAYER_CONTENDERS, *LOOP_CONTENDERS)}
+CONTENDERS = {contender.name: contender for contender in (*LAYER_CONTENDERS, *RLIF_CONTENDERS, *LOOP_CONTENDERS)}

@@ -207,6 +207,15 @@ def _cpu_peak_bytes(run):
     return peak
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free for tensors; None where the system does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    available = _line_of("/proc/meminfo", "MemAvailable")
+    return 1024 * int(available.split()[0]) if available else None
+
+
 def device_name(device: torch.device) -> str:
     """The hardware: the GPU's name, or the CPU's model and torch's number of threads."""
     if device.type == "cuda":
@@ -216,9 +225,12 @@ def device_name(device: torch.device) -> str:
 
 
 def _cpu_model():
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as cpuinfo:
-            for line in cpuinfo:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _line_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+
+
+def _line_of(path, key):
+    """What stands behind the key's colon in a file of Linux's; None where there is none."""
+    if not os.path.exists(path):
+        return None
+    with open(path) as lines:
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)

@@ -32,6 +32,13 @@ LOOP_COLUMNS = (
     "peak MB",
     "retained MB",
 )
+# Which contender of snnfast's computes what a peer does, where one bench has several neurons.
+COUNTERPARTS = {
+    "norse": "snnfast",
+    "norse-compile": "snnfast",
+    "snntorch": "snnfast-rleaky",
+    "snntorch-compile": "snnfast-rleaky",
+}
 RECIPE_COLUMNS = (
     "recipe",
     "library",
@@ -85,7 +92,9 @@ def _megabytes(nbytes):
 
 def _name(row):
     name = " ".join(filter(None, (row["contender"], row["version"])))
-    return name if row["same_neuron"] else f"{name} (another neuron)"
+    if row["same_neuron"]:
+        return name
+    return f"{name} (another neuron)" if row["check"] or row["error"] else f"{name} (another neuron, not checked)"
 
 
 def _milliseconds_of(contenders, rows):
@@ -158,31 +167,80 @@ def _loop_lines(rows):
     ]
 
 
-def _loops_table(runs):
-    """One table for several runs, each of one loop."""
-    rows = [row for run in runs for row in run]
-
+def _title_of_runs(name, rows):
     def all_of(key):
         return ", ".join(sorted({str(row[key]) for row in rows}))
 
     dates = ", ".join(sorted({row["date"][:10] for row in rows}))
-    title = f"**loops**, {rows[0]['dtype']}, on {rows[0]['device']}, torch {all_of('torch')}, {dates}"
-    parts = [f"{title}, commit {all_of('commit')}"]
+    title = f"**{name}**, {rows[0]['dtype']}, on {rows[0]['device']}, torch {all_of('torch')}, {dates}"
+    return f"{title}, commit {all_of('commit')}"
+
+
+def _loops_table(runs):
+    """One table for several runs, each of one loop."""
+    rows = [row for run in runs for row in run]
+    parts = [_title_of_runs("loops", rows)]
     if lines := [line for run in runs for line in _loop_lines(run)]:
         parts.append(_markdown(LOOP_COLUMNS, lines))
     parts += [f"No figures for {_loop_title(row)}, {_name(row)}: {row['error']}" for row in rows if row["error"]]
     return "\n\n".join(parts) + "\n"
 
 
-def bench_tables(rows: list[dict]) -> str:
-    """One Markdown table per bench, hardware, dtype and size, and one for all loops of a hardware and dtype.
+def _size(row):
+    return f"T={row['T']}, B={row['B']}, N={row['N']}"
 
-    Speed-ups hold only within a run, so a table, or a loop in the table of loops, shows its newest run alone.
+
+def _rlif_cell(row, timed):
+    if row is None:
+        return "-"
+    counterpart = timed.get(COUNTERPARTS.get(row["contender"]))
+    cell = _number(row["forward_backward_ms"])
+    if counterpart is None:
+        return cell
+    return f"{cell} ({_number(row['forward_backward_ms'] / counterpart['forward_backward_ms'])}x)"
+
+
+def _rlif_line(rows, contenders):
+    timed = {row["contender"]: row for row in rows if not row["error"]}
+    limit_ms = next(row["limit_ms"] for row in timed.values())
+    return [_size(rows[0]), _number(limit_ms), *(_rlif_cell(timed.get(each), timed) for each in contenders)]
+
+
+def _missing_lines(rows):
+    """Why there are no figures: a line for each contender and reason, with all its sizes."""
+    sizes = {}
+    for row in rows:
+        if row["error"]:
+            sizes.setdefault(f"{_name(row)}: {row['error']}", []).append(_size(row))
+    return [f"No figures for {reason} ({'; '.join(of)})" for reason, of in sizes.items()]
+
+
+def _rlif_table(runs):
+    """One table for several runs, each of one size and a line."""
+    rows = [row for run in runs for row in run]
+    # Names of the newest run: versions may differ between runs.
+    names = {row["contender"]: _name(row) for row in sorted(rows, key=lambda row: row["date"]) if not row["error"]}
+    contenders = [each for each in dict.fromkeys(row["contender"] for row in rows) if each in names]
+    parts = [f"{_title_of_runs('rlif', rows)}: ms of forward + backward (and how many times its counterpart's)"]
+    if contenders:
+        columns = ["size", "limit", *(names[each] for each in contenders)]
+        lines = [_rlif_line(run, contenders) for run in runs if any(not row["error"] for row in run)]
+        parts.append(_markdown(columns, lines))
+    return "\n\n".join([*parts, *_missing_lines(rows)]) + "\n"
+
+
+def bench_tables(rows: list[dict]) -> str:
+    """One Markdown table per bench, hardware, dtype and size; for loops and for rlif one per hardware and dtype.
+
+    Speed-ups hold only within a run, so a table, or a loop or a size within one, shows its newest run alone.
     """
     tables = []
-    for group in _grouped([row for row in rows if "loop" not in row], "bench", "device", "dtype", "T", "B", "N"):
+    layers = [row for row in rows if row["bench"] not in ("rlif", "loops")]
+    for group in _grouped(layers, "bench", "device", "dtype", "T", "B", "N"):
         tables.append(_bench_table(_newest_run(group)))
-    for group in _grouped([row for row in rows if "loop" in row], "device", "dtype"):
+    for group in _grouped([row for row in rows if row["bench"] == "rlif"], "device", "dtype"):
+        tables.append(_rlif_table([_newest_run(size) for size in _grouped(group, "T", "B", "N")]))
+    for group in _grouped([row for row in rows if row["bench"] == "loops"], "device", "dtype"):
         tables.append(_loops_table([_newest_run(loop) for loop in _grouped(group, "loop", "T", "B")]))
     return "\n".join(tables)
 

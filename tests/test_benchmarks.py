@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import snntorch
@@ -22,6 +23,10 @@ REQUIRED = (
 )
 T, B, N = 8, 4, 64
 LAYER_CONTENDERS = ("snnfast", "reference", "snntorch", "snntorch-compile", "spikingjelly")
+RLIF_CONTENDERS = (
+    *("snnfast", "norse", "norse-compile"),
+    *("snnfast-rleaky", "snntorch", "snntorch-compile", "torch-rnn"),
+)
 COMPILED = ["snnfast-compile"] if hasattr(snnfast, "accelerate") else []
 ON_SNNTORCH = ["snntorch", "snnfast-loop", *COMPILED, "snntorch-compile"]
 ON_TORCH = ["torch", *COMPILED, "torch-compile"]
@@ -52,7 +57,7 @@ def written(tmp_path_factory):
     command = [sys.executable, BENCHMARKS / "run.py", "--quick", "--json", folder / "rows.json"]
     command += ["--sizes", f"{T},{B},{N}", "--device", "cpu", "--threads", "1"]
     command += ["--rounds", "3", "--compile-max-t", "1"]
-    command += ["--contenders", *{*LAYER_CONTENDERS, *ON_SNNTORCH, *ON_TORCH}]
+    command += ["--contenders", *{*LAYER_CONTENDERS, *RLIF_CONTENDERS, *ON_SNNTORCH, *ON_TORCH}]
     path = os.pathsep.join([str(folder), *filter(None, sys.path)])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,7 +67,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(written):
-    """The rows of the benches of layer and network, by bench and contender."""
+    """The rows of the benches of layers and network, by bench and contender."""
     return {(row["bench"], row["contender"]): row for row in written if row["bench"] != "loops"}
 
 
@@ -73,7 +78,8 @@ def loop_rows(written):
 
 
 def test_every_contender_has_a_complete_row(rows, written):
-    assert set(rows) == {(bench, name) for bench in ("lif", "rate-fc") for name in LAYER_CONTENDERS}
+    feed_forward = {(bench, name) for bench in ("lif", "rate-fc") for name in LAYER_CONTENDERS}
+    assert set(rows) == feed_forward | {("rlif", name) for name in RLIF_CONTENDERS}
     for row in written:
         assert set(REQUIRED) <= set(row)
         assert row["dtype"] == "float32"
@@ -102,12 +108,21 @@ def test_on_snntorchs_loops_snnfast_is_checked_bit_for_bit(loop_rows):
     assert checks == {"rate-fc": "exact", "poisson-fc": "exact", "current-fc": "exact", "zero-reset-fc": "close"}
 
 
-@pytest.mark.parametrize("bench", ["lif", "rate-fc"])
-@pytest.mark.parametrize("name", ["snnfast", "reference", "snntorch"])
-def test_timed_rows_are_sane(rows, bench, name):
+TIMED = {
+    "lif": (["snnfast", "reference", "snntorch"], "exact"),
+    "rate-fc": (["snnfast", "reference", "snntorch"], "close"),
+    "rlif": (["snnfast", "norse", "snnfast-rleaky", "snntorch"], "close"),
+}
+
+
+@pytest.mark.parametrize(
+    ("bench", "name", "check"),
+    [(bench, name, check) for bench, (names, check) in TIMED.items() for name in names] + [("rlif", "torch-rnn", None)],
+)
+def test_timed_rows_are_sane(rows, bench, name, check):
     row = rows[bench, name]
     assert row["error"] is None
-    assert row["check"] == ("exact" if bench == "lif" else "close")
+    assert row["check"] == check
     assert 0 < row["forward_min_ms"] <= row["forward_ms"] < row["forward_backward_ms"] < 1e4
     assert row["forward_backward_min_ms"] <= row["forward_backward_ms"]
     assert row["limit_share"] == pytest.approx(row["limit_ms"] / row["forward_backward_ms"])
@@ -118,6 +133,11 @@ def test_timed_rows_are_sane(rows, bench, name):
 
 def test_snnfast_retains_one_membrane_per_neuron_step(rows):
     assert rows["lif", "snnfast"]["retained_bytes"] <= 4.1 * T * B * N
+
+
+def test_compiled_recurrent_loops_are_refused_beyond_the_bound(rows):
+    for name in ("norse-compile", "snntorch-compile"):
+        assert "--compile-max-t 1" in rows["rlif", name]["error"]
 
 
 def test_peers_without_figures_say_why(rows):
@@ -192,6 +212,148 @@ def _enter(module, wrong, exact):
     bench = benches.LifBench(benches.Size(40, B, N), torch.float32, torch.device("cpu"))
     entry = run.enter(Injected, bench, compile_max_t=100, common={})
     return entry.row, entry.workload
+
+
+RECURRENT = {"snnfast": "SnnFast", "snnfast-rleaky": "SnnFastRLeaky"}
+
+
+def _recurrent(module, name, wrong, steps=40):
+    """The row of a contender that does something wrong to the recurrent layer."""
+    contenders, benches, run = module("contenders"), module("benches"), module("run")
+
+    class Injected(getattr(contenders, RECURRENT[name])):
+        def rlif(self, features):
+            return wrong(super().rlif(features))
+
+    bench = benches.RlifBench(benches.Size(steps, B, N), torch.float32, torch.device("cpu"))
+    return run.enter(Injected, bench, compile_max_t=0, common={}).row
+
+
+class _Deaf(nn.Module):
+    """Forgets the state after every 20 steps."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_seq):
+        return torch.cat([self.layer(part) for part in x_seq.split(20)])
+
+
+def _enlarged_gradient(index):
+    def wrong(layer):
+        list(layer.parameters())[index].register_hook(lambda gradient: 1.05 * gradient)
+        return layer
+
+    return wrong
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_right_recurrent_layer_passes(module, name):
+    row = _recurrent(module, name, lambda layer: layer)
+    assert (row["error"], row["check"]) == (None, "close")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        *((name, _Deaf, "spikes: off") for name in RECURRENT),
+        *((name, _DoubledGradient, "gradient of") for name in RECURRENT),
+        ("snnfast", _enlarged_gradient(0), "gradient of input_weights: off by 5.00%"),
+        ("snnfast", _enlarged_gradient(1), "gradient of recurrent_weights: off by 5.00%"),
+        ("snnfast-rleaky", _enlarged_gradient(0), "gradient of linear.weight: off by 5.00%"),
+        ("snnfast-rleaky", _enlarged_gradient(2), "gradient of neuron.recurrent.weight: off by 5.00%"),
+    ],
+)
+def test_a_wrong_recurrent_layer_is_refused(module, name, wrong, message):
+    assert message in _recurrent(module, name, wrong)["error"]
+
+
+class _Flipped(nn.Module):
+    """Steps a recurrent cell, with one early spike flipped that the later steps hear."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x_seq):
+        state, spikes = None, []
+        for step, x in enumerate(x_seq.unbind(0)):
+            spk, state = self.cell(x, state)
+            if step == 20:
+                flip = torch.zeros_like(spk)
+                flip[0, 0] = 1 - 2 * spk[0, 0].detach()
+                spk = spk + flip
+                state = (spk, *state[1:])
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+def test_a_flipped_spike_is_one_difference_though_all_later_steps_hear_it(module):
+    contenders, benches, cells = module("contenders"), module("benches"), []
+
+    def wrong(layer):
+        cells.append(contenders.SnnFast().rlif_step(N))
+        return _Flipped(cells[0])
+
+    assert _recurrent(module, "snnfast", wrong, steps=150)["error"] is None
+    bench = benches.RlifBench(benches.Size(150, B, N), torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        free, flipped = contenders.CellLoop(cells[0])(bench.x), _Flipped(cells[0])(bench.x)
+    assert (free != flipped).float().mean() > 10 * benches.SPIKES_OFF
+
+
+@pytest.mark.parametrize("features", [100, 256, 512, 1024])
+def test_recurrent_neurons_fire_neither_rarely_nor_always(module, features):
+    contenders, benches = module("contenders"), module("benches")
+    bench = benches.RlifBench(benches.Size(32, 4, features), torch.float32, torch.device("cpu"))
+    for contender in (contenders.SnnFast(), contenders.SnnFastRLeaky()):
+        with torch.no_grad():
+            rate = bench.workload(contender).forward().mean()
+        assert 0.01 < rate < 0.4
+
+
+def test_norse_is_used_where_it_is_installed(module, monkeypatch):
+    contenders, published = module("contenders"), module("published")
+    monkeypatch.setitem(sys.modules, "norse", None)
+    monkeypatch.delitem(sys.modules, "norse.torch", raising=False)
+    absent = contenders.Norse()
+    assert (absent.library, absent.version) == (published, "1.1.0 in plain PyTorch")
+    library = SimpleNamespace(
+        LIFRecurrentCell=lambda *sizes, p: published.LIFRecurrentCell(*sizes, p), LIFParameters=published.LIFParameters
+    )
+    monkeypatch.setitem(sys.modules, "norse", SimpleNamespace(torch=library))
+    monkeypatch.setitem(sys.modules, "norse.torch", library)
+    present = contenders.Norse()
+    assert present.library is library and present.version != absent.version
+    assert present.rlif(N)(torch.zeros(2, B, N)).shape == (2, B, N)
+
+
+def test_a_cpu_leaves_large_recurrent_layers_to_the_command_line(module, monkeypatch):
+    benches, run = module("benches"), module("run")
+    monkeypatch.setattr(module("measure"), "free_bytes", lambda device: None)
+    large = benches.Size(500, 256, 1024)
+    assert len(benches.RlifBench.sizes) == 36
+    options = run.parse_options(["--device", "cpu"])
+    (line,) = benches.RlifBench.left_out(options)
+    assert line.startswith("Left out, slow on a CPU") and str(large) in line
+    assert "T=32, B=256, N=100;" not in line and "T=500, B=1, N=1024" not in line
+    for arguments in (["--device", "cuda"], ["--device", "cpu", "--sizes", "500,256,1024"]):
+        assert benches.RlifBench.left_out(run.parse_options(arguments)) == []
+
+
+def test_what_memory_does_not_hold_is_left_out(module, monkeypatch, capsys, tmp_path):
+    run, free = module("run"), 24 * 4 * 5 * 4 * 64
+    monkeypatch.setattr(module("measure"), "free_bytes", lambda device: free)
+    arguments = ["--bench", "rlif", "--device", "cpu", "--contenders", "torch-rnn", "--rounds", "3"]
+    arguments += ["--json", str(tmp_path / "rows.json"), "--sizes", "5,4,64", "5,4,65"]
+    assert run.main(arguments) == 0
+    assert "rlif: Left out, too much for 0.0 GB of free memory: T=5, B=4, N=65\n" in capsys.readouterr().out
+    assert [row["N"] for row in json.loads((tmp_path / "rows.json").read_text())] == [64]
+
+
+def test_free_memory_is_some(module):
+    assert (module("measure").free_bytes(torch.device("cpu")) or 1e9) > 1e6
 
 
 def _publish(module, loop, wrong):
@@ -363,6 +525,7 @@ def _bench_row(contender, whole_ms, date, **others):
         "bench": "lif",
         "contender": contender,
         "same_neuron": True,
+        "check": "close",
         "device": "a CPU",
         "dtype": "float32",
         "T": 2,
@@ -411,6 +574,37 @@ def test_loops_compare_with_their_author_and_with_snnfasts_loop(module):
     assert "| rate-fc, T=2, B=3 | snnfast-loop | 1 | 30 | 2x | 1x | - | 3.0 | 0.0 |" in text
     assert "No figures for norse-conv, T=2, B=3, torch-compile: Refused: too long" in text
     assert "2026-01-01, 2026-01-02" in text and "| 100 |" not in text
+
+
+def _rlif_row(size, contender, whole_ms, date, **others):
+    steps, batch, neurons = size
+    row = _bench_row(contender, whole_ms, date, bench="rlif", limit_ms=whole_ms and 3.0, T=steps, B=batch, N=neurons)
+    return row | others
+
+
+def test_recurrent_layers_compare_with_their_own_neuron(module):
+    old, new, size = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00", (32, 2, 5)
+    text = module("table").render(
+        [
+            _rlif_row(size, "snnfast", 40.0, old),
+            _rlif_row(size, "snnfast", 4.0, new),
+            _rlif_row(size, "norse", 10.0, new),
+            _rlif_row(size, "snnfast-rleaky", 5.0, new),
+            _rlif_row(size, "snntorch", 20.0, new),
+            _rlif_row(size, "norse-compile", None, new, error="Refused: too long"),
+            _rlif_row(size, "torch-rnn", 2.0, new, same_neuron=False, check=None),
+            _rlif_row((100, 2, 5), "norse", 8.0, old),
+            _rlif_row((100, 2, 5), "norse-compile", None, old, error="Refused: too long"),
+            _rlif_row((500, 2, 5), "norse-compile", None, old, error="Refused: longer"),
+        ]
+    )
+    assert text.count("| size | limit |") == 1
+    assert "| snnfast-rleaky | snntorch | torch-rnn (another neuron, not checked) |\n" in text
+    assert "| T=32, B=2, N=5 | 3 | 4 | 10 (2.5x) | 5 | 20 (4x) | 2 |" in text
+    assert "| T=100, B=2, N=5 | 3 | - | 8 | - | - | - |" in text
+    assert "No figures for norse-compile: Refused: too long (T=32, B=2, N=5; T=100, B=2, N=5)" in text
+    assert "No figures for norse-compile: Refused: longer (T=500, B=2, N=5)" in text
+    assert "2026-01-01, 2026-01-02" in text and "| 40 " not in text and "| T=500" not in text
 
 
 def test_a_run_of_some_loops_has_a_file_of_its_own(module):
