@@ -1228,6 +1228,14 @@ def test_a_changed_batch_size_costs_one_more_compilation(products):
     assert graphs.calls() == {"lif1": len(graphs), "lif2": len(graphs)}
 
 
+def test_products_without_bias_serve_every_batch_size():
+    graphs, layers = Graphs(), {"fc": nn.Linear(6, 8, bias=False), "lif": snn.Leaky(**LIF)}
+    net = snn.accelerate(Net(given_state, layers).double(), inner=graphs)
+    for size in (4, 3, 7, 5):
+        net(normal(T, size, 6), normal(size, 8))
+    assert len(graphs) == 2 and graphs.sequences() == {"lif": 2}
+
+
 @pytest.mark.parametrize("products", PRODUCTS)
 def test_autocast(products):
     loop, net, x, targets = published("rate-fc", snn)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -255,7 +256,8 @@ class Packing:
             return g.value(leaf) if isinstance(leaf, Node) else leaf
 
         try:
-            with self._mode, _no_loop_inside_vmap():
+            # Without Python's dispatcher some operators, such as linear without bias, tie the graph to its batch size.
+            with self._mode, enable_python_dispatcher(), _no_loop_inside_vmap():
                 args, kwargs = tree_unflatten([fake(leaf) for leaf in leaves], nesting)
                 result = g.run(batched.op, batched.target, args, kwargs)
                 result = batched.after(result) if batched.after else result
