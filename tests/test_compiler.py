@@ -1003,12 +1003,26 @@ def recurrent_current_seen(net, x):
 
 
 @apart(
-    {"even": "with other parameters", "odd": "with other parameters"},
-    lambda: {
-        "even": norse.LIFRecurrentCell(6, 8, p=norse.LIFParameters(v_th=torch.tensor(0.3))),
-        "odd": norse.LIFRecurrentCell(6, 8, p=norse.LIFParameters(v_th=torch.tensor(0.3))),
-    },
+    dict.fromkeys(["lif", "other"], "no spikes of the step before"),
+    lambda: {**recurrent_leaky()(), "other": snn.RLeaky(0.8, linear_features=8, threshold=0.6)},
 )
+def spikes_of_another_layer(net, x):
+    (spk, mem), (_, other) = net.lif.init_rleaky(), net.other.init_rleaky()
+    spk_rec = []
+    for step in x:
+        heard, other = net.other(net.fc(step), spk, other)
+        spk, mem = net.lif(net.fc(step), heard, mem)
+        spk_rec.append(spk)
+    return torch.stack(spk_rec), mem, other
+
+
+def cells_alike_but_for_their_weights():
+    even, odd = norse_cell()["cell"], norse_cell()["cell"]
+    odd.p = even.p
+    return {"even": even, "odd": odd}
+
+
+@apart(dict.fromkeys(["even", "odd"], "with other parameters"), cells_alike_but_for_their_weights)
 def recurrent_cells_in_turn_on_one_state(net, x):
     state, spk_rec = None, []
     for step in range(T):
