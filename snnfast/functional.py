@@ -142,21 +142,27 @@ def fits_one_operator(surrogate_key, state_quant, inhibition) -> bool:
 
 def _composite(model: Model, unroll: bool):
     """The kernel of a captured step or sequence: arguments as `ops.Captured` lists them."""
-    inputs = 2 if model.recurrent else 1
+    dense = model.recurrent and unroll
+    inputs = 4 if dense else 1 + model.recurrent
     first_param = inputs + len(model.states)
     first_option = first_param + len(model.params)
 
     def kernel(*arguments):
-        x, *rec = arguments[:inputs]
+        x, *others = arguments[:inputs]
         shape = x.shape[1:] if unroll else x.shape
-        states = (
+        states = tuple(
             state if state is not None and state.shape == shape else None for state in arguments[inputs:first_param]
         )
         surrogate, constants, *resets = arguments[first_option : first_option + 4]
         options = Options(named(surrogate, constants), *resets, unroll)
         params = arguments[first_param:first_option]
         want_seqs = unroll and arguments[-1]
-        spk, last, seqs = _run(model, x, tuple(states), params, options, want_seqs, rec=rec[0] if rec else None)
+        if dense:
+            weight, bias, spk = others
+            spk, last, seqs = run_dense(model, x, spk, states, params, Recurrence(weight, bias), options, want_seqs)
+        else:
+            rec = others[0] if others else None
+            spk, last, seqs = _run(model, x, states, params, options, want_seqs, rec=rec)
         if not unroll:
             return spk, *last
         stored = [last[0].new_empty(0) for _ in range(model.stored)] if seqs is None else seqs[: model.stored]
@@ -167,8 +173,7 @@ def _composite(model: Model, unroll: bool):
 
 for _model in reference.MODELS:
     ops.composite(f"{_model.name}_step", _composite(_model, unroll=False))
-    if not _model.recurrent:
-        ops.composite(f"{_model.name}_seq", _composite(_model, unroll=True))
+    ops.composite(ops.sequence_name(_model), _composite(_model, unroll=True))
 
 
 def _run(

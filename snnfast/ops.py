@@ -216,7 +216,7 @@ def _grad_recurrent_weight(grad_rec: Tensor, spk: Tensor, initial: Tensor | None
     total = _grad_weight(grad_rec[1:], spk[:-1])
     if initial is None or not len(grad_rec):
         return total
-    return total + _grad_weight(grad_rec[0], initial)
+    return total.add_(_grad_weight(grad_rec[0], initial))
 
 
 def _grad_weight(grad: Tensor, spk: Tensor) -> Tensor:
@@ -411,33 +411,36 @@ def _fake_dense_backward(model):
 class Captured(NamedTuple):
     """A model's step and sequence as torch.compile captures them: one differentiable node each.
 
-    Both take x (and rec), the states, each of which may be None or of a shape that does not fit, for zeros, and the
-    parameters; then the surrogate's name and constants, reset_mechanism and reset_delay, and the sequence whether all
-    states are wanted. They return the spikes and the states; the sequence then all stored states, empty where not
-    wanted. `snnfast.functional` gives them their kernels.
+    Both take x, the states, each of which may be None or of a shape that does not fit, for zeros, and the parameters;
+    then the surrogate's name and constants, reset_mechanism and reset_delay, and the sequence whether all states are
+    wanted. They return the spikes and the states; the sequence then all stored states, empty where not wanted. Those of
+    a recurrent model take after x: the step rec, the sequence a `Recurrence` and the spikes before the first step.
+    `snnfast.functional` gives them their kernels.
     """
 
     step: object
-    sequence: object | None
+    sequence: object
 
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 
 
 def _captured(model: Model) -> Captured:
-    states = [f"Tensor? {name}" for name in model.states]
-    inputs = ", ".join(
-        ["Tensor x", *["Tensor? rec"] * model.recurrent, *states, *(f"Tensor {p}" for p in model.params)]
-    )
-    static = "str surrogate, float[] constants, str reset_mechanism, bool reset_delay"
-    last = ", ".join("Tensor" for _ in model.states)
-    _library.define(f"{model.name}_step({inputs}, {static}) -> (Tensor, {last})")
-    step = getattr(torch.ops.snnfast, f"{model.name}_step")
+    recs, feedback = "", ""
     if model.recurrent:
-        return Captured(step, None)
-    seqs = ", Tensor" * model.stored
-    _library.define(f"{model.name}_seq({inputs}, {static}, bool want_seqs) -> (Tensor, {last}{seqs})")
-    return Captured(step, getattr(torch.ops.snnfast, f"{model.name}_seq"))
+        recs, feedback = ", Tensor? rec", ", Tensor weight, Tensor? bias, Tensor? spk"
+    rest = ", ".join([*(f"Tensor? {state}" for state in model.states), *(f"Tensor {param}" for param in model.params)])
+    rest += ", str surrogate, float[] constants, str reset_mechanism, bool reset_delay"
+    last, seqs = (", Tensor" * count for count in (len(model.states), model.stored))
+    step, sequence = f"{model.name}_step", sequence_name(model)
+    _library.define(f"{step}(Tensor x{recs}, {rest}) -> (Tensor{last})")
+    _library.define(f"{sequence}(Tensor x{feedback}, {rest}, bool want_seqs) -> (Tensor{last}{seqs})")
+    return Captured(getattr(torch.ops.snnfast, step), getattr(torch.ops.snnfast, sequence))
+
+
+def sequence_name(model: Model) -> str:
+    """The captured sequence: of a recurrent model, one with all-to-all recurrence."""
+    return f"{model.name}_dense_seq" if model.recurrent else f"{model.name}_seq"
 
 
 def captured_run(model, x, rec, states, params, options, want_seqs) -> Result:

@@ -1,4 +1,4 @@
-"""Random programs around `snnfast.Leaky`: the loops over time that people write, as source text to run and to read.
+"""Random programs around `snnfast.Leaky` and its recurrent kin: loops over time as people write them, as source text.
 
 `random_program(seed)` writes a module statement by statement. An emitter is a function that writes a statement or two
 and returns the `Value` they compute, or None where it does not apply; a `Draft` holds the lines so far.
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import snnfast as snn
+import snnfast.norse as norse
 from snnfast import surrogate
 
 
@@ -134,6 +135,8 @@ class Draft:
 
     def __init__(self, seed: int):
         self.rng = random.Random(seed)
+        # Drawn apart: the other seeds' programs stay those that once found a mistake.
+        self.recurrent = random.Random(f"heard {seed}").random() < 0.12
         self.features = set()
         self.steps = self.pick(2, 2, 3, 3, 3, 4, 4, 5, 6)
         self.training = self.chance(0.6)
@@ -905,6 +908,65 @@ def handwritten_layer(d: Draft, cur: Value) -> Layer:
     return Layer("", cur, spk, mem, "zeros", "handwritten")
 
 
+def recurrent_layer(d: Draft, cur: Value) -> Layer:
+    """A layer that hears its own spikes, all of them through weights or each its own."""
+    name, width = d.pick("RLeaky", "RSynaptic"), cur.shape[-1]
+    constructor = leaky(d, cur.shape, *_recurrence(d, cur)).replace("graded_spikes_factor=1.3, ", "")
+    constructor = constructor.replace("snn.Leaky(", f"snn.{name}(" + ("alpha=0.7, " if name == "RSynaptic" else ""))
+    lif = d.module("lif", constructor)
+    if "linear_features" in constructor and d.chance(0.15):
+        d.note("changed on the way back")
+        other = d.pick("nn.Dropout(0.2)", "nn.Tanh()", f"nn.Linear({width}, {width})")
+        pair = d.rng.sample([other, f"nn.Linear({width}, {width})"], 2)
+        d.init.append(f"{lif}.recurrent = nn.Sequential({', '.join(pair)})")
+    states = [Value(d.new(stem), cur.shape) for stem in ("spk", *["syn"] * (name == "RSynaptic"), "mem")]
+    spk, *_, mem = states
+    if "init_hidden" in constructor:
+        _start_hidden(d, lif)
+        d.say(f"{spk} = {lif}({cur})")
+        return Layer(lif, cur, spk, None, "hidden", constructor)
+    names = ", ".join(map(str, states))
+    if d.chance(0.5) and not any(line.startswith(f"{spk} = ") for line in d.setup):
+        d.setup.append(f"{names} = {lif}.reset_mem()")
+    else:
+        d.setup += [f"{state} = {d.zeros(cur.shape)}" for state in states]
+    d.say(f"{names} = {lif}({cur}, {names})")
+    _change_spikes(d, spk)
+    d.scope += states[1:-1]
+    # The games know calls that return a membrane alone.
+    return Layer(lif if name == "RLeaky" else "", cur, spk, mem, "recurrent", constructor)
+
+
+def _recurrence(d: Draft, cur: Value) -> list[str]:
+    options = ["init_hidden=True"] if d.chance(0.25) else []
+    options += ["learn_recurrent=False"] if d.chance(0.2) else []
+    if d.chance(0.7):
+        return [f"linear_features={cur.shape[-1]}", *options]
+    return [f"V={_per_neuron(d, cur.shape, -0.5, 0.7)}", "all_to_all=False", *options]
+
+
+def _change_spikes(d: Draft, spk: Value) -> None:
+    """What comes back may be no more the spikes."""
+    if d.chance(0.15):
+        form = d.pick("{spk}.detach()", "0.5 * {spk}", "F.dropout({spk}, 0.2)", "{spk}.clone()", "{spk}.view_as({spk})")
+        d.note("spikes back: " + form)
+        d.closing.append(f"{spk} = " + form.format(spk=spk))
+
+
+def norse_layer(d: Draft, cur: Value) -> Layer:
+    """Norse's recurrent cell, which has weights for its input too."""
+    width = cur.shape[-1]
+    parameters = f"norse.LIFParameters(v_th=torch.tensor({d.rng.uniform(0.05, 0.3):.2f}))"
+    autapses = d.pick("", ", autapses=True")
+    cell = d.module("cell", f"norse.LIFRecurrentCell({width}, {width}, p={parameters}{autapses})")
+    spk, mem, i = (Value(d.new(stem), cur.shape) for stem in ("spk", "mem", "i"))
+    d.setup += [f"{state} = {d.zeros(cur.shape)}" for state in (spk, mem, i)]
+    d.say(f"{spk}, (_, {mem}, {i}) = {cell}({cur}, norse.LIFState({spk}, {mem}, {i}))")
+    _change_spikes(d, spk)
+    d.scope.append(i)
+    return Layer("", cur, spk, mem, "recurrent", "norse")
+
+
 LAYERS = [explicit_layer] * 9 + [layer_that_skips_steps, hidden_layer, hidden_layer, hidden_layer, own_membrane_layer]
 LAYERS += [layer_without_gradient, layer_in_sequential, tower, functional_layer, handwritten_layer]
 
@@ -1138,7 +1200,7 @@ def write_layer(d: Draft, cur: Value) -> Value:
         cur = own_spikes_back(d, cur, f"spk{d.numbers['spk']}")
     elif d.chance(0.12):
         cur = leave_slot(d, cur)
-    layer = d.choose(LAYERS, cur)
+    layer = d.choose([recurrent_layer, recurrent_layer, norse_layer] if d.recurrent and d.chance(0.7) else LAYERS, cur)
     d.layers.append(layer)
     games = HIDDEN_GAMES if layer.start == "hidden" else GAMES
     if d.no_grad and layer.mem:

@@ -25,10 +25,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 import snnfast as snn
+import snnfast.norse as norse
 from fuzz_compiler import Raised, check, random_options
 from measure import peak_bytes
 from programs import random_program
-from published import LOOPS
+from published import LOOPS, maximum_loss
 from snnfast.compiler import graph as g
 from snnfast.compiler.backend import is_sequence_call
 from snnfast.compiler.effects import FENCE, NONE, Effects, Watcher
@@ -60,8 +61,12 @@ class Graphs(list):
     def calls(self) -> Counter:
         """How many calls of a neuron each layer has in all graphs: sequences, and steps that stayed alone."""
         nodes = [node for graph_module in self for node in graph_module.graph.nodes]
-        step = CAPTURED["leaky"].step
-        return Counter(g.layer_of(node) for node in nodes if is_sequence_call(node) or g.is_operator(node, step))
+        steps = [captured.step for captured in CAPTURED.values()]
+        return Counter(
+            g.layer_of(node)
+            for node in nodes
+            if is_sequence_call(node) or any(g.is_operator(node, step) for step in steps)
+        )
 
     def sequences(self) -> Counter:
         """Those of them that run a sequence."""
@@ -92,6 +97,7 @@ class Row:
         training: the modes in which it is tested.
         pieces: sequence calls that a layer's steps become, where it is not one.
         why: for each layer that must not be fused, what its report must mention.
+        recurrent: layers whose spikes come back through weights, which stay loops where products stay one a step.
     """
 
     loop: Callable
@@ -100,6 +106,7 @@ class Row:
     training: tuple[bool, ...]
     pieces: int
     why: dict[str, str]
+    recurrent: tuple[str, ...] = ()
 
     def build(self, training: bool = True) -> Net:
         """The network in float64, with weights large enough that all its neurons fire."""
@@ -129,11 +136,11 @@ def normal(*shape):
     return torch.randn(shape, dtype=torch.float64)
 
 
-def fused(layers, inputs=frames, training=(True,), pieces=1):
+def fused(layers, inputs=frames, training=(True,), pieces=1, recurrent=()):
     """The decorated loop must run as sequences, one for each layer."""
 
     def keep(loop):
-        FUSED[loop.__name__] = Row(loop, layers, inputs, training, pieces, {})
+        FUSED[loop.__name__] = Row(loop, layers, inputs, training, pieces, {}, recurrent)
         return loop
 
     return keep
@@ -647,6 +654,138 @@ def preallocated(net, x):
     return out, mem2
 
 
+def recurrent_leaky(**options):
+    return lambda: {"fc": nn.Linear(6, 8), "lif": snn.RLeaky(0.8, linear_features=8, threshold=0.6, **options)}
+
+
+@fused(recurrent_leaky(learn_beta=True, learn_threshold=True), recurrent=("lif",))
+def spikes_back_through_weights(net, x):
+    spk, mem = net.lif.init_rleaky()
+    spk_rec, mem_rec = [], []
+    for step in x:
+        spk, mem = net.lif(net.fc(step), spk, mem)
+        spk_rec.append(spk)
+        mem_rec.append(mem)
+    return torch.stack(spk_rec), torch.stack(mem_rec), spk, mem
+
+
+@fused(recurrent_leaky(learn_recurrent=False, reset_mechanism="zero", reset_delay=False), recurrent=("lif",))
+def spikes_back_through_frozen_weights(net, x):
+    return spikes_back_through_weights(net, x)
+
+
+@fused(
+    recurrent_leaky(),
+    inputs=lambda: (normal(T, B, 6), torch.randint(2, (B, 8)).double(), normal(B, 8)),
+    recurrent=("lif",),
+)
+def spikes_back_from_a_given_state(net, x, spk, mem):
+    spk_rec = []
+    for step in x:
+        spk, mem = net.lif(net.fc(step), spk, mem)
+        spk_rec.append(spk)
+    return torch.stack(spk_rec), mem
+
+
+@fused(
+    lambda: {
+        "fc1": nn.Linear(6, 8),
+        "lif1": snn.RSynaptic(0.7, 0.8, linear_features=8, threshold=0.6, learn_alpha=True),
+        "fc2": nn.Linear(8, 5),
+        "lif2": snn.RLeaky(torch.linspace(0.5, 0.9, 5), linear_features=5, threshold=0.4),
+        "out": nn.Linear(8, 4),
+    },
+    recurrent=("lif1", "lif2"),
+)
+def recurrent_layers(net, x):
+    """Each layer's spikes go back, on to the next layer, to a readout, and to what is returned."""
+    spk1, syn1, mem1 = net.lif1.init_rsynaptic()
+    spk2, mem2 = net.lif2.init_rleaky()
+    records = [], [], []
+    for step in x:
+        spk1, syn1, mem1 = net.lif1(net.fc1(step), spk1, syn1, mem1)
+        spk2, mem2 = net.lif2(net.fc2(spk1), spk2, mem2)
+        for record, value in zip(records, (spk2, syn1, net.out(spk1)), strict=True):
+            record.append(value)
+    return *map(torch.stack, records), spk1, mem2
+
+
+@fused(
+    lambda: {
+        "seq": nn.Sequential(
+            nn.Linear(6, 8),
+            snn.RLeaky(0.8, linear_features=8, threshold=0.6, init_hidden=True),
+            nn.Linear(8, 5),
+            snn.RSynaptic(0.7, 0.8, linear_features=5, threshold=0.4, init_hidden=True, output=True),
+        )
+    },
+    recurrent=("seq.1", "seq.3"),
+)
+def hidden_recurrent_states(net, x):
+    snn.reset(net)
+    spk_rec = []
+    for step in x:
+        spk, syn, mem = net.seq(step)
+        spk_rec.append(spk)
+    return torch.stack(spk_rec), syn, mem, net.seq[1].spk
+
+
+def norse_cell():
+    return {"cell": norse.LIFRecurrentCell(6, 8, p=norse.LIFParameters(v_th=torch.tensor(0.3)))}
+
+
+@fused(norse_cell, recurrent=("cell",))
+def norse_recurrent_cell(net, x):
+    state, spk_rec, i_rec = None, [], []
+    for step in x:
+        spk, state = net.cell(step, state)
+        spk_rec.append(spk)
+        i_rec.append(state.i)
+    return torch.stack(spk_rec), torch.stack(i_rec), state
+
+
+@fused(
+    norse_cell,
+    inputs=lambda: (normal(T, B, 6), torch.randint(2, (B, 8)).double(), normal(B, 8), normal(B, 8)),
+    recurrent=("cell",),
+)
+def norse_recurrent_cell_from_a_given_state(net, x, z, v, i):
+    state, spk_rec = norse.LIFState(z, v, i), []
+    for step in x:
+        spk, state = net.cell(step, state)
+        spk_rec.append(spk)
+    return torch.stack(spk_rec), state.v
+
+
+def each_to_itself(**options):
+    return lambda: {
+        "fc1": nn.Linear(6, 8),
+        "lif1": snn.RLeaky(0.8, V=torch.linspace(-0.5, 0.5, 8), all_to_all=False, threshold=0.6, **options),
+        "fc2": nn.Linear(8, 5),
+        "lif2": snn.RSynaptic(0.7, 0.8, V=0.3, all_to_all=False, threshold=0.4, **options),
+    }
+
+
+@fused(each_to_itself(learn_beta=True))
+def spikes_back_to_themselves(net, x):
+    spk1, mem1 = net.lif1.init_rleaky()
+    spk2, syn2, mem2 = net.lif2.init_rsynaptic()
+    spk_rec, mem_rec = [], []
+    for step in x:
+        spk1, mem1 = net.lif1(net.fc1(step), spk1, mem1)
+        spk2, syn2, mem2 = net.lif2(net.fc2(spk1), spk2, syn2, mem2)
+        spk_rec.append(spk2)
+        mem_rec.append(mem1)
+    return torch.stack(spk_rec), torch.stack(mem_rec), syn2, spk1
+
+
+@fused(each_to_itself(init_hidden=True))
+def hidden_spikes_back_to_themselves(net, x):
+    snn.reset(net)
+    spk_rec = [net.lif2(net.fc2(net.lif1(net.fc1(step)))) for step in x]
+    return torch.stack(spk_rec), net.lif1.mem, net.lif2.spk
+
+
 @apart({"lif1": "depends on an earlier one through .*lif2", "lif2": "depends on an earlier one"}, two_layers())
 def fed_back_to_an_earlier_layer(net, x):
     mem1, mem2 = net.lif1.init_leaky(), net.lif2.init_leaky()
@@ -790,6 +929,118 @@ def stopped_when_silent(net, x):
     return torch.stack(spk_rec), mem
 
 
+def recurrent_through(*modules):
+    """A layer whose spikes come back through these modules."""
+
+    def layers():
+        made = recurrent_leaky()()
+        made["lif"].recurrent = nn.Sequential(*(module() for module in modules))
+        return made
+
+    return layers
+
+
+@apart({"lif": "come back through mul"}, recurrent_through(lambda: nn.Linear(8, 8), lambda: nn.Dropout(0.3)))
+def spikes_back_through_weights_and_dropout(net, x):
+    return spikes_back_through_weights(net, x)
+
+
+@apart({"lif": "no spikes of the step before"}, recurrent_through(lambda: nn.Dropout(0.3), lambda: nn.Linear(8, 8)))
+def spikes_back_through_dropout_and_weights(net, x):
+    return spikes_back_through_weights(net, x)
+
+
+@apart(
+    {"lif": "come back through conv2d"},
+    lambda: {"lif": snn.RLeaky(0.8, conv2d_channels=2, kernel_size=3, threshold=0.6)},
+    inputs=lambda: (normal(T, B, 2, 4, 4),),
+)
+def spikes_back_through_a_convolution(net, x):
+    spk, mem = net.lif.init_rleaky()
+    spk_rec = []
+    for step in x:
+        spk, mem = net.lif(step, spk, mem)
+        spk_rec.append(spk)
+    return torch.stack(spk_rec), mem
+
+
+@apart({"lif": "no spikes of the step before"}, recurrent_leaky(), lambda: (normal(T, B, 6), normal(T, B, 8)))
+def spikes_changed_on_their_way_back(net, x, drive):
+    spk, mem = net.lif.init_rleaky()
+    spk_rec = []
+    for step in range(T):
+        spk, mem = net.lif(net.fc(x[step]), spk, mem)
+        spk_rec.append(spk)
+        spk = spk + drive[step]
+    return torch.stack(spk_rec), mem
+
+
+@apart({"lif": "state passes through detach"}, recurrent_leaky())
+def recurrent_states_detached(net, x):
+    spk, mem = net.lif.init_rleaky()
+    spk_rec = []
+    for step in x:
+        spk, mem = net.lif(net.fc(step), spk, mem.detach())
+        spk_rec.append(spk)
+    return torch.stack(spk_rec), mem
+
+
+def watched():
+    """What the recurrent weights make is the loop's to see."""
+    layers = recurrent_leaky()()
+    layers["lif"].recurrent.register_forward_hook(lambda module, _, output: module.seen.append(output))
+    layers["lif"].recurrent.seen = []
+    return layers
+
+
+@apart({"lif": "what comes back is used elsewhere too"}, watched)
+def recurrent_current_seen(net, x):
+    net.lif.recurrent.seen.clear()
+    spk_rec, _, _, mem = spikes_back_through_weights(net, x)
+    seen = torch.stack(net.lif.recurrent.seen)
+    net.lif.recurrent.seen.clear()
+    return spk_rec, mem, seen
+
+
+@apart(
+    dict.fromkeys(["lif", "other"], "no spikes of the step before"),
+    lambda: {**recurrent_leaky()(), "other": snn.RLeaky(0.8, linear_features=8, threshold=0.6)},
+)
+def spikes_of_another_layer(net, x):
+    (spk, mem), (_, other) = net.lif.init_rleaky(), net.other.init_rleaky()
+    spk_rec = []
+    for step in x:
+        heard, other = net.other(net.fc(step), spk, other)
+        spk, mem = net.lif(net.fc(step), heard, mem)
+        spk_rec.append(spk)
+    return torch.stack(spk_rec), mem, other
+
+
+def cells_alike_but_for_their_weights():
+    even, odd = norse_cell()["cell"], norse_cell()["cell"]
+    odd.p = even.p
+    return {"even": even, "odd": odd}
+
+
+@apart(dict.fromkeys(["even", "odd"], "with other parameters"), cells_alike_but_for_their_weights)
+def recurrent_cells_in_turn_on_one_state(net, x):
+    state, spk_rec = None, []
+    for step in range(T):
+        spk, state = (net.odd if step % 2 else net.even)(x[step], state)
+        spk_rec.append(spk)
+    return torch.stack(spk_rec), state
+
+
+@apart({"lif": "depends on an earlier one through .*back"}, lambda: {**recurrent_leaky()(), "back": nn.Linear(8, 8)})
+def fed_back_besides_the_recurrent_weights(net, x):
+    spk, mem = torch.zeros(B, 8, dtype=x.dtype), None
+    spk_rec = []
+    for step in range(T):
+        spk, mem = net.lif(net.fc(x[step]) + net.back(spk), spk, mem)
+        spk_rec.append(spk)
+    return torch.stack(spk_rec), mem
+
+
 def everything_of(net, function, inputs, seed=5) -> dict[str, torch.Tensor]:
     """Outputs, gradients of inputs and parameters, and buffers after one training iteration, by name."""
     inputs = [leaf.clone().requires_grad_(leaf.is_floating_point()) for leaf in inputs]
@@ -812,7 +1063,7 @@ def assert_same(found, expected, exact) -> None:
     """Equal to 1e-10, with `exact` to the bit; but gradients of neurons' parameters are sums over time, which round."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        of_neurons = name.endswith((".beta", ".threshold", ".graded_spikes_factor"))
+        of_neurons = name.endswith((".alpha", ".beta", ".threshold", ".graded_spikes_factor", ".V"))
         tolerance = 0 if exact and not of_neurons else 1e-10
         torch.testing.assert_close(
             found[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
@@ -832,7 +1083,7 @@ def firing_rates(net, inputs) -> dict[str, float]:
 
     net = copy.deepcopy(net)
     for name, layer in net.named_modules():
-        if isinstance(layer, snntorch.Leaky):
+        if isinstance(layer, (snn.SpikingNeuron, norse.LIFRecurrentCell)):
             layer.register_forward_hook(note(name))
     with torch.no_grad():
         net(*inputs)
@@ -859,7 +1110,9 @@ def test_loops_that_people_write_are_fused(name, training, products):
     rates = firing_rates(net, row.inputs())
     assert all(0.03 < rate < 0.97 for rate in rates.values()), rates
     graphs = compare(name, training, products, net)
-    assert graphs.calls() == graphs.sequences() == dict.fromkeys(rates, row.pieces)
+    loops = row.recurrent if products == "per-step" else ()
+    assert graphs.calls() == {name: T if name in loops else row.pieces for name in rates}
+    assert graphs.sequences() == {name: row.pieces for name in rates if name not in loops}
 
 
 @pytest.mark.parametrize(
@@ -964,6 +1217,14 @@ def test_a_loop_outside_the_network_stays_right_and_is_named(hidden):
     assert_same(everything_of(net, outside, (x,)), expected, exact=True)
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, T - 1, T, T + 5])
+@pytest.mark.parametrize("name", ["spikes_back_through_weights", "norse_recurrent_cell", "spikes_back_to_themselves"])
+def test_windows_of_recurrent_layers(name, window):
+    """The last spikes of a window come back in the next."""
+    graphs = compare(name, True, "batched", FUSED[name].build(), window=window)
+    assert set(graphs.calls().values()) == {-(-T // window)}
+
+
 @pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("window", [1, 2, 3, T - 1, T, T + 5])
 def test_windows(window, products):
@@ -980,6 +1241,100 @@ def test_every_reset(reset_mechanism, reset_delay, products, monkeypatch):
     monkeypatch.setitem(FUSED, "reset", Row(everything_recorded, layers, frames, (True,), 1, {}))
     graphs = compare("reset", True, products, FUSED["reset"].build())
     assert graphs.calls() == graphs.sequences() == {"lif1": 1, "lif2": 1}
+
+
+@pytest.mark.parametrize("reset_delay", [True, False])
+@pytest.mark.parametrize("reset_mechanism", ["subtract", "zero", "none"])
+def test_every_reset_of_recurrent_layers(reset_mechanism, reset_delay, monkeypatch):
+    options = {"reset_mechanism": reset_mechanism, "reset_delay": reset_delay}
+    for name, layers in (("all", recurrent_leaky(**options)), ("each", each_to_itself(**options))):
+        loop = spikes_back_through_weights if name == "all" else spikes_back_to_themselves
+        monkeypatch.setitem(FUSED, name, Row(loop, layers, frames, (True,), 1, {}))
+        graphs = compare(name, True, "batched", FUSED[name].build())
+        assert set(graphs.calls().values()) == set(graphs.sequences().values()) == {1}
+
+
+def test_products_per_step_keep_recurrent_products_and_say_so():
+    row = FUSED["norse_recurrent_cell"]
+    explanation = snn.explain(row.build(), *row.inputs(), products="per-step")
+    assert str(explanation) == (
+        f"cell: not fused: {T} steps, one call each\n"
+        '    its recurrent products would round otherwise in one call: products="per-step" keeps them'
+    )
+    assert str(snn.explain(row.build(), *row.inputs())) == f"cell: fused over time: {T} steps in 1 sequence call"
+
+
+def norse_tutorial(dtype=torch.float32, sizes=(20, 30, 5), steps=14, batch=4):
+    """The recurrent network of Norse's tutorial on snnfast's cells, with inputs and labels."""
+
+    def loop(net, x):
+        hidden = out = None
+        voltages = []
+        for step in x:
+            z, hidden = net.l1(step.view(step.shape[0], -1), hidden)
+            v, out = net.out(net.fc_out(z), out)
+            voltages.append(v)
+        return torch.stack(voltages)
+
+    torch.manual_seed(0)
+    layers = {
+        "l1": norse.LIFRecurrentCell(*sizes[:2], p=norse.LIFParameters(v_th=torch.tensor(0.5))),
+        "fc_out": nn.Linear(*sizes[1:], bias=False),
+        "out": norse.LICell(),
+    }
+    net = Net(loop, layers).to(dtype)
+    return net, (torch.rand(steps, batch, 1, sizes[0]) < 0.3).to(dtype), torch.arange(batch) % sizes[2]
+
+
+def voltages_and_gradients(net, x, labels):
+    net.zero_grad()
+    voltages = net(x)
+    maximum_loss(voltages, labels).backward()
+    return {"voltages": voltages.detach()}, {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("inner", [None, "aot_eager"])
+def test_the_loop_of_norses_tutorial_is_two_sequence_calls(inner):
+    net, *batch = norse_tutorial()
+    expected, gradients = voltages_and_gradients(net, *batch)
+    exact, *doubled = norse_tutorial(torch.float64)
+    _, truth = voltages_and_gradients(exact, *doubled)
+    snn.accelerate(net, inner=inner)
+    found, of_ours = voltages_and_gradients(net, *batch)
+    torch.testing.assert_close(found["voltages"], expected["voltages"], rtol=1e-5, atol=1e-5)
+    assert_as_exact(of_ours, gradients, truth)
+    with profile(activities=[ProfilerActivity.CPU]) as calls:
+        voltages_and_gradients(net, *batch)
+    counts = {event.key: event.count for event in calls.key_averages() if event.key.startswith("snnfast::")}
+    for name in ("lif_recurrent_dense_fwd", "lif_recurrent_dense_bwd", "li_fwd", "li_bwd"):
+        assert counts[f"snnfast::{name}"] == 1
+    assert not any(name.endswith("step") for name in counts)
+
+
+def test_recurrent_layers_at_other_batch_sizes_and_without_gradients():
+    net, x, labels = norse_tutorial(torch.float64, batch=7)
+    sizes = (4, 3, 7, 5)
+    expected = [voltages_and_gradients(net, x[:, :size], labels[:size]) for size in sizes]
+    graphs = Graphs()
+    snn.accelerate(net, inner=graphs)
+    for size, (outputs, gradients) in zip(sizes, expected, strict=True):
+        found, of_ours = voltages_and_gradients(net, x[:, :size], labels[:size])
+        torch.testing.assert_close((found, of_ours), (outputs, gradients), rtol=1e-9, atol=1e-9)
+    assert len(graphs) == 2 and graphs.calls() == graphs.sequences() == {"l1": 2, "out": 2}
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(net(x[:, :5]), expected[-1][0]["voltages"], rtol=1e-9, atol=1e-9)
+
+
+def test_recurrent_products_in_half_precision_stay_the_loops():
+    """In the sequence they would be computed in float32."""
+    net, x, labels = norse_tutorial()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = voltages_and_gradients(net, x, labels)
+        said = said_of(snn.explain(net, x))
+        found = voltages_and_gradients(snn.accelerate(net, products="per-step"), x, labels)
+    assert "in another dtype than its states" in said["l1"] and "fused over time" in said["out"]
+    assert torch.equal(found[0]["voltages"], expected[0]["voltages"])
 
 
 def test_outputs_have_memory_of_their_own():
@@ -1228,6 +1583,14 @@ def test_a_changed_batch_size_costs_one_more_compilation(products):
     assert graphs.calls() == {"lif1": len(graphs), "lif2": len(graphs)}
 
 
+def test_products_without_bias_serve_every_batch_size():
+    graphs, layers = Graphs(), {"fc": nn.Linear(6, 8, bias=False), "lif": snn.Leaky(**LIF)}
+    net = snn.accelerate(Net(given_state, layers).double(), inner=graphs)
+    for size in (4, 3, 7, 5):
+        net(normal(T, size, 6), normal(size, 8))
+    assert len(graphs) == 2 and graphs.sequences() == {"lif": 2}
+
+
 @pytest.mark.parametrize("products", PRODUCTS)
 def test_autocast(products):
     loop, net, x, targets = published("rate-fc", snn)
@@ -1291,6 +1654,16 @@ def test_an_inner_backend_gives_the_same_numbers(products):
     for ours, wanted in zip(*outcomes, strict=True):
         for name, value in wanted.items():
             torch.testing.assert_close(ours[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_training_recurrent_layers_needs_no_more_memory_than_the_loop(device):
+    net, x, labels = norse_tutorial(sizes=(100, 500, 10), steps=25, batch=32)
+    net, x, labels = net.to(device), x.to(device), labels.to(device)
+    peaks = []
+    for one in (net, snn.accelerate(copy.deepcopy(net))):
+        voltages_and_gradients(one, x, labels)
+        peaks.append(peak_bytes(lambda one=one: voltages_and_gradients(one, x, labels), torch.device(device)))
+    assert peaks[1] <= peaks[0], peaks
 
 
 def test_training_needs_no_more_memory_than_the_loop(device):

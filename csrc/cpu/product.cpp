@@ -23,6 +23,13 @@ namespace {
 template <typename T>
 using Vector [[gnu::vector_size(64)]] = T;
 
+// f<count>() for a count of 1 to kMost; nothing for 0.
+template <int kMost, typename F>
+void with_vectors(int64_t count, const F& f) {
+  if (count == kMost) return f.template operator()<kMost>();
+  if constexpr (kMost > 1) with_vectors<kMost - 1>(count, f);
+}
+
 // out [kRows, width] = the sum over k of factor(r, k) * row(k), of which a block of kVectors vectors holds all of
 // width.
 template <int kRows, int kVectors, typename T, typename Factor, typename Row>
@@ -56,16 +63,8 @@ void multiply_rows(int64_t terms, const Factor& factor, const Row& row, T* out, 
   constexpr int64_t kWidth = 4 * Matrix<T>::kLanes;
   int64_t first = 0;
   for (; first + kWidth <= columns; first += kWidth) block.template operator()<4>(first);
-  switch ((columns - first + Matrix<T>::kLanes - 1) / Matrix<T>::kLanes) {
-    case 1:
-      return block.template operator()<1>(first);
-    case 2:
-      return block.template operator()<2>(first);
-    case 3:
-      return block.template operator()<3>(first);
-    case 4:
-      return block.template operator()<4>(first);
-  }
+  with_vectors<4>((columns - first + Matrix<T>::kLanes - 1) / Matrix<T>::kLanes,
+                  [&]<int kVectors>() { block.template operator()<kVectors>(first); });
 }
 
 template <typename T>
@@ -121,54 +120,64 @@ class Events {
   int count_ = 0;
 };
 
+// sums.row(j) += height * values over the events (j, height), a block of kVectors vectors at a time.
+template <int kVectors, typename T>
+void add_to_rows(const Events<T>& events, const T* values, Matrix<T>& sums, int64_t first) {
+  Vector<T> added[kVectors];
+  std::memcpy(added, values + first, sizeof(added));
+  for (int k = 0; k < events.count(); ++k) {
+    T* to = sums.row(events.index(k)) + first;
+    for (int v = 0; v < kVectors; ++v) {
+      Vector<T> sum;
+      std::memcpy(&sum, __builtin_assume_aligned(to + v * Matrix<T>::kLanes, 64), sizeof(sum));
+      sum += events.height(k) * added[v];
+      std::memcpy(__builtin_assume_aligned(to + v * Matrix<T>::kLanes, 64), &sum, sizeof(sum));
+    }
+  }
+}
+
 // out [columns, features] += spk [steps, columns]^T grads [steps, features], for some of the spikes' columns; their
 // rows lie `stride` apart. Steps come in parts, whose sums lose less than one long sum.
 template <typename T>
 class ColumnSums {
  public:
-  static constexpr int kColumns = 32;
+  static constexpr int kColumns = 64;
 
-  explicit ColumnSums(int64_t features) : sum_(features), grads_(kSteps, features), events_(kColumns) {}
+  explicit ColumnSums(int64_t features) : sums_(kColumns, features), last_(1, features), events_(kColumns) {}
 
   void add(const T* spk, int64_t stride, int64_t columns, const T* grads, int64_t steps, T* out) {
-    const int64_t features = grads_.columns();
-    const int64_t most = std::clamp<int64_t>(kCached / features, 16, kSteps);
-    for (int64_t first = 0; first < steps; first += most) {
-      const int64_t some = std::min(most, steps - first);
-      grads_.copy(grads + first * features, some);
-      find(spk + first * stride, stride, columns, some);
+    constexpr int64_t kSteps = 512;
+    const int64_t features = sums_.columns();
+    for (int64_t first = 0; first < steps; first += kSteps) {
+      sums_.clear();
+      for (int64_t step = first; step < std::min(first + kSteps, steps); ++step) {
+        events_.find(spk + step * stride, columns);
+        const T* values = grads + step * features;
+        // Whole vectors reach beyond a row: into those after it, where they are.
+        if ((steps - step) * features < last_.stride()) {
+          last_.copy(values, 1);
+          values = last_.row(0);
+        }
+        add_row(values);
+      }
       for (int64_t column = 0; column < columns; ++column) {
-        const auto factor = [&](int, int64_t k) { return height_[column][k]; };
-        const auto row = [&](int64_t k) { return grads_.row(step_[column][k]); };
-        multiply_rows<1>(count_[column], factor, row, sum_.data(), features);
-        for (int64_t i = 0; i < features; ++i) out[column * features + i] += sum_[i];
+        for (int64_t i = 0; i < features; ++i) out[column * features + i] += sums_.row(column)[i];
       }
     }
   }
 
  private:
-  static constexpr int kSteps = 128;
-  static constexpr int64_t kCached = 1 << 16;
-
-  void find(const T* spk, int64_t stride, int64_t columns, int64_t steps) {
-    std::fill_n(count_, kColumns, 0);
-    for (int64_t step = 0; step < steps; ++step) {
-      events_.find(spk + step * stride, columns);
-      for (int k = 0; k < events_.count(); ++k) {
-        const int column = events_.index(k), at = count_[column]++;
-        step_[column][at] = static_cast<uint8_t>(step);
-        height_[column][at] = events_.height(k);
-      }
-    }
+  void add_row(const T* values) {
+    constexpr int64_t kLanes = Matrix<T>::kLanes;
+    const int64_t features = sums_.columns();
+    int64_t first = 0;
+    for (; first + 8 * kLanes <= features; first += 8 * kLanes) add_to_rows<8>(events_, values, sums_, first);
+    with_vectors<8>((features - first + kLanes - 1) / kLanes,
+                    [&]<int kVectors>() { add_to_rows<kVectors>(events_, values, sums_, first); });
   }
 
-  std::vector<T> sum_;
-  Matrix<T> grads_;
+  Matrix<T> sums_, last_;
   Events<T> events_;
-  int count_[kColumns];
-  // Rows of a length that is no power of two lie in different sets of the cache.
-  uint8_t step_[kColumns][kSteps + 64];
-  T height_[kColumns][kSteps + 16];
 };
 
 }  // namespace

@@ -30,8 +30,12 @@ class Matrix {
     for (int64_t k = 0; k < rows; ++k) std::memcpy(first_ + k * stride_, from + k * columns_, columns_ * sizeof(T));
   }
 
+  void clear() { values_.assign(values_.size(), T(0)); }
+
   const T* row(int64_t k) const { return first_ + k * stride_; }
+  T* row(int64_t k) { return first_ + k * stride_; }
   int64_t columns() const { return columns_; }
+  int64_t stride() const { return stride_; }
 
  private:
   int64_t columns_, stride_;

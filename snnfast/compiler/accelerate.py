@@ -25,7 +25,7 @@ def accelerate(
         window: steps that run as one call; None: chosen from the sizes and the device.
         products: "batched": matrix products of all steps of a window are one product, whose sum may round otherwise
             than that of small ones; "per-step": only what is exact is batched, so that results and gradients of input
-            and weights equal the loop's to the bit.
+            and weights equal the loop's to the bit; spikes that come back through weights do so step by step.
         inner: another torch.compile backend (such as "inductor") that compiles the fused graph in turn.
 
     Returns:

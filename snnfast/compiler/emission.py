@@ -163,15 +163,18 @@ class _Emitter:
         return joined if isinstance(pack, (SequencePack, CallPack)) else self._graph.call_method("clone", (joined,))
 
     def _sequence(self, pack: SequencePack) -> None:
-        rest = [self._start(arg) if isinstance(arg, Node) else arg for arg in pack.steps[0].args[1:]]
+        rest = pack.neuron.sequence_arguments(pack.steps[0])
+        rest = [self._start(arg) if isinstance(arg, Node) else arg for arg in rest]
         self._made[pack] = self._new(pack.neuron.sequence, self._column(pack.current.lanes), *rest, False)
 
     def _start(self, node: Node) -> Node:
         """A parameter of a sequence, or a state that it starts from."""
-        if node in self._packing.pack_of and self._is_last_state(node) and g.value(node).requires_grad:
-            pack, output, _ = self._place(node)
-            return self._new(last_of, self._one(node), self._stack(pack, output))
-        return self._one(node)
+        if node not in self._packing.pack_of or not self._is_last_state(node) or not g.value(node).requires_grad:
+            return self._one(node)
+        pack, output, _ = self._place(node)
+        if not pack.neuron.keeps_all:
+            return self._one(node)
+        return self._new(last_of, self._one(node), self._stack(pack, output))
 
     def _call(self, pack: CallPack) -> None:
         def operand(leaf):

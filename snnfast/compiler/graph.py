@@ -5,6 +5,7 @@ import re
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
+from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten
 
 
@@ -44,6 +45,19 @@ def kind(node: Node) -> tuple:
 def is_operator(node: Node, packet) -> bool:
     """Whether a node calls this torch operator, by packet or by overload."""
     return node.op == "call_function" and getattr(node.target, "overloadpacket", node.target) is packet
+
+
+def linear_arguments(node) -> tuple | None:
+    """Input, weight and bias of a call of `F.linear`; None for anything else."""
+    if not isinstance(node, Node) or node.op != "call_function" or node.target is not F.linear:
+        return None
+    given = {"bias": None} | dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+    return given["input"], given["weight"], given["bias"]
+
+
+def name_of(node: Node) -> str:
+    """What a node calls, as people know it."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 def is_call(node: Node) -> bool:

@@ -2,7 +2,8 @@
 
 Besides the data's own edges, order is kept between writes and reads of the same memory, between random draws, and
 across mode switches. A set of nodes may become one node exactly if the graph stays acyclic: that rejects every true
-recurrence (feedback between layers, spikes fed back), so that nothing else needs to know about it.
+recurrence (feedback between layers, spikes fed back) that does not lie within the set, so that nothing else needs to
+know about it.
 """
 
 from torch.fx import Graph, Node

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -32,7 +33,7 @@ class SequencePack:
 
     @property
     def nodes(self) -> list[Node]:
-        return [*self.steps, *self.outputs]
+        return [*self.steps, *self.outputs, *self.neuron.inner_nodes(self.steps)]
 
     @property
     def pieces(self) -> list[Node]:
@@ -90,6 +91,8 @@ class Packing:
 
     def pack_chain(self, chain: Chain, window: int) -> list[SequencePack]:
         """Packs a chain window by window; a window that feeds back to itself is halved."""
+        if self.exact and chain.neuron.recurrent:
+            return []
         packs, windows = [], list(_windows(chain.steps, window))
         while windows:
             steps = windows.pop(0)
@@ -113,7 +116,7 @@ class Packing:
                     return None
                 pack.outputs[user] = (user.args[1], step)
         inside = set(pack.nodes)
-        others = [arg for node in steps for i, arg in enumerate(node.args) if i not in neuron.states]
+        others = [arg for node in steps for arg in (node.args[0], *neuron.shared_arguments(node))]
         if any(isinstance(arg, Node) and arg in inside for arg in others) or not self._stays(pack.nodes):
             return None
         return pack
@@ -174,11 +177,15 @@ class Packing:
         columns = [lanes]
         while columns:
             lanes = columns.pop()
-            users = [[user for user in lane.users if g.is_call(user)] for lane in lanes]
+            users = [[user for user in lane.users if self._is_open(user)] for lane in lanes]
             for user in users[0]:
                 column = self._matching_users(user, users)
                 if column and self._pack_column(column):
                     columns.append(column)
+
+    def _is_open(self, user: Node) -> bool:
+        """A call that no sequence took up: products of the same spikes for this layer and for the next are alike."""
+        return g.is_call(user) and not isinstance(self.pack_of.get(user), SequencePack)
 
     @staticmethod
     def _matching_users(first: Node, users: list[list[Node]]) -> tuple | None:
@@ -255,7 +262,8 @@ class Packing:
             return g.value(leaf) if isinstance(leaf, Node) else leaf
 
         try:
-            with self._mode, _no_loop_inside_vmap():
+            # Without Python's dispatcher some operators, such as linear without bias, tie the graph to its batch size.
+            with self._mode, enable_python_dispatcher(), _no_loop_inside_vmap():
                 args, kwargs = tree_unflatten([fake(leaf) for leaf in leaves], nesting)
                 result = g.run(batched.op, batched.target, args, kwargs)
                 result = batched.after(result) if batched.after else result

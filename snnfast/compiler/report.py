@@ -7,6 +7,8 @@ from torch.fx import Node
 from . import graph as g
 from .chains import Chain, what_broke
 
+KEPT_PER_STEP = 'its recurrent products would round otherwise in one call: products="per-step" keeps them'
+
 
 @dataclass
 class LayerReport:
@@ -46,6 +48,8 @@ def report(chains: list[Chain], packing) -> list[LayerReport]:
         layer.reasons += [_feedback(packing.refused[step]) for step in chain.steps if step in packing.refused and alone]
         if len(chain.steps) == 1 and what_broke(chain):
             layer.reasons.append(what_broke(chain))
+        elif len(chain.steps) > 1 and chain.neuron.recurrent and packing.exact:
+            layer.reasons.append(KEPT_PER_STEP)
     for layer in layers.values():
         if layer.steps == 1:
             layer.reasons.append(
@@ -55,10 +59,6 @@ def report(chains: list[Chain], packing) -> list[LayerReport]:
 
 
 def _feedback(path: list[Node]) -> str:
-    through = [g.layer_of(node) or _name(node) for node in path if g.is_call(node)]
+    through = [g.layer_of(node) or g.name_of(node) for node in path if g.is_call(node)]
     steps = list(dict.fromkeys(name for name in through if name))
     return f"a step depends on an earlier one through {', '.join(steps)}"
-
-
-def _name(node: Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
