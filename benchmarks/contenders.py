@@ -360,7 +360,7 @@ class TorchRnn(Contender):
     def __init__(self):
         super().__init__()
         # cuDNN's default is TF32, which no other contender computes in.
-        torch.backends.cudnn.rnn.fp32_precision = "ieee"
+        torch.backends.cudnn.allow_tf32 = False
 
     def rlif(self, features):
         return _OutputOnly(nn.RNN(features, features))

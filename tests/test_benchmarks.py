@@ -352,6 +352,13 @@ def test_what_memory_does_not_hold_is_left_out(module, monkeypatch, capsys, tmp_
     assert [row["N"] for row in json.loads((tmp_path / "rows.json").read_text())] == [64]
 
 
+def test_no_contender_leaves_precision_flags_that_break_others(module):
+    for contender in module("contenders").RLIF_CONTENDERS:
+        contender()
+    torch.export.export(nn.Linear(3, 2), (torch.ones(1, 3),))
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_free_memory_is_some(module):
     assert (module("measure").free_bytes(torch.device("cpu")) or 1e9) > 1e6
 
