@@ -1,9 +1,28 @@
-"""Every test with the `device` fixture runs on the CPU and, where there is one, on the GPU."""
+"""Every test with the `device` fixture runs on the CPU and, where there is one, on the GPU.
+
+SNNFAST_EMULATED names a build of the CUDA kernels for the CPU (test_emulation.py), to run a test on in `_C`'s place.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
 
 import pytest
 import torch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def _put_in_place(name, path):
+    loader = importlib.machinery.ExtensionFileLoader(name, path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    sys.modules[name] = module
+
+
+if emulated := os.environ.get("SNNFAST_EMULATED"):
+    _put_in_place("snnfast._C", emulated)
 
 
 @pytest.fixture(params=DEVICES)

@@ -14,6 +14,7 @@ from cases import RESETS, identical
 from snnfast import functional, ops, reference
 
 LAYERS = ("RLeaky", "RSynaptic")
+SIZES = [(1, 1, 1), (3, 2, 7), (20, 5, 33), (8, 40, 33), (30, 40, 100), (6, 3, 2500)]
 
 
 def layer(library, name, features, device="cpu", dtype=torch.float32, seed=0, **options):
@@ -49,7 +50,7 @@ def agree_until_the_threshold(ours, theirs, mem, threshold=1.0):
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("steps, batch, features", [(1, 1, 1), (3, 2, 7), (20, 5, 33), (30, 40, 100), (6, 3, 2500)])
+@pytest.mark.parametrize("steps, batch, features", SIZES)
 def test_spikes_states_and_input_gradients(name, reset, steps, batch, features, device):
     """Against snnTorch's own loop; sizes below and above a tile of the CPU's kernel."""
     x = currents(steps, batch, features, device=device)
@@ -77,17 +78,18 @@ def test_spikes_states_and_input_gradients(name, reset, steps, batch, features, 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("reset_delay", [True, False])
-def test_float64_against_the_reference(name, reset, reset_delay, device):
-    """Every output and gradient, initial states and learnt parameters included, where rounding decides nothing."""
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_against_the_reference(name, reset, reset_delay, dtype, tolerance, device):
+    """Every output and gradient, initial states and learnt parameters included; in float64 rounding decides nothing."""
     learn = {"learn_beta": True, "learn_threshold": True, **({"learn_alpha": True} if name == "RSynaptic" else {})}
     results = []
     for fused in (True, False):
         module = layer(
-            *(snnfast, name, 19, device, torch.float64),
+            *(snnfast, name, 19, device, dtype),
             **{"reset_mechanism": reset, "reset_delay": reset_delay, "threshold": 0.6, **learn},
         )
-        x = currents(15, 4, 19, device=device, dtype=torch.float64).requires_grad_()
-        initial = [t.clone().requires_grad_() for t in currents(3, 4, 19, device=device, dtype=torch.float64)]
+        x = currents(15, 4, 19, device=device, dtype=dtype).requires_grad_()
+        initial = [t.clone().requires_grad_() for t in currents(3, 4, 19, device=device, dtype=dtype)]
         initial = initial[: len(module.state_names)]
         with torch.enable_grad() if fused else snnfast.use_reference():
             outputs = module.unroll(x, *initial)
@@ -97,7 +99,7 @@ def test_float64_against_the_reference(name, reset, reset_delay, device):
     (ours, our_grads), (theirs, their_grads) = results
     assert identical(ours[0], theirs[0]) and 0.05 < ours[0].mean() < 0.9
     for a, b in zip((*ours, *our_grads), (*theirs, *their_grads), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def gradient_errors(module, x, weight):

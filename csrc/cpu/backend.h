@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 
 #include "../dispatch.h"
 #include "../op/tensors.h"
@@ -31,13 +32,13 @@ struct Cpu {
               [&](int64_t first, int width) { scan_tile(scan, options, first, width); });
   }
 
-  // spk0 [neurons] or null, weight_t [features, features], bias [features] or null.
   template <typename Neuron, typename T>
-  static bool scan_dense(const Tensor&, const Scan<Neuron, T>& scan, const NeuronOptions& options, const T* spk0,
-                         const T* weight_t, const T* bias, int64_t features) {
-    const Matrix<T> matrix(weight_t, features, features);
+  static bool scan_dense(const Tensor&, const Scan<Neuron, T>& scan, const NeuronOptions& options,
+                         const std::optional<Tensor>& spk0, const Tensor& weight_t, const std::optional<Tensor>& bias) {
+    const int64_t features = weight_t.size(0);
+    const Matrix<T> matrix(data<T>(weight_t), features, features);
     for_slabs(scan.neurons, features, [&](int64_t first, int64_t samples) {
-      scan_dense_slab(scan, options, spk0, matrix, bias, first, samples);
+      scan_dense_slab(scan, options, data<T>(spk0), matrix, data<T>(bias), first, samples);
     });
     return true;
   }
@@ -55,11 +56,12 @@ struct Cpu {
   // fed [neurons]: dL/dspk0. False where the weights do not fit the cache: products of whole steps are faster there.
   template <typename Neuron, typename T>
   static bool scan_dense_backward(const Tensor&, const ScanBackward<Neuron, T>& scan, const NeuronOptions& options,
-                                  const SurrogateChoice& choice, const T* weight, int64_t features, T* fed) {
+                                  const SurrogateChoice& choice, const Tensor& weight, const Tensor& fed) {
     constexpr int64_t kCached = 256 << 10;
+    const int64_t features = weight.size(0);
     if (features * features * int64_t{sizeof(T)} > kCached) return false;
-    const Matrix<T> matrix(weight, features, features);
-    const FedBack<T> back{&matrix, fed};
+    const Matrix<T> matrix(data<T>(weight), features, features);
+    const FedBack<T> back{&matrix, mutable_data<T>(fed)};
     dispatch_backward(scan, choice, [&](auto with_params, const auto& surrogate) {
       for_slabs(scan.neurons, features, [&](int64_t first, int64_t samples) {
         const int width = static_cast<int>(samples * features);

@@ -11,7 +11,8 @@
 //                      on exit. state, extra: after step t; previous: state[t-1]. grad_params: this step's share of the
 //                      parameters' gradients. Returns dL/dx[t]
 // A recurrent model takes a second current, `rec`, after x; its step_backward gives dL/drec[t] in two terms. A model
-// with kSpikes = false gives an output that is no spike: its step_backward asks no surrogate.
+// with kSpikes = false gives an output that is no spike: its step_backward asks no surrogate. Spikes are 1, or as high
+// as a model's height() says.
 #pragma once
 
 #include <torch/headeronly/macros/Macros.h>
@@ -25,6 +26,15 @@ concept Recurrent = Neuron::kRecurrent;
 
 template <typename Neuron>
 concept Spiking = !requires { Neuron::kSpikes; } || Neuron::kSpikes;
+
+template <typename Neuron>
+C10_HOST_DEVICE auto spike_height([[maybe_unused]] const Neuron& neuron) {
+  if constexpr (requires { neuron.height(); }) {
+    return neuron.height();
+  } else {
+    return typename Neuron::Scalar(1);
+  }
+}
 
 template <typename Neuron, typename T>
 C10_HOST_DEVICE T step(const Neuron& neuron, T x, [[maybe_unused]] T rec, T* state, T* extra) {

@@ -30,6 +30,8 @@ struct RLeaky {
   C10_HOST_DEVICE RLeaky(const T* params, NeuronOptions options)
       : beta(params[kBeta]), firing{params[kThreshold], params[kGradedSpikesFactor], options} {}
 
+  C10_HOST_DEVICE T height() const { return firing.graded_spikes_factor; }
+
   C10_HOST_DEVICE T step(T x, T rec, T* state, T* extra) const {
     const T reset = firing.above(state[kMem]);
     T mem = (beta.value * state[kMem] + x) + rec;

@@ -31,6 +31,8 @@ struct SecondOrder {
   C10_HOST_DEVICE SecondOrder(const T* params, NeuronOptions options)
       : alpha(params[kAlpha]), beta(params[kBeta]), firing{params[kThreshold], params[kGradedSpikesFactor], options} {}
 
+  C10_HOST_DEVICE T height() const { return firing.graded_spikes_factor; }
+
   C10_HOST_DEVICE T step(T x, T* state, T* extra) const { return charge(alpha.value * state[kSyn] + x, state, extra); }
 
   C10_HOST_DEVICE T step(T x, T rec, T* state, T* extra) const {

@@ -40,8 +40,7 @@ struct DenseOp : NeuronOp<Backend, Model> {
         using Neuron = Model<T, decltype(delay)::value>;
         const auto scan = Base::template scan_into<Neuron, S>(results, x, sequence, saved, states, params);
         if (sequence.neurons == 0) return;
-        const bool done =
-            Backend::scan_dense(x, scan, options, data<T>(spk), data<T>(weight_t), data<T>(bias), features);
+        const bool done = Backend::scan_dense(x, scan, options, spk, weight_t, bias);
         if (!done) scan_by_step(x, results[0], spk, weight_t, bias, scan, options);
       });
     });
@@ -84,8 +83,7 @@ struct DenseOp : NeuronOp<Backend, Model> {
         if (want_params) Base::set_grad_params(scan, results.back());
         if (sequence.neurons == 0) return;
         if (sequence.steps == 0) return Backend::scan_backward(like, scan, options, choice);
-        const bool done = Backend::scan_dense_backward(like, scan, options, choice, data<T>(weight), weight.size(0),
-                                                       mutable_data<T>(results[1]));
+        const bool done = Backend::scan_dense_backward(like, scan, options, choice, weight, results[1]);
         if (!done) results[1] = scan_back_by_step(like, results[0], weight, scan, options, choice);
       });
     });
