@@ -24,18 +24,18 @@ class TrainingStep:
         for index in torch.randperm(len(labels), device=device).split(128):
             loss, correct = step(images[index], labels[index])
 
-    A call runs `output = model(encode(x))`, `loss(output, target)`, backward, and the optimiser. On the CPU it does just
-    that. On a CUDA device the first calls with a batch of some shapes and dtypes run eagerly on a side stream (3 of
-    them, 11 under DistributedDataParallel), the next one captures the whole step in a `torch.cuda.CUDAGraph`, and it
+    A call runs `output = model(encode(x))`, `loss(output, target)`, backward, and the optimiser. On the CPU it does
+    just that. On a CUDA device the first calls with a batch of some shapes and dtypes run eagerly on a side stream (3
+    of them, 11 under DistributedDataParallel), the next one captures the whole step in a `torch.cuda.CUDAGraph`, and it
     and all later ones replay that: one launch. Every call is one step on its own batch. The smaller last batch of an
     epoch gets a graph of its own once it has come often enough; batches of shapes beyond the first `max_graphs` run
-    eagerly. Nothing waits for the device, as long as what you pass in does not. The CUDA part follows PyTorch's
-    "CUDA graphs: whole network capture" and has not run on a GPU yet.
+    eagerly. Nothing waits for the device, as long as what you pass in does not. The CUDA part follows PyTorch's notes
+    on capturing a whole network and has not run on a GPU yet.
 
     What the graph asks of the step (anything else raises at the call that captures, or is frozen in the graph):
 
     - It reads no number back (`.item()`, `print`, `if tensor > 0`) and its control flow is the same in every call.
-    - Python state that the model carries from call to call, such as `init_hidden=True` membranes, is reset in `forward`.
+    - Python state that the model carries from call to call, as `init_hidden=True` membranes, is reset in `forward`.
     - Random numbers come from the device's default generator or from `generators`; they are drawn anew in every call.
     - Gradient clipping goes into the graph by `optimizer.register_step_pre_hook`.
 
@@ -191,7 +191,7 @@ class TrainingStep:
     def _warn_of_constant_change(self) -> None:
         if self._replays <= 1:
             warnings.warn(
-                "TrainingStep: model or optimizer changed right after the step was captured, so the graph is thrown away; "
+                "TrainingStep: model or optimizer changed right after the step was captured, the graph is of no use; "
                 "if they change with every step, pass a fused optimizer, whose lr is a tensor, or max_graphs=0",
                 stacklevel=3,
             )
@@ -292,8 +292,8 @@ def _check_capturable(optimizer: Optimizer) -> None:
     if isinstance(optimizer, SGD) or all("capturable" in group for group in optimizer.param_groups):
         return
     raise ValueError(
-        f"optimizer must be torch.optim.SGD or have the option capturable (Adam, AdamW, RMSprop, ...) to be captured in "
-        f"a CUDA graph, got {type(optimizer).__name__}; pass such a one, or max_graphs=0 to run eagerly"
+        f"optimizer must be torch.optim.SGD or have the option capturable (Adam, AdamW, RMSprop, ...) to be captured "
+        f"in a CUDA graph, got {type(optimizer).__name__}; pass such a one, or max_graphs=0 to run eagerly"
     )
 
 

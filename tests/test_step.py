@@ -59,6 +59,7 @@ class Recorder:
 
         def replay():
             self.log.append("replay")
+            held = [p.grad for p in model.parameters()]
             with torch.enable_grad():
                 new = run()
             for static, value in zip(tree_leaves(results), tree_leaves(new), strict=True):
@@ -66,6 +67,8 @@ class Recorder:
             for static, parameter in zip(gradients, model.parameters(), strict=True):
                 if static is not None:
                     static.copy_(parameter.grad)
+            for parameter, gradient in zip(model.parameters(), held, strict=True):
+                parameter.grad = gradient
 
         return replay, results
 
