@@ -142,13 +142,14 @@ class TrainingStep:
         batch = tree_unflatten(inputs, layout)
         try:
             replay, results = self._capturer.capture(lambda: self._run(*batch), self.generators)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
             self.optimizer.zero_grad(set_to_none=True)
             self._forget_graphs()
             # Ending a broken capture raises too; the reason is what broke it.
-            reason = str(error.__context__ or error).strip().splitlines()[0]
+            cause = error.__context__ or error
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             raise RuntimeError(
                 f"the training step cannot be captured in a CUDA graph ({reason}); it must not wait for the GPU or "
                 f"use data from the CPU (see TrainingStep); max_graphs=0 runs it eagerly"
@@ -174,12 +175,18 @@ class TrainingStep:
         for module in self.model.modules():
             frozen.append(module.training)
             frozen += [p is not None and (p.data_ptr(), p.requires_grad) for p in module._parameters.values()]
-            frozen += map(_identity, module._buffers.values())
+            frozen += map(self._identity, module._buffers.values())
         for state in self.optimizer.state.values():
-            frozen += map(_identity, state.values())
+            frozen += map(self._identity, state.values())
         for group in self.optimizer.param_groups:
-            frozen += [_identity(value) for name, value in group.items() if name != "params"]
+            frozen += [self._identity(value) for name, value in group.items() if name != "params"]
         return frozen
+
+    def _identity(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        # A graph reads a tensor on its device anew each time; of one elsewhere it keeps the numbers.
+        return value.data_ptr() if value.device == self.device else value.tolist()
 
     def _forget_graphs(self) -> None:
         # With them goes their memory pool: PyTorch takes no capture into a pool whose graphs are gone.
@@ -304,8 +311,8 @@ def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
             group["capturable"] = True
         if group.get("fused", False) is None and not group.get("foreach") and not group.get("differentiable"):
             group["fused"] = True
-        if group.get("fused") and not isinstance(group["lr"], Tensor):
-            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+        if group.get("fused"):
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             if isinstance(state.get("step"), Tensor):
@@ -316,10 +323,6 @@ def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
 
 def _on(device: torch.device, leaves: list[Tensor]) -> list[Tensor]:
     return [leaf.to(device, non_blocking=True) for leaf in leaves]
-
-
-def _identity(value: Any) -> Any:
-    return value.data_ptr() if isinstance(value, Tensor) else value
 
 
 def _detached(value: Any) -> Any:

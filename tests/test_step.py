@@ -349,31 +349,48 @@ def test_the_optimiser_is_made_capturable(recorded, steps_before):
     assert {state["step"].item() for state in optimizer.state.values()} == {5 + steps_before}
 
 
-def test_a_step_that_cannot_be_captured_says_why(recorded):
+def refuse_to_capture(monkeypatch, error):
+    """As torch.cuda.graph does: what breaks a capture makes its end raise too."""
+
+    def capture(self, run, generators):
+        try:
+            raise error
+        finally:
+            raise RuntimeError("capture_end failed too")
+
+    monkeypatch.setattr(Recorder, "capture", capture)
+
+
+def test_a_step_that_cannot_be_captured_says_why(recorded, monkeypatch):
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     recorded(net, optimizer)
-
-    class Refuses(Recorder):
-        def capture(self, run, generators):
-            try:
-                raise RuntimeError("operation not permitted when stream is capturing\nmore")
-            finally:
-                raise RuntimeError("capture_end failed too")
-
-    step_module._BACKENDS["cpu"] = Refuses
+    refuse_to_capture(monkeypatch, RuntimeError("operation not permitted when stream is capturing\nmore"))
     step = snn.TrainingStep(net, optimizer, loss, constant)
-    data = batches(4)
-    for batch in data[:3]:
+    *warmup, last = batches(4)
+    for batch in warmup:
         step(*batch)
     weight = net[0].weight.clone()
     with pytest.raises(
         RuntimeError, match=r"captured in a CUDA graph \(operation not permitted .* capturing\); .*max_gr"
     ):
-        step(*data[3])
+        step(*last)
     assert torch.equal(net[0].weight, weight)
-    step(*data[3])
+    step(*last)
     assert not torch.equal(net[0].weight, weight)
+
+
+def test_running_out_of_memory_stays_that(recorded, monkeypatch):
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    recorded(net, optimizer)
+    refuse_to_capture(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
+    step = snn.TrainingStep(net, optimizer, loss, constant)
+    *warmup, last = batches(4)
+    for batch in warmup:
+        step(*batch)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        step(*last)
 
 
 def test_containers_of_tensors(recorded):
