@@ -5,8 +5,11 @@ the captured inputs, and writes to the captured results and gradients; unlike on
 """
 
 import copy
+import inspect
 import re
 import warnings
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -391,6 +394,62 @@ def test_running_out_of_memory_stays_that(recorded, monkeypatch):
         step(*batch)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         step(*last)
+
+
+class Stream:
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def wait_stream(self, other):
+        self.log.append(f"{self.name} waits for {other.name}")
+
+
+def test_the_calls_to_cuda_are_in_pytorchs_order(monkeypatch):
+    """Without a GPU: that streams wait for each other and what a capture is given; not that CUDA accepts it."""
+    log = []
+
+    @contextmanager
+    def within(name):
+        log.append(f"enter {name}")
+        yield
+        log.append(f"leave {name}")
+
+    graph = mock.Mock(replay="replay")
+    side, current = Stream("side", log), Stream("current", log)
+    real = inspect.signature(torch.cuda.graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: within(stream.name))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: within(str(device)))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *a, **k: within(sorted(real.bind(*a, **k).arguments)))
+    step_module.side_stream.cache_clear()
+    capturer = step_module._CudaCapturer(torch.device("cuda", 0))
+    step_module.side_stream.cache_clear()
+
+    assert capturer.eager(lambda: log.append("run") or "results") == "results"
+    assert log == ["side waits for current", "enter side", "run", "leave side", "current waits for side"]
+    log.clear()
+    assert capturer.capture(lambda: log.append("run") or "results", ("generator",)) == ("replay", "results")
+    arguments = ["capture_error_mode", "cuda_graph", "pool", "stream"]
+    inside = ["cuda:0", "current", arguments]
+    assert log == [*(f"enter {name}" for name in inside), "run", *(f"leave {name}" for name in inside[::-1])]
+    graph.register_generator_state.assert_called_once_with("generator")
+
+
+def test_distributed_models_warm_up_longer(recorded, monkeypatch):
+    class Wrapped(nn.Sequential):
+        pass
+
+    monkeypatch.setattr(step_module, "DistributedDataParallel", Wrapped)
+    net = Wrapped(network())
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    log = recorded(net, optimizer)
+    step = snn.TrainingStep(net, optimizer, loss, constant)
+    for batch in batches(13):
+        step(*batch)
+    assert log == ["pool", *["eager"] * 11, "capture", "replay", "replay"]
 
 
 def test_containers_of_tensors(recorded):
