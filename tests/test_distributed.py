@@ -24,13 +24,11 @@ sys.path.remove(str(EXAMPLES))
 PROCESSES, STEPS, BATCH_SIZE, EPOCHS = 2, 5, 64, 2
 
 
-def train(world, samples=602):
-    """The numbers of a run on scikit-learn's digits, in float64: everything that may not depend on the world's size."""
-    from sklearn.datasets import load_digits
+def train(world, images, labels, samples=602):
+    """Train on the first `samples` images [N, 64]; returns everything that may not depend on the world's size.
 
-    digits = load_digits()
-    # Sums over a batch differ in their order. In float64 no membrane is so near its threshold that this flips a spike.
-    images, labels = torch.from_numpy(digits.data) / 16, torch.from_numpy(digits.target)
+    Sums over a batch differ in their order. In float64 no membrane is so near its threshold that this flips a spike.
+    """
     torch.manual_seed(world.rank)  # DistributedDataParallel hands rank 0's start to all
     layers = [nn.Linear(64, 50), snn.Leaky(0.9), nn.Linear(50, 10), snn.Leaky(0.9)]
     net = world.wrap(snn.Unroll(*layers).double())
@@ -63,9 +61,19 @@ def train(world, samples=602):
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def digits():
+    """scikit-learn's: float64 images [N, 64] from 0 to 1, and labels."""
+    from sklearn.datasets import load_digits  # not above: each of the processes would spend a second on it
+
+    images, labels = map(torch.tensor, load_digits(return_X_y=True))
+    return images / 16, labels
+
+
+@pytest.fixture(scope="module")
+def ranks(digits, tmp_path_factory):
     """What each of two gloo processes under torchrun saved."""
     out = tmp_path_factory.mktemp("ranks")
+    torch.save(digits, out / "digits.pt")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     run = subprocess.run([*launcher, __file__, str(out)], capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr[-4000:]
@@ -73,10 +81,10 @@ def ranks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone():
+def alone(digits):
     torch.manual_seed(0)
     with distributed.world(torch.device("cpu")) as world:
-        return train(world)
+        return train(world, *digits)
 
 
 def test_each_process_knows_its_place(ranks, alone):
@@ -135,5 +143,6 @@ def test_alone_nothing_is_wrapped_or_reduced():
 
 
 if __name__ == "__main__":
+    directory = Path(sys.argv[1])
     with distributed.world(torch.device("cpu")) as joined:
-        torch.save(train(joined), Path(sys.argv[1]) / f"{joined.rank}.pt")
+        torch.save(train(joined, *torch.load(directory / "digits.pt")), directory / f"{joined.rank}.pt")
