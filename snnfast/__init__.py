@@ -7,6 +7,7 @@ from .compiler import accelerate, explain
 from .convert import convert, reset
 from .functional import use_reference
 from .neurons import Alpha, Lapicque, Leaky, RLeaky, RSynaptic, SpikingNeuron, Synaptic
+from .step import TrainingStep
 from .unroll import Unroll
 
 __version__ = _version("snnfast")
@@ -19,6 +20,7 @@ __all__ = [
     "RSynaptic",
     "SpikingNeuron",
     "Synaptic",
+    "TrainingStep",
     "Unroll",
     "accelerate",
     "convert",
