@@ -134,7 +134,7 @@ def times(steps: int, dt: float | None) -> Tensor:
 def label_time(axes: Axes, steps: int, dt: float | None) -> None:
     """Name and limit the time axis."""
     axes.set(xlabel="time step" if dt is None else "time (ms)", xlim=(0.5 * (dt or 1), (steps + 0.5) * (dt or 1)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=dt is None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=dt is None, min_n_ticks=1))
 
 
 def draw_line(axes: Axes, time: Tensor, values: Tensor, **options) -> None:

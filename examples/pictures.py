@@ -91,7 +91,8 @@ def loss_curve(
         figure.legend(handles=loss.lines, loc="outside lower center", ncols=3)
         per_epoch = len(losses) // len(history)
         accuracy.set(ylabel="accuracy (%)", xlabel=f"iteration ({per_epoch} per epoch)")
-        accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
+        accuracy.set_xlim(0, 1.05 * len(losses))
+        accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
@@ -248,7 +249,8 @@ def output_membranes(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 1.2 + 0.55 * classes), layout="constrained")
         figure.suptitle(title)
-        figure.supylabel("membrane of each output neuron", fontsize="medium")
+        scales = "" if threshold is None else " (each on its own scale)"
+        figure.supylabel(f"membrane of each output neuron{scales}", fontsize="medium")
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=4)
         rows = figure.subplots(classes, 1, sharex=True, sharey=threshold is None, squeeze=False)[:, 0]
@@ -256,11 +258,13 @@ def output_membranes(
             draw_line(axes, times(steps, dt), trace[:, neuron], color=colour)
             if threshold is not None:
                 axes.axhline(threshold, color="black", linestyle="--", linewidth=0.6)
-            axes.set_ylabel(neuron, rotation=0, va="center", color="black" if colour == OTHER else colour)
+            axes.set_ylabel(neuron, rotation=0, ha="right", va="center", labelpad=8, fontweight="bold")
+            axes.yaxis.label.set_color("black" if colour == OTHER else colour)
             axes.yaxis.set_major_locator(MaxNLocator(nbins=2))
             axes.tick_params(labelsize="small")
             label_time(axes, steps, dt)
             axes.label_outer()
+        figure.align_ylabels(rows)
     return figure
 
 
@@ -275,14 +279,14 @@ def rate_image(trains: Mapping[str, Tensor], images: Tensor, sample: int = 0) ->
     for name, spikes in trains.items():
         train = train_of(spikes, sample, f"spikes {name}")
         image_of(images, sample, train.shape[1])
-        rates[f"{name}: mean of {len(train)} steps"] = train.mean(0).view(image.shape)
+        rates[f"{name}: mean over time (T = {len(train)})"] = train.mean(0).view(image.shape)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.3 * (1 + len(rates)), 3), layout="constrained")
         original, *panels = figure.subplots(1, 1 + len(rates), squeeze=False)[0]
         draw_image(original, image, "image")
         for axes, (name, rate) in zip(panels, rates.items(), strict=True):
             # Every panel has a scale of its own, or a small gain would leave nothing to see.
-            draw_image(axes, rate, name, vmin=0, vmax=float(rate.max()) or 1)
+            draw_image(axes, rate, name, vmin=0, vmax=max(0.0, float(rate.max())) or 1)
             figure.colorbar(axes.images[0], ax=axes, label="spikes per step", shrink=0.9)
     return figure
 
@@ -318,7 +322,7 @@ def gallery(spikes: Tensor, images: Tensor, labels: Tensor, rows: int = 4, colum
     tallest = max(1, *(int(counts_of(train).max()) for train in shown))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3 * columns, 1.9 * rows + 0.6), layout="constrained")
-        figure.suptitle(f"Output spikes in {len(spikes)} steps")
+        figure.suptitle(f"Output spikes in {len(spikes)} step{'s' if len(spikes) > 1 else ''}")
         figure.legend(handles=class_legend(), loc="outside lower center", ncols=min(3, columns))
         cells = figure.add_gridspec(rows, columns)
         for sample, train in enumerate(shown):

@@ -18,8 +18,14 @@ import demos  # noqa: E402
 import drawing  # noqa: E402
 import pictures  # noqa: E402
 
-DTYPES = [torch.bool, torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]
-SIZES = {"one step, one sample, silent": (1, 1, 0.0), "one step": (1, 2, 1.0), "several": (5, 3, 0.5)}
+DTYPES = [torch.bool, torch.float16, torch.bfloat16, torch.float64]
+SIZES = {"one step, one sample, silent": (1, 1, 0.0), "several": (5, 3, 0.5)}
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch):
+    """Few dots an inch: what is asked of the pictures does not depend on them, the time they take does."""
+    monkeypatch.setitem(drawing.STYLE, "figure.dpi", 50)
 
 
 @pytest.fixture
@@ -144,9 +150,14 @@ def test_the_rebuilt_image_is_the_mean_over_time(spikes, images):
     figure = pictures.rate_image({"gain 1": spikes, "half": spikes[:3]}, images, sample=1)
     original, first, second = figure.axes[:3]
     assert np.array_equal(original.images[0].get_array(), images[1].numpy())
-    assert first.get_title() == "gain 1: mean of 7 steps"
+    assert first.get_title() == "gain 1: mean over time (T = 7)"
     for axes, train in ((first, spikes), (second, spikes[:3])):
         assert np.array_equal(axes.images[0].get_array(), train[:, 1].mean(0).view(3, 4).numpy())
+
+
+def test_spikes_that_only_fall_rebuild_nothing(images):
+    axes = pictures.rate_image({"falls": -torch.ones(2, 2, 12)}, images).axes[1]
+    assert (axes.images[0].get_array() == -1).all() and axes.images[0].get_clim() == (0, 1)
 
 
 def test_the_loss_curve_has_every_iteration_and_epoch():
@@ -201,7 +212,7 @@ def test_many_classes_are_ticked_where_it_matters(images):
 def test_any_dtype_and_device_draws_the_same(dtype, device, spikes, images):
     converted = spikes.to(device, dtype)
     assert dots(pictures.raster(converted, sample=1).axes[0]) == dots(pictures.raster(spikes, sample=1).axes[0])
-    shown = images.to(device, dtype) if dtype != torch.uint8 else images.to(device)
+    shown = images.to(device, dtype)
     raster = pictures.output_raster(converted, shown, torch.tensor([0, 4], device=device), sample=1)
     assert bar_heights(raster.axes[2]) == spikes[:, 1].sum(0).tolist()
     rebuilt = pictures.rate_image({"rate": converted}, shown, sample=1).axes[1].images[0].get_array()
