@@ -1,4 +1,4 @@
-"""Animations of spiking networks, one frame a time step, as functions of your own tensors.
+"""Animations of spiking networks over their time steps, as functions of your own tensors.
 
 Every function returns a matplotlib animation that needs no display: `pictures.save(animation, "input.gif")`, or
 `animation.to_jshtml()` in a notebook. Tensors are those of `pictures`.
@@ -29,17 +29,20 @@ from drawing import (
 FRAMES_PER_SECOND = 10
 
 
-def input_spikes(spikes: Tensor, images: Tensor, sample: int = 0, fps: float = FRAMES_PER_SECOND) -> FuncAnimation:
-    """Show one sample's image beside the pixels that spike in every step.
+def input_spikes(
+    spikes: Tensor, images: Tensor, sample: int = 0, every: int = 1, fps: float = FRAMES_PER_SECOND
+) -> FuncAnimation:
+    """Show one sample's image beside the pixels that spike in a step.
 
     Args:
         spikes: [T, B, ...] with H * W neurons, pixels row by row.
         images: [B, H, W] or [B, 1, H, W], large values as ink.
         sample: which of B.
-        fps: steps shown per second.
+        every: show every so many steps, the last one among them.
+        fps: frames per second.
 
     Raises:
-        ValueError: another shape, no such sample, or no step at all.
+        ValueError: another shape, no such sample, no step at all, or `every` below 1.
     """
     train = train_of(spikes, sample)
     image = image_of(images, sample, train.shape[1])
@@ -54,20 +57,23 @@ def input_spikes(spikes: Tensor, images: Tensor, sample: int = 0, fps: float = F
         now.images[0].set_data(frames[step].numpy())
         now.title.set_text(f"spikes in step {step + 1} of {len(frames)}")
 
-    return _animation(figure, draw, len(frames), fps)
+    return _animation(figure, draw, len(frames), every, fps)
 
 
-def spike_counts(spikes: Tensor, labels: Tensor, sample: int = 0, fps: float = FRAMES_PER_SECOND) -> FuncAnimation:
+def spike_counts(
+    spikes: Tensor, labels: Tensor, sample: int = 0, every: int = 1, fps: float = FRAMES_PER_SECOND
+) -> FuncAnimation:
     """Show one sample's output spikes being counted, and the class they speak for so far.
 
     Args:
         spikes: output spikes [T, B, C].
         labels: true classes [B].
         sample: which of B.
-        fps: steps shown per second.
+        every: show every so many steps, the last one among them.
+        fps: frames per second.
 
     Raises:
-        ValueError: another shape, no such sample, a label that is no class, or no step at all.
+        ValueError: another shape, no such sample, a label that is no class, no step at all, or `every` below 1.
     """
     train = train_of(spikes, sample)
     steps, classes = train.shape
@@ -87,14 +93,15 @@ def spike_counts(spikes: Tensor, labels: Tensor, sample: int = 0, fps: float = F
         colour_ticks(bars, colours)
         bars.title.set_text(f"step {step + 1} of {steps}: {verdict(label, predicted(counts))}")
 
-    return _animation(figure, draw, steps, fps)
+    return _animation(figure, draw, steps, every, fps)
 
 
-def _animation(figure: Figure, draw: Callable[[int], None], steps: int, fps: float) -> FuncAnimation:
-    if not fps > 0:
-        raise ValueError(f"fps must be above 0, got {fps}")
+def _animation(figure: Figure, draw: Callable[[int], None], steps: int, every: int, fps: float) -> FuncAnimation:
+    if every < 1 or not fps > 0:
+        raise ValueError(f"every must be at least 1 and fps above 0, got every={every} and fps={fps}")
     # The layout is made once, on the last frame: it costs more than a frame, and axes shall not move between them.
     draw(steps - 1)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    return FuncAnimation(figure, draw, frames=steps, interval=1000 / fps, init_func=lambda: None)
+    shown = range((steps - 1) % every, steps, every)
+    return FuncAnimation(figure, draw, frames=shown, interval=1000 / fps, init_func=lambda: None)

@@ -55,6 +55,7 @@ from files import replacing
 
 # Three colours of matplotlib's plasma: ordered by lightness for any colour vision, as the intervals are in time.
 INTERVALS = {"early": "#0D0887", "middle": "#CC4778", "late": "#F89540"}
+MOST_FRAMES = 50
 WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 
 
@@ -383,7 +384,7 @@ def save_all(
 
     Returns:
         The files: loss.png; input-raster.png, input-intervals.png, input-image.png, input.gif; raster.png,
-        gallery.png, counts.gif; membranes.png.
+        gallery.png, counts.gif; membranes.png. Animations skip steps where there are more than 50.
     """
     drawn = {}
     if len(losses) and len(history):
@@ -392,16 +393,21 @@ def save_all(
         drawn["input-raster.png"] = raster(input_spikes, sample, "Input spikes")
         drawn["input-intervals.png"] = interval_raster(input_spikes, images, sample)
         drawn["input-image.png"] = rate_image({"rebuilt": input_spikes}, images, sample)
-        drawn["input.gif"] = animations.input_spikes(input_spikes, images, sample)
+        drawn["input.gif"] = animations.input_spikes(input_spikes, images, sample, _every(input_spikes))
     if spikes is not None:
         drawn["raster.png"] = output_raster(spikes, images, labels, sample)
         drawn["gallery.png"] = gallery(spikes, images, labels)
-        drawn["counts.gif"] = animations.spike_counts(spikes, labels, sample)
+        drawn["counts.gif"] = animations.spike_counts(spikes, labels, sample, _every(spikes))
     if membranes is not None:
         drawn["membranes.png"] = output_membranes(membranes, labels, sample, threshold, spikes)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     return [save(picture, directory / name) for name, picture in drawn.items()]
+
+
+def _every(spikes: Tensor) -> int:
+    """Steps from frame to frame of an animation that does not take long to draw or to watch."""
+    return math.ceil(len(spikes) / MOST_FRAMES)
 
 
 def _draw_cell(figure: Figure, cell: SubplotSpec, counts: Tensor, picture: Tensor, label: int, tallest: int) -> None:

@@ -190,6 +190,19 @@ def test_the_animated_counts_grow_with_the_spikes(tmp_path):
     assert titles[0] == "step 1 of 4: true 1, no spikes" and titles[1] == "step 2 of 4: true 1, predicted 2"
 
 
+@pytest.mark.parametrize("every, shown", [(2, [2, 4]), (3, [1, 4]), (9, [4])])
+def test_an_animation_that_skips_steps_ends_with_the_last(every, shown, tmp_path):
+    animation = animations.spike_counts(torch.ones(4, 1, 2), torch.tensor([0]), every=every)
+    assert seen(animation, tmp_path, lambda axes: bar_heights(axes[0])) == [[step, step] for step in shown]
+
+
+def test_long_sequences_are_animated_in_few_frames(monkeypatch, tmp_path):
+    monkeypatch.setattr(pictures, "MOST_FRAMES", 2)
+    pictures.save_all(tmp_path, torch.ones(1, 1, 2), torch.zeros(1).long(), spikes=torch.ones(5, 1, 2))
+    with Image.open(tmp_path / "counts.gif") as saved:
+        assert saved.n_frames == 2
+
+
 def test_silence_is_no_prediction(images):
     silent, labels = torch.zeros(5, 2, 3), torch.tensor([0, 2])
     bars = pictures.output_raster(silent, images, labels, sample=1).axes[2]
@@ -320,7 +333,7 @@ WRONG = {
     ),
     "no speed": (
         lambda: animations.spike_counts(torch.ones(T, B, C), torch.zeros(B).long(), fps=0),
-        "fps must be above 0",
+        "fps above 0, got every=1 and fps=0",
     ),
     "label beyond": (
         lambda: animations.spike_counts(torch.ones(T, B, C), torch.full((B,), C)),
