@@ -195,7 +195,7 @@ struct Cuda {
     return false;
   }
 
- private:
+ protected:
   static unsigned blocks(int64_t neurons) {
     return static_cast<unsigned>(std::min((neurons + kThreads - 1) / kThreads, kMaxBlocks));
   }
