@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import snntorch.spikegen as encoding
 import torch
 from matplotlib.animation import Animation
 from matplotlib.figure import Figure
@@ -18,6 +17,7 @@ import datasets
 import pictures
 import snnfast
 from files import InputError, check_writable
+from snnfast import encoding
 
 DT_MS = 1.0
 TAU_MS = 20.0
