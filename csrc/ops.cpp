@@ -1,5 +1,5 @@
-// Every operator of snnfast: pairs per neuron model, all of one form, and the products with spikes. snnfast/ops.py is
-// the only caller.
+// Every operator of snnfast: pairs per neuron model, all of one form, the products with spikes, and the encoders.
+// snnfast/ops.py is the only caller.
 //
 // Shapes: x [T, ...] when `unroll`, else one step [...]; a neuron's states have x's shape less T; parameters are laid
 // out over the trailing neuron dimensions. op/neuron.h says what the lists hold.
@@ -40,11 +40,18 @@ constexpr const char* kDenseBackward =
     "bool reset_delay, bool inclusive, str surrogate, float[] constants, ScalarType dtype, bool want_params) "
     "-> Tensor[]";
 
+// Data to spikes, all steps at once; op/encode.h says which. The seed is a tensor [] so that no host waits for it.
+constexpr const char* kEncoders[] = {
+    "encode_rate(Tensor x, Tensor seed, int? steps, int silent, float gain, float offset, ScalarType dtype) -> Tensor",
+    "encode_latency(Tensor times, int steps, bool ramp, float on, float off, ScalarType dtype) -> Tensor",
+    "encode_delta(Tensor x, float threshold, bool padding, bool off_spike, ScalarType dtype) -> Tensor"};
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(snnfast, m) {
   m.def("spike_linear(Tensor spk, Tensor weight) -> Tensor");
   m.def("spike_linear_grad(Tensor grad, Tensor spk) -> Tensor");
+  for (const char* encoder : kEncoders) m.def(encoder);
   for (const std::string model : kModels) {
     m.def((model + kForward).c_str());
     m.def((model + kBackward).c_str());

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import functional, reference, surrogate
+from . import encoding, functional, reference, surrogate
 from .compiler import accelerate, explain
 from .convert import convert, reset
 from .functional import use_reference
@@ -24,6 +24,7 @@ __all__ = [
     "Unroll",
     "accelerate",
     "convert",
+    "encoding",
     "explain",
     "functional",
     "reference",

@@ -251,6 +251,21 @@ class _SpikeLinear(torch.autograd.Function):
         return grad_spk, _grad_weight(grad, spk)
 
 
+def encode_rate(x, seed, steps, silent, gain, offset, dtype) -> Tensor:
+    """Random spikes of x [...] for so many `steps`, or of x [T, ...] where they are None; seed: int64 []."""
+    return torch.ops.snnfast.encode_rate(x, seed, steps, silent, gain, offset, dtype)
+
+
+def encode_latency(times, steps, ramp, on, off, dtype) -> Tensor:
+    """`on` at the whole `times` [...] of `steps`, elsewhere `off`, or with `ramp` a line up to them."""
+    return torch.ops.snnfast.encode_latency(times, steps, ramp, on, off, dtype)
+
+
+def encode_delta(x, threshold, padding, off_spike, dtype) -> Tensor:
+    """Spikes at the rises, and with `off_spike` the falls, of x [T, ...]."""
+    return torch.ops.snnfast.encode_delta(x, threshold, padding, off_spike, dtype)
+
+
 def _derivative(ctx, saved) -> Tensor | None:
     """The derivative of a surrogate that only Python knows, at every step and neuron."""
     if not isinstance(ctx.options.surrogate, surrogate.evaluated):
@@ -468,6 +483,23 @@ torch.library.register_fake("snnfast::spike_linear")(lambda spk, weight: spk.new
 torch.library.register_fake("snnfast::spike_linear_grad")(
     lambda grad, spk: grad.new_empty(grad.shape[-1], spk.shape[-1])
 )
+
+
+@torch.library.register_fake("snnfast::encode_rate")
+def _fake_encode_rate(x, seed, steps, silent, gain, offset, dtype):
+    shape = (silent + x.shape[0], *x.shape[1:]) if steps is None else (steps, *x.shape)
+    return x.new_empty(shape, dtype=dtype)
+
+
+@torch.library.register_fake("snnfast::encode_latency")
+def _fake_encode_latency(times, steps, ramp, on, off, dtype):
+    return times.new_empty((steps, *times.shape), dtype=dtype)
+
+
+@torch.library.register_fake("snnfast::encode_delta")
+def _fake_encode_delta(x, threshold, padding, off_spike, dtype):
+    return x.new_empty(x.shape, dtype=dtype)
+
 
 for _model in reference.MODELS:
     torch.library.register_fake(f"snnfast::{_model.name}_fwd")(_fake_forward(_model))

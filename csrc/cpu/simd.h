@@ -52,6 +52,32 @@ void vectorized(const Body& body) {
   return count;
 }
 
+// Eight 64-bit words, for code that is written for one.
+struct Words {
+  using Lanes [[gnu::vector_size(64)]] = uint64_t;
+  static constexpr int kLanes = 8;
+  Lanes lanes;
+
+  [[gnu::target(SNNFAST_AVX512)]] static Words from(uint64_t first) { return {Lanes{0, 1, 2, 3, 4, 5, 6, 7} + first}; }
+
+  [[gnu::target(SNNFAST_AVX512)]] static Words all(uint64_t word) { return {Lanes{} + word}; }
+
+  // The low halves.
+  [[gnu::target(SNNFAST_AVX512)]] void store(uint32_t* to) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtepi64_epi32(0xff, (__m512i)lanes));
+  }
+};
+
+[[gnu::target(SNNFAST_AVX512)]] inline Words operator>>(const Words& words, int bits) { return {words.lanes >> bits}; }
+
+[[gnu::target(SNNFAST_AVX512)]] inline Words operator^(const Words& a, const Words& b) { return {a.lanes ^ b.lanes}; }
+
+[[gnu::target(SNNFAST_AVX512)]] inline Words operator^(const Words& a, uint64_t b) { return {a.lanes ^ b}; }
+
+[[gnu::target(SNNFAST_AVX512)]] inline Words multiply_low(const Words& words, uint32_t by) {
+  return {(Words::Lanes)_mm512_maskz_mul_epu32(0xff, (__m512i)words.lanes, _mm512_set1_epi64(by))};
+}
+
 #else
 
 inline bool has_avx512() { return false; }

@@ -74,12 +74,13 @@ struct Cuda {
     return false;
   }
 
- private:
+  // A thread a neuron, up to a number of blocks that then go on to further neurons.
   static Grid grid(int64_t neurons) {
     constexpr int64_t kMaxBlocks = int64_t{1} << 20;
     return {std::min((neurons + kThreads - 1) / kThreads, kMaxBlocks), kThreads};
   }
 
+ private:
   // Whether the neurons of every sample have the same parameters, and with them the same height of their spikes.
   template <typename Neuron, typename T>
   static bool same_in_all_samples(const Periodic<T> (&params)[Neuron::kParams], int64_t features) {

@@ -1,0 +1,31 @@
+#include <algorithm>
+
+#include "../op/encode.h"
+#include "backend.cuh"
+
+namespace snnfast {
+namespace {
+
+template <typename Code>
+__global__ void __launch_bounds__(kThreads) encode_kernel(const Code code) {
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  for (int64_t row = blockIdx.y; row < code.rows(); row += gridDim.y) {
+    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < code.neurons; i += stride) code.encode(row, i);
+  }
+}
+
+struct CudaEncoders : Cuda {
+  template <typename Code>
+  static void encode(const Tensor& on, const Code& code) {
+    constexpr int64_t kMaxRows = 65535;  // of a grid
+    const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+    const dim3 grid(blocks(code.neurons), static_cast<unsigned>(std::min(code.rows(), kMaxRows)));
+    encode_kernel<<<grid, kThreads, 0, stream(on)>>>(code);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+};
+
+}  // namespace
+}  // namespace snnfast
+
+SNNFAST_ENCODERS(CUDA, CudaEncoders)

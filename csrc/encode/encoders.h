@@ -1,0 +1,108 @@
+// The encoders: what each makes of data, and of which data one spike is made. Sequences are [steps, neurons].
+//
+// An encoder is done row by row, each a step or, in RateCode, the steps of one draw: `encode(row, i)` writes neuron i's
+// spikes of a row, whatever was written before.
+#pragma once
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "philox.h"
+
+namespace snnfast {
+
+// Spikes with the probability clamp(gain * x + offset, 0, 1); never for NaN.
+template <typename T>
+struct Odds {
+  T gain, offset;
+
+  // The greatest of the 2^31 equally likely draws that fires, so that p * 2^31 of them do, rounded up; -1: none does.
+  C10_HOST_DEVICE int32_t last_to_fire(T x) const {
+    using Whole = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
+    const T p = x * gain + offset;
+    const T draws = p > T(0) && p < T(1) ? p * T(2147483648) : T(0);
+    const Whole whole = static_cast<Whole>(draws);
+    const int32_t last = static_cast<int32_t>(whole - (static_cast<T>(whole) >= draws));
+    return p >= T(1) ? std::numeric_limits<int32_t>::max() : last;
+  }
+};
+
+C10_HOST_DEVICE inline bool fires(uint32_t word, int32_t last_to_fire) {
+  return static_cast<int32_t>(word >> 1) <= last_to_fire;
+}
+
+// Draws for the steps kWords * row and on come from the counter (i, row). X: type of the data, T: of the probability.
+template <typename X, typename S, typename T>
+struct RateCode {
+  int64_t steps, neurons;
+  int64_t silent;  // steps before the first that may fire
+  int64_t stride;  // from one step's data to the next one's; 0: all steps have the same
+  const X* x;
+  const int64_t* seed;
+  Odds<T> odds;
+  S* spk;
+
+  C10_HOST_DEVICE int64_t rows() const { return (steps + kWords - 1) / kWords; }
+
+  C10_HOST_DEVICE int32_t last_to_fire(int64_t step, int64_t i) const {
+    return odds.last_to_fire(static_cast<T>(x[(step - silent) * stride + i]));
+  }
+
+  C10_HOST_DEVICE void encode(int64_t row, int64_t i) const {
+    uint64_t words[kWords];
+    philox(static_cast<uint64_t>(*seed), static_cast<uint64_t>(i), static_cast<uint64_t>(row), words);
+    for (int word = 0; word < kWords; ++word) {
+      const int64_t step = row * kWords + word;
+      if (step >= steps) return;
+      const bool fired = step >= silent && fires(static_cast<uint32_t>(words[word]), last_to_fire(step, i));
+      spk[step * neurons + i] = fired ? S(1) : S(0);
+    }
+  }
+};
+
+// `on` in the step of a neuron's one spike, `off` in all others; a time that is no step of the sequence is no spike.
+template <typename T, typename S>
+struct LatencyCode {
+  int64_t steps, neurons;
+  const T* times;  // [neurons], whole numbers
+  bool ramp;       // whether a line leads from `off` at step 0 to the spike
+  T on, off, rise;
+  S* spk;
+
+  C10_HOST_DEVICE int64_t rows() const { return steps; }
+
+  C10_HOST_DEVICE void encode(int64_t step, int64_t i) const {
+    const T time = times[i], now = static_cast<T>(step);
+    T value = time == now ? on : off;
+    // The reciprocal, since PyTorch divides a number by a tensor so.
+    if (ramp && now < time && time < static_cast<T>(steps)) value = T(1) / time * now * rise + off;
+    spk[step * neurons + i] = static_cast<S>(value);
+  }
+};
+
+// 1 where x rises by the threshold or more from one step to the next, -1 with `off_spike` where it falls so.
+template <typename X, typename S>
+struct DeltaCode {
+  int64_t steps, neurons;
+  const X* x;  // [steps, neurons]
+  X threshold;
+  bool padding;  // before the first step: the same data; else zeros
+  bool off_spike;
+  S* spk;
+
+  C10_HOST_DEVICE int64_t rows() const { return steps; }
+
+  C10_HOST_DEVICE void encode(int64_t step, int64_t i) const {
+    const int64_t at = step * neurons + i;
+    const X now = x[at];
+    const X before = step > 0 ? x[at - neurons] : (padding ? now : X(0));
+    const X change = now - before;
+    const int rises = change >= threshold, falls = off_spike && change <= -threshold;
+    spk[at] = static_cast<S>(static_cast<float>(rises - falls));
+  }
+};
+
+}  // namespace snnfast
