@@ -1,6 +1,7 @@
 """The benches: what is run, how a contender's result is checked, and what bounds the time."""
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,7 +12,15 @@ from torch.nn import functional as F
 
 import measure
 import published
-from contenders import LAYER_CONTENDERS, LOOP_CONTENDERS, RLIF_CONTENDERS, Contender, SnnTorch, Torch
+from contenders import (
+    ENCODING_CONTENDERS,
+    LAYER_CONTENDERS,
+    LOOP_CONTENDERS,
+    RLIF_CONTENDERS,
+    Contender,
+    SnnTorch,
+    Torch,
+)
 
 # A rounding that differs flips a spike now and then, and the neuron's later spikes with it.
 SPIKES_OFF = 1e-3
@@ -111,7 +120,27 @@ class LayerBench(Bench):
         return asdict(self.size)
 
 
-class LifBench(LayerBench):
+class MemoryBound(LayerBench):
+    """A bench whose limit is its least traffic at copy bandwidth."""
+
+    def least_bytes(self) -> int:
+        """What must be read and written."""
+        raise NotImplementedError
+
+    def limit(self) -> measure.CopyWorkload:
+        """What is timed among the contenders to know the limit."""
+        return measure.CopyWorkload(self.device)
+
+    def limit_row(self, limit: measure.CopyWorkload, timing: measure.Timing) -> dict:
+        """The copy's bytes per second, and the milliseconds of the least traffic at that."""
+        bytes_per_second = limit.bytes_per_second(timing)
+        return {
+            "copy_bytes_per_s": bytes_per_second,
+            "limit_ms": 1e3 * self.least_bytes() / bytes_per_second,
+        }
+
+
+class LifBench(MemoryBound):
     """The layer alone. The limit is the traffic of six tensors [T, B, N] at copy bandwidth.
 
     Forward reads the current and writes the spike and the membrane; backward reads the spike
@@ -141,18 +170,8 @@ class LifBench(LayerBench):
     def _workload(self, module, reset):
         return LifWorkload(module, reset, self.x, self.spike_gradient)
 
-    def limit(self) -> measure.CopyWorkload:
-        """What is timed among the contenders to know the limit."""
-        return measure.CopyWorkload(self.device)
-
-    def limit_row(self, limit: measure.CopyWorkload, timing: measure.Timing) -> dict:
-        """The copy's bytes per second, and the milliseconds of the least traffic at that."""
-        bytes_per_second = limit.bytes_per_second(timing)
-        least = 6 * self.x.numel() * self.x.element_size()
-        return {
-            "copy_bytes_per_s": bytes_per_second,
-            "limit_ms": 1e3 * least / bytes_per_second,
-        }
+    def least_bytes(self):
+        return 6 * self.x.numel() * self.x.element_size()
 
     def exact(self, contender: Contender) -> bool:
         """Whether this contender's bits must be the specification's."""
@@ -388,6 +407,79 @@ class RlifBench(LayerBench):
         return False
 
 
+class EncodingWorkload:
+    """An encoder; there is no way back."""
+
+    def __init__(self, encode, data, certain):
+        self.encode, self.data, self.certain = encode, data, certain
+        self.held = (data,)
+
+    def reset(self):
+        pass
+
+    def forward(self):
+        return self.encode(self.data)
+
+    def backward(self, spikes):
+        pass
+
+    def results(self, spikes):
+        """The spikes that are not left to chance."""
+        return {"spikes": spikes * self.certain}
+
+
+class EncodingBench(MemoryBound):
+    """Data to spikes [T, B, N], as snnTorch encodes them. The limit is to write them and to read the data.
+
+    Of random spikes, those of probability 0 and 1 are checked.
+    """
+
+    name = "encoding"
+    sizes = (Size(200, 512, 784),)
+    quick_sizes = (Size(10, 16, 64),)
+    encoders = ("rate", "latency", "delta")
+
+    def __init__(self, encoder: str, size: Size, dtype: torch.dtype, device: torch.device):
+        self.encoder, self.size, self.dtype, self.device = encoder, size, dtype, device
+        generator = torch.Generator().manual_seed(0)
+        pixels = published.images(generator, size.B, size.N)
+        pixels[:, ::8] = 1
+        if encoder == "delta":
+            pixels = pixels * torch.rand(size.T, 1, 1, generator=generator)
+        self.x = pixels.to(device, dtype)
+        self.certain = (self.x == 0) | (self.x == 1) if encoder == "rate" else torch.ones_like(self.x)
+
+    @classmethod
+    def chosen(cls, options):
+        """One bench for each encoder and size."""
+        pairs = itertools.product(cls.encoders, cls._sizes(options))
+        return (cls(encoder, size, options.dtype, options.device) for encoder, size in pairs)
+
+    def contenders(self):
+        return ENCODING_CONTENDERS
+
+    def described(self):
+        return {"encoder": self.encoder, **super().described()}
+
+    def workload(self, contender: Contender) -> EncodingWorkload:
+        """The contender's encoder on this bench's data."""
+        encode = getattr(contender.encoders(), self.encoder)
+        options = {"rate": {"num_steps": self.size.T}, "latency": {"num_steps": self.size.T, "normalize": True}}
+        return EncodingWorkload(functools.partial(encode, **options.get(self.encoder, {})), self.x, self.certain)
+
+    def specified(self, contender: Contender) -> EncodingWorkload:
+        """snnTorch's encoder."""
+        return self.workload(SnnTorch())
+
+    def least_bytes(self):
+        spikes = self.size.T * self.size.B * self.size.N
+        return (spikes + self.x.numel()) * self.x.element_size()
+
+    def exact(self, contender: Contender) -> bool:
+        """Always."""
+        return True
+
+
 class LoopWorkload:
     """One training iteration of a published loop: forward is the network, backward its loss and the gradients."""
 
@@ -462,7 +554,7 @@ class LoopsBench(Bench):
         return contender.exact and self.loop.library in ("snntorch", contender.package)
 
 
-BENCHES = {bench.name: bench for bench in (LifBench, RateFcBench, RlifBench, LoopsBench)}
+BENCHES = {bench.name: bench for bench in (LifBench, RateFcBench, RlifBench, EncodingBench, LoopsBench)}
 
 
 def outcome(workload) -> dict[str, torch.Tensor]:

@@ -85,6 +85,10 @@ class Contender:
         """
         raise NotImplementedError
 
+    def encoders(self) -> types.ModuleType:
+        """The module of `rate`, `latency` and `delta`, with snnTorch's arguments."""
+        raise NotImplementedError
+
     def reset(self, module: nn.Module) -> None:
         """Forgets the state that a run left in `module`."""
 
@@ -126,6 +130,9 @@ class SnnFast(Contender):
 
     def rlif_step(self, features):
         return _norse_cell(published, features)
+
+    def encoders(self):
+        return self.library.encoding
 
 
 class _OnReference(nn.Module):
@@ -198,6 +205,9 @@ class SnnTorch(Contender):
 
     def rlif_step(self, features):
         return RLeakyStep(self.library, features)
+
+    def encoders(self):
+        return import_module("snntorch.spikegen")
 
     def reset(self, module):
         # The neurons replace a state of another shape than their input's by zeros.
@@ -430,5 +440,6 @@ class SnnFastCompiled(SnnFast):
 
 LAYER_CONTENDERS = (SnnFast, Reference, SnnTorch, SnnTorchCompiled, SpikingJelly)
 RLIF_CONTENDERS = (SnnFast, Norse, NorseCompiled, SnnFastRLeaky, SnnTorch, SnnTorchCompiled, TorchRnn)
+ENCODING_CONTENDERS = (SnnFast, SnnTorch)
 LOOP_CONTENDERS = (SnnTorch, Torch, SnnFastLoop, SnnFastCompiled, SnnTorchCompiled, TorchCompiled)
 CONTENDERS = {contender.name: contender for contender in (*LAYER_CONTENDERS, *RLIF_CONTENDERS, *LOOP_CONTENDERS)}

@@ -215,7 +215,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--bench", nargs="+", choices=BENCHES, default=list(BENCHES))
-    add("--sizes", nargs="+", type=parse_size, metavar="T,B,N", help="instead of those of lif, rate-fc and rlif")
+    add("--sizes", nargs="+", type=parse_size, metavar="T,B,N", help="instead of every bench's but the loops'")
     add("--loops", nargs="+", choices=LOOPS, default=list(LOOPS), help="those of the bench loops (all)")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")

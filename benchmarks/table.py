@@ -32,6 +32,14 @@ LOOP_COLUMNS = (
     "peak MB",
     "retained MB",
 )
+ENCODING_COLUMNS = (
+    "encoder",
+    "contender",
+    "ms",
+    "speed-up over snnTorch",
+    "share of the limit",
+    "peak MB",
+)
 # Which contender of snnfast's computes what a peer does, where one bench has several neurons.
 COUNTERPARTS = {
     "norse": "snnfast",
@@ -229,17 +237,50 @@ def _rlif_table(runs):
     return "\n\n".join([*parts, *_missing_lines(rows)]) + "\n"
 
 
-def bench_tables(rows: list[dict]) -> str:
-    """One Markdown table per bench, hardware, dtype and size; for loops and for rlif one per hardware and dtype.
+def _encoding_title(row):
+    return f"{row['encoder']}, {_size(row)}"
 
-    Speed-ups hold only within a run, so a table, or a loop or a size within one, shows its newest run alone.
+
+def _encoding_lines(rows):
+    timed = [row for row in rows if not row["error"]]
+    baseline_ms = _milliseconds_of((BASELINE,), timed)
+    return [
+        [
+            _encoding_title(row),
+            _name(row),
+            _number(row["forward_backward_ms"]),
+            _speed_up(row, baseline_ms),
+            f"{row['limit_share']:.0%}",
+            _megabytes(row["peak_bytes"]),
+        ]
+        for row in timed
+    ]
+
+
+def _encoding_table(runs):
+    """One table for several runs, each of one encoder and size."""
+    rows = [row for run in runs for row in run]
+    parts = [_title_of_runs("encoding", rows)]
+    if lines := [line for run in runs for line in _encoding_lines(run)]:
+        parts.append(_markdown(ENCODING_COLUMNS, lines))
+    parts += [f"No figures for {_encoding_title(row)}, {_name(row)}: {row['error']}" for row in rows if row["error"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def bench_tables(rows: list[dict]) -> str:
+    """One Markdown table per bench, hardware, dtype and size; for loops, encoding and rlif one per hardware and dtype.
+
+    Speed-ups hold only within a run, so a table, or a loop, an encoder or a size within one, shows its newest run
+    alone.
     """
     tables = []
-    layers = [row for row in rows if row["bench"] not in ("rlif", "loops")]
+    layers = [row for row in rows if row["bench"] not in ("rlif", "encoding", "loops")]
     for group in _grouped(layers, "bench", "device", "dtype", "T", "B", "N"):
         tables.append(_bench_table(_newest_run(group)))
     for group in _grouped([row for row in rows if row["bench"] == "rlif"], "device", "dtype"):
         tables.append(_rlif_table([_newest_run(size) for size in _grouped(group, "T", "B", "N")]))
+    for group in _grouped([row for row in rows if row["bench"] == "encoding"], "device", "dtype"):
+        tables.append(_encoding_table([_newest_run(size) for size in _grouped(group, "encoder", "T", "B", "N")]))
     for group in _grouped([row for row in rows if row["bench"] == "loops"], "device", "dtype"):
         tables.append(_loops_table([_newest_run(loop) for loop in _grouped(group, "loop", "T", "B")]))
     return "\n".join(tables)

@@ -1,6 +1,7 @@
 """The benchmarks: complete rows, refused contenders, honest measures, tables that cannot drift."""
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -68,7 +69,13 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(written):
     """The rows of the benches of layers and network, by bench and contender."""
-    return {(row["bench"], row["contender"]): row for row in written if row["bench"] != "loops"}
+    return {(row["bench"], row["contender"]): row for row in written if row["bench"] not in ("encoding", "loops")}
+
+
+@pytest.fixture(scope="module")
+def encoding_rows(written):
+    """The rows of the encoders, by encoder and contender."""
+    return {(row["encoder"], row["contender"]): row for row in written if row["bench"] == "encoding"}
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +154,34 @@ def test_peers_without_figures_say_why(rows):
         assert "--compile-max-t 1" in refused["error"]
         assert missing["forward_backward_ms"] is None
         assert refused["limit_share"] is None
+
+
+def test_encoders_are_checked_and_timed(encoding_rows):
+    assert set(encoding_rows) == set(itertools.product(("rate", "latency", "delta"), ("snnfast", "snntorch")))
+    for row in encoding_rows.values():
+        assert (row["error"], row["check"]) == (None, "exact")
+        assert (row["T"], row["B"], row["N"]) == (T, B, N)
+        assert 0 < row["forward_ms"] <= row["forward_backward_ms"] < 1e4
+        assert row["limit_share"] == pytest.approx(row["limit_ms"] / row["forward_backward_ms"])
+        assert row["peak_bytes"] >= 4 * T * B * N and row["retained_bytes"] == 0
+
+
+@pytest.mark.parametrize("encoder", ["rate", "latency", "delta"])
+def test_a_wrong_encoder_is_refused(module, encoder):
+    contenders, benches, run = module("contenders"), module("benches"), module("run")
+
+    class Injected(contenders.SnnFast):
+        def encoders(self):
+            def late(*arguments, **options):
+                return getattr(snnfast.encoding, encoder)(*arguments, **options).roll(1, 0)
+
+            def restless(*arguments, **options):
+                return 1 - snnfast.encoding.rate(*arguments, **options)
+
+            return SimpleNamespace(**{encoder: restless if encoder == "rate" else late})
+
+    bench = benches.EncodingBench(encoder, benches.Size(T, B, N), torch.float32, torch.device("cpu"))
+    assert "spikes: off" in run.enter(Injected, bench, compile_max_t=0, common={}).row["error"]
 
 
 class _DoubledGradient(nn.Module):
@@ -581,6 +616,27 @@ def test_loops_compare_with_their_author_and_with_snnfasts_loop(module):
     assert "| rate-fc, T=2, B=3 | snnfast-loop | 1 | 30 | 2x | 1x | - | 3.0 | 0.0 |" in text
     assert "No figures for norse-conv, T=2, B=3, torch-compile: Refused: too long" in text
     assert "2026-01-01, 2026-01-02" in text and "| 100 |" not in text
+
+
+def _encoding_row(encoder, contender, ms, date, **others):
+    return _bench_row(contender, ms, date, bench="encoding", encoder=encoder, **others)
+
+
+def test_encoders_compare_with_snntorchs(module):
+    old, new = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
+    text = module("table").render(
+        [
+            _encoding_row("rate", "snntorch", 90.0, old),
+            _encoding_row("rate", "snntorch", 60.0, new),
+            _encoding_row("rate", "snnfast", 5.0, new),
+            _encoding_row("delta", "snnfast", 4.0, old),
+            _encoding_row("delta", "snntorch", None, old, error="Refused: too long"),
+        ]
+    )
+    assert text.count("| encoder | contender |") == 1
+    assert "| rate, T=2, B=3, N=5 | snnfast | 5 | 12x | 50% | 3.0 |" in text
+    assert "| delta, T=2, B=3, N=5 | snnfast | 4 | - | 50% | 3.0 |" in text
+    assert "No figures for delta, T=2, B=3, N=5, snntorch: Refused: too long" in text and "| 90 |" not in text
 
 
 def _rlif_row(size, contender, whole_ms, date, **others):

@@ -90,7 +90,7 @@ def test_draws_are_philox(device):
     seed, neurons, steps = 0x299F31D0A4093822, 21, 9
     words = [[philox((i, 0, block, 0), (seed & 0xFFFFFFFF, seed >> 32)) for block in range(3)] for i in range(neurons)]
     uniform = torch.tensor(words, dtype=torch.float64).view(neurons, -1)[:, :steps].T.to(device)
-    uniform = (uniform / 2).floor() / 2**31
+    uniform = (uniform / 4).floor() / 2**30
     for p in (0.1, 0.5, 0.9):
         data = torch.full((neurons,), p, dtype=torch.float64, device=device)
         given = torch.tensor(seed, device=device)
@@ -222,7 +222,7 @@ def test_half_precision_latency_has_the_times_of_float32(dtype, device):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("padding, off_spike", itertools.product((False, True), repeat=2))
+@pytest.mark.parametrize("padding, off_spike", list(itertools.product((False, True), repeat=2)))
 @pytest.mark.parametrize("threshold", [0, 0.1, 0.5, 1])
 def test_delta_is_snntorchs(threshold, padding, off_spike, dtype, device):
     data = torch.randn(23, 3, 701, device=device).to(dtype)

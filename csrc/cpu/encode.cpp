@@ -28,8 +28,9 @@ void draw(uint64_t seed, int64_t row, int64_t first, int width, Draws& draws) {
 #ifdef SNNFAST_AVX512
   if (has_avx512()) return draw_avx512(seed, row, first, width, draws);
 #endif
-  vectorized([=, &draws] {
-    for (int i = 0; i < width; ++i) {
+  vectorized([&] {
+    const int count = width;
+    for (int i = 0; i < count; ++i) {
       uint64_t words[kWords];
       philox(seed, static_cast<uint64_t>(first + i), static_cast<uint64_t>(row), words);
       for (int word = 0; word < kWords; ++word) draws[word][i] = static_cast<uint32_t>(words[word]);
@@ -39,10 +40,13 @@ void draw(uint64_t seed, int64_t row, int64_t first, int width, Draws& draws) {
 
 template <typename Code>
 void encode_piece(const Code& code, int64_t row, int64_t first, int width) {
-  // A copy, which no store can change.
-  vectorized([code, row, first, width] {
+  vectorized([&] {
+    // Copies, which no store can change.
+    const Code own = code;
+    const int64_t from = first;
+    const int count = width;
 #pragma GCC ivdep
-    for (int i = 0; i < width; ++i) code.encode(row, first + i);
+    for (int i = 0; i < count; ++i) own.encode(row, from + i);
   });
 }
 
@@ -50,7 +54,7 @@ void encode_piece(const Code& code, int64_t row, int64_t first, int width) {
 template <typename X, typename S, typename T>
 void encode_piece(const RateCode<X, S, T>& code, int64_t row, int64_t first, int width) {
   Draws draws;
-  int32_t limits[kWidth];
+  int32_t firing[kWidth];
   draw(static_cast<uint64_t>(*code.seed), row, first, width, draws);
   const int64_t begin = row * kWords, end = std::min(begin + kWords, code.steps);
   bool known = false;
@@ -61,13 +65,18 @@ void encode_piece(const RateCode<X, S, T>& code, int64_t row, int64_t first, int
       continue;
     }
     const bool changed = !known || code.stride != 0;
-    vectorized([=, &limits, drawn = &draws[step - begin][0]] {
+    vectorized([&] {
+      const auto own = code;
+      const int64_t from = first;
+      const int count = width;
+      const uint32_t* drawn = draws[step - begin];
       if (changed) {
 #pragma GCC ivdep
-        for (int i = 0; i < width; ++i) limits[i] = code.last_to_fire(step, first + i);
+        for (int i = 0; i < count; ++i) firing[i] = own.firing(step, from + i);
       }
+      S* to = spk;
 #pragma GCC ivdep
-      for (int i = 0; i < width; ++i) spk[i] = fires(drawn[i], limits[i]) ? S(1) : S(0);
+      for (int i = 0; i < count; ++i) to[i] = fires(drawn[i], firing[i]) ? S(1) : S(0);
     });
     known = true;
   }

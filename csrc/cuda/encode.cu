@@ -7,7 +7,7 @@ namespace snnfast {
 namespace {
 
 template <typename Code>
-__global__ void __launch_bounds__(kThreads) encode_kernel(const Code code) {
+__global__ void __launch_bounds__(kThreads, 1) encode_kernel(const Code code) {
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t row = blockIdx.y; row < code.rows(); row += gridDim.y) {
     for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < code.neurons; i += stride) code.encode(row, i);

@@ -7,7 +7,6 @@
 #include <torch/headeronly/macros/Macros.h>
 
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 
 #include "philox.h"
@@ -19,20 +18,17 @@ template <typename T>
 struct Odds {
   T gain, offset;
 
-  // The greatest of the 2^31 equally likely draws that fires, so that p * 2^31 of them do, rounded up; -1: none does.
-  C10_HOST_DEVICE int32_t last_to_fire(T x) const {
-    using Whole = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
+  // How many of the 2^30 equally likely draws fire: their share of p, rounded up.
+  C10_HOST_DEVICE int32_t firing(T x) const {
     const T p = x * gain + offset;
-    const T draws = p > T(0) && p < T(1) ? p * T(2147483648) : T(0);
-    const Whole whole = static_cast<Whole>(draws);
-    const int32_t last = static_cast<int32_t>(whole - (static_cast<T>(whole) >= draws));
-    return p >= T(1) ? std::numeric_limits<int32_t>::max() : last;
+    const T positive = p > T(0) ? p : T(0);
+    const T share = (positive < T(1) ? positive : T(1)) * T(1 << 30);
+    const int32_t whole = static_cast<int32_t>(share);
+    return whole + (static_cast<T>(whole) < share);
   }
 };
 
-C10_HOST_DEVICE inline bool fires(uint32_t word, int32_t last_to_fire) {
-  return static_cast<int32_t>(word >> 1) <= last_to_fire;
-}
+C10_HOST_DEVICE inline bool fires(uint32_t word, int32_t firing) { return static_cast<int32_t>(word >> 2) < firing; }
 
 // Draws for the steps kWords * row and on come from the counter (i, row). X: type of the data, T: of the probability.
 template <typename X, typename S, typename T>
@@ -47,8 +43,8 @@ struct RateCode {
 
   C10_HOST_DEVICE int64_t rows() const { return (steps + kWords - 1) / kWords; }
 
-  C10_HOST_DEVICE int32_t last_to_fire(int64_t step, int64_t i) const {
-    return odds.last_to_fire(static_cast<T>(x[(step - silent) * stride + i]));
+  C10_HOST_DEVICE int32_t firing(int64_t step, int64_t i) const {
+    return odds.firing(static_cast<T>(x[(step - silent) * stride + i]));
   }
 
   C10_HOST_DEVICE void encode(int64_t row, int64_t i) const {
@@ -57,7 +53,7 @@ struct RateCode {
     for (int word = 0; word < kWords; ++word) {
       const int64_t step = row * kWords + word;
       if (step >= steps) return;
-      const bool fired = step >= silent && fires(static_cast<uint32_t>(words[word]), last_to_fire(step, i));
+      const bool fired = step >= silent && fires(static_cast<uint32_t>(words[word]), firing(step, i));
       spk[step * neurons + i] = fired ? S(1) : S(0);
     }
   }
