@@ -50,7 +50,7 @@ struct Team {
 
   // What blocks tell each other: who has arrived, and forward who fired, in this step and the one before.
   int64_t board_size() const { return teams + (shares_bits ? 0 : 2 * all_samples * words()); }
-  Grid grid() const { return {teams * blocks, warps * kWarp, shared, blocks > 1}; }
+  Grid grid() const { return {teams * blocks, warps * kWarp, 1, shared, blocks > 1}; }
   // Arrivals are counted in 32 bits.
   bool counts(int64_t steps) const { return steps < (int64_t{1} << 31) / blocks; }
 

@@ -18,10 +18,9 @@ struct CudaEncoders : Cuda {
   template <typename Code>
   static void encode(const Tensor& on, const Code& code) {
     constexpr int64_t kMaxRows = 65535;  // of a grid
-    const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
-    const dim3 grid(blocks(code.neurons), static_cast<unsigned>(std::min(code.rows(), kMaxRows)));
-    encode_kernel<<<grid, kThreads, 0, stream(on)>>>(code);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    Grid many = grid(code.neurons);
+    many.rows = std::min(code.rows(), kMaxRows);
+    launch(on, many, encode_kernel<Code>, code);
   }
 };
 

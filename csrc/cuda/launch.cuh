@@ -17,6 +17,7 @@ inline constexpr int kWarp = 32;
 struct Grid {
   int64_t blocks;
   int threads;
+  int64_t rows = 1;          // of so many blocks
   std::size_t shared = 0;    // bytes of dynamic shared memory
   bool cooperative = false;  // blocks wait for each other: all must run at once
 };
@@ -40,7 +41,7 @@ void launch(const torch::stable::Tensor& on, const Grid& grid, void (*kernel)(Pa
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.rows));
   config.blockDim = dim3(static_cast<unsigned>(grid.threads));
   config.dynamicSmemBytes = grid.shared;
   config.stream = current_stream(on);

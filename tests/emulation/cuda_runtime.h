@@ -39,7 +39,8 @@ enum cudaDeviceAttr {
 enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
 
 struct dim3 {
-  unsigned x = 1, y = 1, z = 1;
+  unsigned x, y, z;
+  explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
 struct cudaLaunchAttribute {
@@ -57,7 +58,7 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
-inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+inline dim3 threadIdx(0, 0, 0), blockIdx(0, 0, 0), blockDim, gridDim;
 
 namespace emulation {
 
@@ -77,6 +78,7 @@ struct Warp {
 };
 
 struct Block {
+  unsigned number;
   dim3 index;
   std::vector<Warp> warps;
   int threads = 0, arrived = 0;
@@ -106,7 +108,7 @@ class Machine {
 
   void run() {
     const bool together = config_.numAttrs > 0;
-    const unsigned blocks = config_.gridDim.x;
+    const unsigned blocks = config_.gridDim.x * config_.gridDim.y;
     for (unsigned first = 0; first < blocks; first += together ? blocks : 1) {
       start(first, together ? blocks : first + 1);
       current() = this;
@@ -138,14 +140,15 @@ class Machine {
     for (unsigned index = first; index < end; ++index) {
       blocks_.push_back(std::make_unique<Block>());
       Block& block = *blocks_.back();
-      block.index.x = index;
+      block.number = index;
+      block.index = dim3(index % config_.gridDim.x, index / config_.gridDim.x, 0);
       block.threads = static_cast<int>(config_.blockDim.x);
       block.warps.resize((config_.blockDim.x + kLanes - 1) / kLanes);
       block.shared.assign(config_.dynamicSmemBytes, 0xff);
       for (unsigned thread = 0; thread < config_.blockDim.x; ++thread) {
         Fiber fiber{};
         fiber.block = &block;
-        fiber.index.x = thread;
+        fiber.index = dim3(thread, 0, 0);
         ++block.warps[thread / kLanes].lanes;
         fibers_.push_back(std::move(fiber));
       }
@@ -166,7 +169,7 @@ class Machine {
       Fiber& fiber = fibers_[k];
       if (fiber.done || (fiber.may_go_on && !fiber.may_go_on())) continue;
       any = true;
-      if (passed[fiber.block->index.x - blocks_[0]->index.x] || random_() % 8 == 0) continue;
+      if (passed[fiber.block->number - blocks_[0]->number] || random_() % 8 == 0) continue;
       fiber.may_go_on = nullptr;
       resume(fiber);
       if (error_) return false;
