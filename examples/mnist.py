@@ -73,7 +73,7 @@ def _parser() -> Parser:
 
 def _train(args: argparse.Namespace) -> int:
     args.library = args.library or "snnfast"
-    version = import_library(args.library, args.recipe).__version__
+    version = getattr(import_library(args.library, args.recipe), "__version__", "unknown")
     device = _device(args.device)
     _prepare_outputs(args)
     if args.threads:

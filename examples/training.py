@@ -258,7 +258,7 @@ def import_library(library: str, recipe: str) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"argument --library: {library} needs the package {package}, which cannot be "
-            f"imported ({reason}); install it or choose another of {', '.join(allowed)}"
+            f"imported ({reason}); install it or choose {' or '.join(name for name in allowed if name != library)}"
         ) from error
 
 
