@@ -34,7 +34,24 @@ class Digits(NamedTuple):
 
     def first(self, samples: int) -> "Digits":
         """Keep only the first `samples` training images; the test set stays whole."""
-        return self._replace(train_images=self.train_images[:samples], train_labels=self.train_labels[:samples])
+        return self._take(torch.arange(samples))
+
+    def drawn(self, samples: int, seed: int) -> "Digits":
+        """Keep `samples` training images drawn at random; the test set stays whole."""
+        generator = torch.Generator().manual_seed(seed)
+        return self._take(torch.randperm(len(self.train_images), generator=generator)[:samples])
+
+    def at_least(self, side: int) -> "Digits":
+        """Repeat the pixels of smaller images as often as it takes for `side` rows and columns."""
+        times = -(-side // min(self.train_images.shape[1:]))
+
+        def enlarged(images: Tensor) -> Tensor:
+            return images.repeat_interleave(times, 1).repeat_interleave(times, 2)
+
+        return self._replace(train_images=enlarged(self.train_images), test_images=enlarged(self.test_images))
+
+    def _take(self, index: Tensor) -> "Digits":
+        return self._replace(train_images=self.train_images[index], train_labels=self.train_labels[index])
 
 
 def load(root: Path) -> Digits:

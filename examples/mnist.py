@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,9 +12,10 @@ import torch
 
 import datasets
 import pictures
+from compare import compare
 from files import InputError, check_writable, replacing
 from recipes import RECIPES
-from training import LIBRARIES, Run, Settings, import_library, metrics, read_checkpoint
+from training import PACKAGES, Run, Settings, import_library, metrics, read_checkpoint
 
 INTERRUPTED = 130
 PICTURED = 16
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
-        return _train(args)
+        return (compare if args.compare else _train)(args)
     except InputError as error:
         parser.error(str(error))
     except torch.OutOfMemoryError:
@@ -51,20 +52,18 @@ def _parser() -> Parser:
     parser = Parser(description="Train a reference system on MNIST, evaluate it every epoch and draw it.")
     add = parser.add_argument
     add("--recipe", choices=RECIPES, default="rate-fc", help="system to train (%(default)s)")
-    add("--library", choices=LIBRARIES, default="snnfast", help="whose neurons (%(default)s)")
+    add("--library", choices=PACKAGES, help="whose neurons (snnfast)")
+    add("--compare", action="store_true", help="train on snnfast and on the authors' library, side by side")
     add("--device", help="cpu, cuda or cuda:N (cuda where there is one, else cpu)")
-    add("--seed", type=_whole(0), default=0, help="fixes the result on a machine (%(default)s)")
+    add("--seed", type=_whole(0), help="fixes the result on a machine (the recipe's)")
     add("--epochs", type=_whole(1), help="epochs in all, with those resumed (the recipe's)")
     add("--batch-size", type=_whole(1), metavar="N", help="samples per step (the recipe's)")
-    add("--limit", type=_whole(1), metavar="N", help="train on the first N samples only (all)")
-    add(
-        "--threads",
-        type=_whole(1, os.cpu_count()),
-        metavar="N",
-        help="CPU threads (PyTorch's choice)",
-    )
-    data = os.environ.get("SNNFAST_DATA") or "data"
-    add("--data", type=Path, default=data, metavar="DIR", help="holds MNIST/raw (%(default)s)")
+    add("--limit", type=_whole(1), metavar="N", help="train on N samples only (the recipe's)")
+    add("--steps", type=_whole(1), metavar="T", help="time steps, in evaluation too (the recipe's)")
+    add("--encoder", metavar="NAME", help="how images become input over time (the recipe's)")
+    add("--readout", metavar="NAME", help="how the output becomes a prediction (the recipe's)")
+    add("--threads", type=_whole(1, os.cpu_count()), metavar="N", help="CPU threads (PyTorch's choice)")
+    add("--data", type=Path, metavar="DIR", help="holds MNIST/raw ($SNNFAST_DATA or ./data, made if need be)")
     add("--plots", type=Path, metavar="DIR", help="pictures go here (runs/RECIPE)")
     add("--checkpoint", type=Path, metavar="FILE", help="saved every epoch (PLOTS/checkpoint.pt)")
     add("--out", type=Path, metavar="FILE", help="metrics go here (PLOTS/metrics.json)")
@@ -73,7 +72,8 @@ def _parser() -> Parser:
 
 
 def _train(args: argparse.Namespace) -> int:
-    version = import_library(args.library).__version__
+    args.library = args.library or "snnfast"
+    version = getattr(import_library(args.library, args.recipe), "__version__", "unknown")
     device = _device(args.device)
     _prepare_outputs(args)
     if args.threads:
@@ -121,30 +121,56 @@ def _prepare_outputs(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, device: torch.device) -> Run:
-    digits = datasets.load(args.data)
+    recipe = RECIPES[args.recipe]
+    encoder = _variant("encoder", args.encoder, recipe.encoders, args.recipe)
+    readout = _variant("readout", args.readout, recipe.readouts, args.recipe)
+    digits = datasets.load(_data(args.data))
     samples = len(digits.train_images)
     if args.limit is not None and args.limit > samples:
         raise InputError(f"argument --limit: {args.limit} asked for, {digits.name} has {samples}")
     settings = Settings(
         recipe=args.recipe,
         dataset=digits.name,
-        samples=args.limit or samples,
-        batch_size=args.batch_size or RECIPES[args.recipe].BATCH_SIZE,
-        seed=args.seed,
+        samples=args.limit or min(recipe.subset or samples, samples),
+        batch_size=args.batch_size or recipe.batch_size,
+        steps=args.steps or recipe.steps,
+        test_steps=args.steps or recipe.test_steps or recipe.steps,
+        encoder=encoder,
+        readout=readout,
+        seed=recipe.seed if args.seed is None else args.seed,
         device=device.type,
     )
-    run = Run(settings, args.library, digits.first(settings.samples).to(device), device)
+    if recipe.drop_last and settings.samples < settings.batch_size:
+        raise InputError(
+            f"argument --batch-size: {args.recipe} trains on whole batches, and {settings.samples} samples "
+            f"make none of {settings.batch_size}; give at most {settings.samples}"
+        )
+    chosen = digits.drawn(settings.samples, settings.seed) if recipe.subset else digits.first(settings.samples)
+    run = Run(settings, args.library, chosen.at_least(recipe.smallest_image).to(device), device)
     if args.resume:
         run.restore(args.checkpoint)
     return run
 
 
+def _variant(argument: str, name: str | None, variants: Iterable[str], recipe: str) -> str:
+    allowed = list(variants)
+    if name is not None and name not in allowed:
+        raise InputError(f"argument --{argument}: {recipe} takes {', '.join(allowed)} (not {name})")
+    return name or allowed[0]
+
+
+def _data(named: Path | None) -> Path:
+    # Where a folder is named that is not there, a typing error must not train on other data.
+    if named is not None and not named.exists():
+        raise InputError(f"argument --data: there is no directory {named}; make it to have MNIST downloaded into it")
+    return named or Path(os.environ.get("SNNFAST_DATA") or "data")
+
+
 def _epochs(args: argparse.Namespace, run: Run) -> int:
-    epochs, done = args.epochs or run.recipe.EPOCHS, len(run.history)
-    if epochs <= done:
-        raise InputError(
-            f"argument --epochs: {args.checkpoint} already has {done} epochs done, give more than {done} (not {epochs})"
-        )
+    # A run that was stopped between its last epoch and the metrics has none left to train.
+    epochs, done = args.epochs or run.recipe.epochs, len(run.history)
+    if epochs < done:
+        raise InputError(f"argument --epochs: {args.checkpoint} already has {done} epochs done (not {epochs})")
     return epochs
 
 
@@ -163,14 +189,13 @@ def _write_json(row: dict[str, Any], path: Path) -> None:
 
 
 def _draw(run: Run, directory: Path) -> None:
-    images, labels = run.digits.test_images[:PICTURED], run.digits.test_labels[:PICTURED]
-    spikes = run.predict(images)
     title = f"{run.settings.recipe} on {run.settings.dataset}, {run.library}"
-    drawn = {
-        "loss": pictures.loss_curve(run.losses, run.history, title),
-        "raster": pictures.output_raster(spikes, images, labels),
-        "gallery": pictures.gallery(spikes, images, labels),
-    }
+    drawn = {"loss": pictures.loss_curve(run.losses, run.history, title)}
+    images, labels = run.digits.test_images[:PICTURED], run.digits.test_labels[:PICTURED]
+    spikes = run.spikes(images)
+    if spikes is not None:
+        drawn["raster"] = pictures.output_raster(spikes, images, labels)
+        drawn["gallery"] = pictures.gallery(spikes, images, labels)
     for name, figure in drawn.items():
         with replacing(directory / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png")

@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 import time
+import zipfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -20,7 +22,7 @@ from datasets import Digits
 from files import InputError, replacing
 from recipes import RECIPES
 
-LIBRARIES = ("snnfast", "snntorch", "reference")
+PACKAGES = {"snnfast": "snnfast", "reference": "snnfast", "snntorch": "snntorch", "norse": "norse", "torch": "torch"}
 CHECKPOINT_FORMAT = "snnfast-examples-1"
 EVALUATION_SEED = 0
 
@@ -37,15 +39,19 @@ class Settings:
     dataset: str
     samples: int
     batch_size: int
+    steps: int
+    test_steps: int
+    encoder: str
+    readout: str
     seed: int
     device: str
 
 
-ARGUMENTS = {"dataset": "--data", "samples": "--limit", "batch_size": "--batch-size"}
+ARGUMENTS = {"dataset": "--data", "samples": "--limit", "batch_size": "--batch-size", "test_steps": "--steps"}
 
 
 class Pass(NamedTuple):
-    """One pass over a data set: the loss of every batch, and means over all samples."""
+    """One pass over a data set: the loss of every batch, and means over the samples seen."""
 
     losses: list[float]
     loss: float
@@ -59,7 +65,7 @@ class Run:
     Args:
         settings: recipe, data and seed. The start, the order of the samples and their random
             spikes depend on nothing else, so every library sees the same.
-        library: one of LIBRARIES.
+        library: one of the recipe's.
         digits: the data, on `device`.
         device: where to train.
 
@@ -71,11 +77,13 @@ class Run:
     def __init__(self, settings: Settings, library: str, digits: Digits, device: torch.device) -> None:
         self.settings, self.library, self.digits, self.device = settings, library, digits, device
         self.recipe = RECIPES[settings.recipe]
+        self.encoder = self.recipe.encoders[settings.encoder]
+        self.readout = self.recipe.readouts[settings.readout]
         # One seed each, so that no two of the three random streams overlap.
         seeder = torch.Generator().manual_seed(settings.seed)
         start, order, spikes = torch.randint(2**62, (3,), generator=seeder).tolist()
         torch.manual_seed(start)
-        self.net = self.recipe.network(library, digits.train_images[0].numel()).to(device)
+        self.net = self.recipe.network(library, digits.train_images.shape[1:]).to(device)
         self.optimizer = self.recipe.optimizer(self.net.parameters())
         self.generators = {
             "order": torch.Generator().manual_seed(order),
@@ -99,16 +107,19 @@ class Run:
             "test_accuracy": test.accuracy,
             "seconds": train.seconds,
             "test_seconds": test.seconds,
+            "peak_bytes": _peak_memory(self.device)[0],
         }
         self.history.append(row)
         return row
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Output of the network for uint8 images [B, H, W], with the spikes of the evaluation."""
+    def spikes(self, images: Tensor) -> Tensor | None:
+        """Output spikes [T, B, 10] for uint8 images [B, H, W], as in the evaluation; None where no output fires."""
+        if self.recipe.spikes is None:
+            return None
         self.net.eval()
         with _neurons_of(self.library):
-            return self.net(self.recipe.encode(_brightness(images), self._evaluation_generator()))
+            return self.recipe.spikes(self._output(images, self.settings.test_steps, self._evaluation_generator()))
 
     def save(self, path: Path) -> None:
         """Write a checkpoint that `restore` continues from, bit for bit."""
@@ -137,45 +148,64 @@ class Run:
             for name, generator in self.generators.items():
                 generator.set_state(checkpoint["generators"][name])
             self.history, self.losses = checkpoint["history"], checkpoint["losses"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"argument --checkpoint: {path} is damaged ({type(error).__name__})") from error
 
     def _check_settings(self, path: Path, saved: dict[str, Any]) -> None:
         for name, value in asdict(self.settings).items():
-            if saved[name] != value:
+            # Older checkpoints do not name all settings.
+            if saved.get(name) != value:
                 raise InputError(
                     f"argument {ARGUMENTS.get(name, '--' + name)}: this run has {name} {value}, "
-                    f"but {path} continues a run with {saved[name]}"
+                    f"but {path} continues a run with {saved.get(name, 'an unknown one')}"
                 )
 
     def _train(self, title: str) -> Pass:
-        digits = self.digits
-        order = torch.randperm(len(digits.train_images), generator=self.generators["order"])
+        images, labels = self.digits.train_images, self.digits.train_labels
+        order = torch.randperm(len(images), generator=self.generators["order"])
+        if self.recipe.drop_last:
+            order = order[: len(order) - len(order) % self.settings.batch_size]
         self.net.train()
-        return self._pass(
-            title,
-            digits.train_images,
-            digits.train_labels,
-            order,
-            self.generators["spikes"],
-            self.optimizer,
-        )
+        return self._pass(title, self.training_step, images, labels, order)
 
     @torch.no_grad()
     def _evaluate(self, title: str) -> Pass:
         images, labels = self.digits.test_images, self.digits.test_labels
         self.net.eval()
-        order = torch.arange(len(images))
-        return self._pass(title, images, labels, order, self._evaluation_generator())
+        generator = self._evaluation_generator()
+
+        def step(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            return self._score(self._output(images, self.settings.test_steps, generator), target)
+
+        return self._pass(title, step, images, labels, torch.arange(len(images)))
+
+    def training_step(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer on uint8 images [B, H, W] of classes [B], without waiting for the device.
+
+        Returns:
+            Mean loss and number of correct predictions before the step, both 0-dimensional.
+        """
+        output = self._output(images, self.settings.steps, self.generators["spikes"])
+        loss, correct = self._score(output, target)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), correct
+
+    def _output(self, images: Tensor, steps: int, generator: torch.Generator) -> Any:
+        return self.net(self.encoder(images.float() / 255, steps, generator, self.library))
+
+    def _score(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        correct = (self.readout.scores(output).argmax(1) == target).sum()
+        return self.readout.loss(output, target), correct
 
     def _pass(
         self,
         title: str,
+        step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         images: Tensor,
         labels: Tensor,
         order: Tensor,
-        generator: torch.Generator,
-        optimizer: torch.optim.Optimizer | None = None,
     ) -> Pass:
         losses = []
         loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
@@ -183,16 +213,10 @@ class Run:
         begin = time.perf_counter()
         with tqdm(total=len(order), desc=title, unit=" samples", leave=False, disable=None) as bar:
             for index in order.to(self.device).split(self.settings.batch_size):
-                target = labels[index]
-                output = self.net(self.recipe.encode(_brightness(images[index]), generator))
-                loss = self.recipe.loss(output, target)
-                if optimizer is not None:
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                losses.append(loss.detach())
-                loss_sum += loss.detach() * len(index)
-                correct += (self.recipe.scores(output).argmax(1) == target).sum()
+                loss, hits = step(images[index], labels[index])
+                losses.append(loss)
+                loss_sum += loss * len(index)
+                correct += hits
                 # Reading a number waits for the GPU: only when the bar is redrawn anyway.
                 if bar.update(len(index)):
                     accuracy = correct.item() / bar.n
@@ -211,30 +235,36 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"argument --checkpoint: there is no checkpoint {path} to resume from")
     # torch.load raises whatever the bytes of a foreign or truncated file lead it to.
     try:
+        # torch.load does not look at the checksums that are in the file.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise _foreign(path) from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
+    if damaged or not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
         raise _foreign(path)
     return checkpoint
 
 
-def import_library(library: str) -> Any:
-    """Import the package behind one of LIBRARIES; InputError if it cannot be."""
-    package = "snntorch" if library == "snntorch" else "snnfast"
+def import_library(library: str, recipe: str) -> Any:
+    """Import the package behind one of a recipe's libraries; InputError if it cannot be, or is none of them."""
+    allowed = RECIPES[recipe].libraries
+    if library not in allowed:
+        raise InputError(f"argument --library: {recipe} runs on {', '.join(allowed)}, not on {library}")
+    package = PACKAGES[library]
     try:
         return importlib.import_module(package)
     except (ImportError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"argument --library: {library} needs the package {package}, which cannot be "
-            f"imported ({reason}); install it or choose another of {', '.join(LIBRARIES)}"
+            f"imported ({reason}); install it or choose {' or '.join(name for name in allowed if name != library)}"
         ) from error
 
 
 def metrics(run: Run, version: str) -> dict[str, Any]:
     """Summarise a run as one flat row plus its history; times in seconds, memory in bytes."""
-    peak_bytes, peak_kind = _peak_memory(run.device)
+    peak_kind = _peak_memory(run.device)[1]
     seconds = [row["seconds"] for row in run.history]
     settings = asdict(run.settings) | {"device": _hardware(run.device)}
     return settings | {
@@ -244,7 +274,7 @@ def metrics(run: Run, version: str) -> dict[str, Any]:
         "epochs": len(run.history),
         "test_accuracy": run.history[-1]["test_accuracy"],
         "seconds_per_epoch": sum(seconds) / len(seconds),
-        "peak_bytes": peak_bytes,
+        "peak_bytes": max(row["peak_bytes"] for row in run.history),
         "peak_kind": peak_kind,
         "commit": _commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -253,11 +283,11 @@ def metrics(run: Run, version: str) -> dict[str, Any]:
 
 
 def _neurons_of(library: str) -> AbstractContextManager[Any]:
-    return import_library(library).use_reference() if library == "reference" else nullcontext()
+    if library != "reference":
+        return nullcontext()
+    import snnfast
 
-
-def _brightness(images: Tensor) -> Tensor:
-    return images.float() / 255
+    return snnfast.use_reference()
 
 
 def _foreign(path: Path) -> InputError:

@@ -1,12 +1,15 @@
 """The MNIST example as a user runs it: the real command on small data, and its errors."""
 
+import contextlib
 import fcntl
 import functools
 import gzip
 import hashlib
+import importlib.util
 import json
 import os
 import pty
+import random
 import resource
 import signal
 import struct
@@ -14,6 +17,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,7 +25,9 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import colors, image
+from matplotlib.figure import Figure
 
+import published
 import snnfast
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -32,6 +38,10 @@ FIELDS = {
     "dataset",
     "samples",
     "batch_size",
+    "steps",
+    "test_steps",
+    "encoder",
+    "readout",
     "seed",
     "device",
     "library",
@@ -47,6 +57,15 @@ FIELDS = {
     "history",
 }
 MEASURED = {"seconds_per_epoch", "peak_bytes", "date", "history"}
+# Few steps on scikit-learn's digits, enough to learn something in an epoch.
+SMALL = {
+    "rate-fc": ["--steps", "5", "--batch-size", "32"],
+    "poisson-fc": ["--steps", "60", "--batch-size", "8"],
+    "zero-reset-fc": ["--steps", "5", "--batch-size", "16"],
+    "norse-recurrent": ["--steps", "20", "--batch-size", "16"],
+    "norse-conv": ["--steps", "40", "--batch-size", "4", "--limit", "320"],
+    "current-fc": ["--steps", "10", "--batch-size", "32"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +93,29 @@ def straight(data, tmp_path_factory):
     return out, finished(start(out, "--data", data, "--epochs", EPOCHS))
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """Per library, the directory and output of a run where MNIST cannot be had."""
-    runs = {}
-    for library in ("snnfast", "snntorch"):
-        out = tmp_path_factory.mktemp(library)
-        arguments = ("--data", out / "absent", "--library", library, "--epochs", 1)
-        runs[library] = out, start(out, *arguments)
-    return {library: (out, finished(process)) for library, (out, process) in runs.items()}
+@pytest.fixture
+def one_thread():
+    """As many threads as the runs in processes of their own have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def undrawn(command, monkeypatch):
+    """Without the pictures, which take longer than the training of these tests."""
+    monkeypatch.setattr(command, "_draw", lambda run, directory: None)
+
+
+@pytest.fixture
+def offline(command, monkeypatch, tmp_path):
+    """An empty data directory, and no way to download anything into it."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(command.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    directory = tmp_path / "empty"
+    directory.mkdir()
+    return directory
 
 
 def test_metrics_describe_the_run(straight):
@@ -91,6 +124,7 @@ def test_metrics_describe_the_run(straight):
     assert set(row) == FIELDS
     assert (row["recipe"], row["library"], row["dataset"]) == ("rate-fc", "snnfast", "MNIST")
     assert (row["samples"], row["batch_size"], row["seed"]) == (TRAIN, 128, 0)
+    assert (row["steps"], row["test_steps"], row["encoder"], row["readout"]) == (25, 25, "rate", "count")
     assert row["version"] == snnfast.__version__ and row["torch"] == torch.__version__
     assert row["device"].endswith("1 thread")
     assert row["peak_kind"] == "process peak RSS" and 1e8 < row["peak_bytes"] < 1e11
@@ -129,16 +163,15 @@ def test_pictures_are_drawn_in_colour(straight, name):
     assert (np.abs(pixels[..., :3] - true_class).max(-1) < 0.01).sum() > 500
 
 
-def test_same_seed_same_numbers_with_progress_bars(data, straight, tmp_path):
+def test_same_seed_same_numbers_with_progress_bars(command, data, straight, undrawn, one_thread, monkeypatch, tmp_path):
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     os.set_blocking(controller, False)
-    process = start(tmp_path, "--data", data, "--epochs", EPOCHS, stderr=terminal)
-    process.communicate(timeout=60)
-    bars = os.read(controller, 1 << 16).decode()
-    os.close(terminal)
+    with open(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert main(command, tmp_path, "--data", data, "--epochs", EPOCHS) == 0
+        bars = os.read(controller, 1 << 16).decode()
     os.close(controller)
-    assert process.returncode == 0
     assert f"epoch 1/{EPOCHS}" in bars and "samples/s" in bars
     assert "loss " in bars and "accuracy " in bars
     assert_same_run(straight[0], tmp_path)
@@ -156,37 +189,164 @@ def test_the_seed_decides_start_order_and_spikes(command, data):
         assert not torch.equal(state, other.generators[name].get_state())
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(data, straight, tmp_path):
-    process = start(tmp_path, "--data", data, "--epochs", EPOCHS)
-    assert process.stdout.readline().startswith("epoch 1/")
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert str(tmp_path / "checkpoint.pt") in stderr and "Traceback" not in stderr
-    assert not (tmp_path / "metrics.json").exists()
-    assert 1 <= len(checkpoint(tmp_path)["history"]) < EPOCHS
+def test_stopped_killed_and_resumed_equals_uninterrupted(
+    command, data, straight, undrawn, one_thread, capsys, monkeypatch, tmp_path
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_report", lambda row, epochs: signal.raise_signal(signal.SIGINT))
+        assert main(command, tmp_path, "--data", data, "--epochs", EPOCHS) == 130
+    assert f"{tmp_path / 'checkpoint.pt'} continues after epoch 1" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists() and len(checkpoint(tmp_path)["history"]) == 1
 
-    finished(start(tmp_path, "--data", data, "--epochs", EPOCHS, "--resume"))
+    process = start(tmp_path, "--data", data, "--epochs", EPOCHS, "--resume")
+    assert process.stdout.readline().startswith("epoch 2/")
+    delay = random.random() / 2
+    print(f"killed {delay} s after an epoch")
+    time.sleep(delay)
+    process.kill()
+    process.communicate(timeout=60)
+    assert len(checkpoint(tmp_path)["history"]) >= 2
+
+    assert main(command, tmp_path, "--data", data, "--epochs", EPOCHS, "--resume") == 0
     assert_same_run(straight[0], tmp_path)
 
 
-def test_without_mnist_it_trains_on_the_bundled_digits(digits):
-    out, stdout = digits["snnfast"]
-    first = stdout.splitlines()[0]
-    assert str(out / "absent") in first and "8x8 digits" in first
-    row = metrics(out)
-    assert (row["dataset"], row["samples"]) == ("digits", 1437)
-    assert row["test_accuracy"] > 0.5
-    assert not (out / "absent").exists()
+def test_resumed_after_the_last_epoch_it_writes_the_metrics(command, data, straight, undrawn, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes((straight[0] / "checkpoint.pt").read_bytes())
+    assert main(command, tmp_path, "--data", data, "--epochs", EPOCHS, "--resume") == 0
+    for key in ("history", "test_accuracy", "peak_bytes", "seconds_per_epoch"):
+        assert metrics(tmp_path)[key] == metrics(straight[0])[key]
 
 
-def test_snnfast_and_snntorch_agree_on_the_digits(digits):
-    fast, theirs = (checkpoint(digits[name][0]) for name in ("snnfast", "snntorch"))
-    # One large matrix product may round differently from one per step, which flips single spikes:
-    # the first batch may differ by a few of them, the trained networks by a few test samples.
-    assert fast["losses"][0] == pytest.approx(theirs["losses"][0], abs=0.02)
-    fast, theirs = (metrics(digits[name][0])["test_accuracy"] for name in ("snnfast", "snntorch"))
-    assert fast == pytest.approx(theirs, abs=0.03)
+@pytest.mark.parametrize("recipe", SMALL)
+def test_every_recipe_learns_the_bundled_digits(recipe, command, offline, capsys, monkeypatch, tmp_path):
+    drawn = {}
+    for name in ("output_raster", "gallery"):
+        # Drawing takes longer than the training.
+        monkeypatch.setattr(
+            command.pictures, name, lambda spikes, *_, name=name: drawn.update({name: spikes}) or Figure()
+        )
+    assert main(command, tmp_path, "--recipe", recipe, "--data", offline, "--epochs", 1, *SMALL[recipe]) == 0
+    first, epoch, _ = capsys.readouterr().out.splitlines()
+    assert str(offline) in first and "8x8 digits" in first and epoch.startswith("epoch 1/1: loss ")
+    assert not list(offline.iterdir())
+    row, losses = metrics(tmp_path), checkpoint(tmp_path)["losses"]
+    assert (row["recipe"], row["dataset"]) == (recipe, "digits")
+    quarter = len(losses) // 4
+    assert np.mean(losses[-quarter:]) < 0.99 * np.mean(losses[:quarter])
+    # The convolutional network needs longer than a test to do better than chance.
+    assert row["test_accuracy"] > 0.4 or recipe == "norse-conv"
+    # Norse's readouts do not fire.
+    assert set(drawn) == (set() if recipe.startswith("norse") else {"output_raster", "gallery"})
+    for spikes in drawn.values():
+        assert spikes.shape == (row["test_steps"], 16, 10) and set(spikes.unique().tolist()) == {0, 1}
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"loss"} | ({"raster", "gallery"} if drawn else set())
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+@pytest.mark.parametrize("other", ["author", "reference"])
+def test_recipes_put_out_what_their_authors_and_reference_do(recipe, other, command):
+    ours, theirs = first_batch(command, recipe, "snnfast"), first_batch(command, recipe, other)
+    # A product over all steps may round differently from one per step, which now and then flips a spike.
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.count_nonzero() > 20 and our.shape == their.shape
+        assert ((our - their).abs() > 1e-4).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("recipe", ["poisson-fc", "norse-recurrent"])
+def test_saved_and_restored_trains_on_as_if_never_stopped(recipe, command, data, tmp_path):
+    through, stopped, resumed = (new_run(command, data, "snnfast", recipe=recipe, batch_size=16) for _ in range(3))
+    for run in (through, through, stopped):
+        run.epoch(2)
+    stopped.save(tmp_path / "checkpoint.pt")
+    resumed.restore(tmp_path / "checkpoint.pt")
+    resumed.epoch(2)
+    assert resumed.losses == through.losses and len(set(through.losses)) > 2
+    for key in ("train_accuracy", "test_loss", "test_accuracy"):
+        assert [row[key] for row in resumed.history] == [row[key] for row in through.history]
+    for name, tensor in through.net.state_dict().items():
+        assert torch.equal(resumed.net.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("encoder, readout", [("poisson", "last"), ("spike-latency", "maximum")])
+def test_variants_of_norse(encoder, readout, command, data, capsys, tmp_path):
+    arguments = ["--recipe", "norse-recurrent", "--data", data, "--steps", 12, "--epochs", 2, "--readout", readout]
+    assert main(command, tmp_path, *arguments, "--encoder", encoder) == 0
+    row = metrics(tmp_path)
+    assert (row["encoder"], row["readout"], row["steps"], row["test_steps"]) == (encoder, readout, 12, 12)
+    assert row["history"][1]["train_loss"] < row["history"][0]["train_loss"]
+    with pytest.raises(SystemExit) as stop:
+        main(command, tmp_path, *arguments, "--resume")
+    assert_one_line(stop.value.code, capsys.readouterr().err, "argument --encoder: this run has encoder constant")
+
+
+def test_encoders_of_norse(command):
+    images = torch.linspace(0, 1, 20).view(1, 4, 5).expand(500, 4, 5)
+    encoders = command.RECIPES["norse-conv"].encoders
+    constant, poisson, latency = (
+        encoders[name](images, 30, torch.Generator().manual_seed(2), "snnfast")
+        for name in ("constant-current", "poisson", "spike-latency")
+    )
+    assert constant.shape == poisson.shape == latency.shape == (30, 500, 4, 5)
+    assert torch.equal(latency.sum(0), constant.amax(0))
+    assert torch.equal(latency.argmax(0), constant.argmax(0))
+    rates = ((images[0] - 0.1307) / 0.3081 * 20 * 1e-3).clamp(0)
+    assert torch.allclose(poisson.mean((0, 1)), rates, atol=0.01)
+
+
+def test_zero_reset_fc_is_evaluated_with_more_steps(command, data):
+    recipe = command.RECIPES["zero-reset-fc"]
+    assert (recipe.steps, recipe.test_steps, recipe.seed) == (10, 100, 42)
+    run = new_run(command, data, "snnfast", recipe="zero-reset-fc", steps=3, test_steps=7)
+    seen = []
+    run.net.register_forward_hook(lambda net, given, output: seen.append((net.training, len(given[0]), len(output))))
+    run.epoch(1)
+    assert seen == [(True, 3, 3)] * 3 + [(False, 7, 7)]
+    assert run.spikes(run.digits.test_images[:5]).shape == (7, 5, 10)
+
+
+def test_current_fc_trains_on_whole_batches(command, data):
+    run = new_run(command, data, "snnfast", recipe="current-fc", steps=3, test_steps=3)
+    seen = []
+    run.net.register_forward_hook(lambda net, given, output: seen.append((net.training, given[0].shape[1])))
+    row = run.epoch(1)
+    assert seen == [(True, 128), (True, 128), (False, TEST)]
+    assert row["train_loss"] == pytest.approx(np.mean(run.losses)) and len(run.losses) == 2
+
+
+def test_poisson_fc_trains_on_images_drawn_by_the_seed(command, data):
+    assert command.RECIPES["poisson-fc"].subset == 10_000
+    digits = command.datasets.mnist(data)
+    digits = digits._replace(train_labels=torch.arange(TRAIN))
+    first, again, other = (digits.drawn(50, seed) for seed in (3, 3, 4))
+    assert torch.equal(first.train_labels, again.train_labels) and len(first.train_labels.unique()) == 50
+    assert not torch.equal(first.train_labels, other.train_labels)
+    assert torch.equal(first.train_images, digits.train_images[first.train_labels])
+    assert torch.equal(first.test_images, digits.test_images)
+
+
+def test_compare_trains_both_libraries_and_prints_them_side_by_side(command, data, capfd, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", str(Path(snnfast.__file__).parents[1]))
+    arguments = ["--recipe", "zero-reset-fc", "--compare", "--threads", 1, "--data", data, "--steps", 10, "--epochs", 1]
+    assert main(command, tmp_path, *arguments) == 0
+    rows = {library: metrics(tmp_path / library) for library in ("snnfast", "torch")}
+    lines = capfd.readouterr().out.splitlines()
+    heading = lines.index(next(line for line in lines if line.startswith("library ")))
+    for line, (library, row) in zip(lines[heading + 1 :], rows.items(), strict=False):
+        assert row["library"] == library
+        assert line.split() == [
+            library,
+            row["version"],
+            f"{row['seconds_per_epoch']:.2f}",
+            f"{row['test_accuracy']:.2%}",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            "MB",
+        ]
+    speedup = rows["torch"]["seconds_per_epoch"] / rows["snnfast"]["seconds_per_epoch"]
+    assert f"{speedup:.2f} times as fast" in lines[-1]
+    fast, theirs = (checkpoint(tmp_path / library)["losses"] for library in rows)
+    # One large matrix product may round differently from one per step, which flips single spikes.
+    assert fast[0] == pytest.approx(theirs[0], abs=0.02)
 
 
 def test_snnfast_equals_its_reference_bit_for_bit(command, data):
@@ -210,6 +370,7 @@ def test_a_checkpoint_of_one_library_continues_in_another(command, data, tmp_pat
     theirs.epoch(2)
     assert ours.history[0] == theirs.history[0]
     assert ours.losses[3] == pytest.approx(theirs.losses[3], abs=0.02)
+    assert ours.history[1]["test_accuracy"] == pytest.approx(theirs.history[1]["test_accuracy"], abs=0.05)
 
 
 def test_raster_and_gallery_show_the_spikes_given(command):
@@ -259,10 +420,32 @@ WRONG = {
     "foreign tensors": (["--resume", "--checkpoint", "{tmp}/foreign.pt"], "argument --checkpoint"),
     "truncated": (["--resume", "--checkpoint", "{tmp}/truncated.pt"], "argument --checkpoint"),
     "incomplete": (["--resume", "--checkpoint", "{tmp}/incomplete.pt"], "argument --checkpoint"),
-    "all epochs done": (["--resume", "--epochs", str(EPOCHS)], f"{EPOCHS} epochs done"),
+    "all epochs done": (["--resume", "--epochs", str(EPOCHS - 1)], f"{EPOCHS} epochs done"),
     "resumed with another seed": (["--resume", "--seed", "5"], "argument --seed"),
     "resumed with another batch": (["--resume", "--batch-size", "7"], "argument --batch-size"),
     "resumed on fewer samples": (["--resume", "--limit", "128"], "argument --limit"),
+    "resumed with other steps": (["--resume", "--steps", "7"], "argument --steps: this run has steps 7"),
+    "resumed as another recipe": (["--resume", "--recipe", "poisson-fc"], "argument --recipe"),
+    "one byte wrong": (["--resume", "--checkpoint", "{tmp}/flipped.pt"], "argument --checkpoint"),
+    "settings missing": (["--resume", "--checkpoint", "{tmp}/older.pt"], "argument --steps: this run has steps 25"),
+    "no steps": (["--steps", "0"], "argument --steps: '0' given, must be a whole number from 1"),
+    "no such data": (["--data", "{tmp}/absent"], "argument --data: there is no directory"),
+    "encoder of another recipe": (["--encoder", "poisson"], "argument --encoder: rate-fc takes rate (not poisson)"),
+    "no such readout": (
+        ["--recipe", "norse-conv", "--readout", "mean"],
+        "argument --readout: norse-conv takes maximum, last (not mean)",
+    ),
+    "library of other neurons": (
+        ["--recipe", "norse-recurrent", "--library", "snntorch"],
+        "argument --library: norse-recurrent runs on snnfast, norse, reference, not on snntorch",
+    ),
+    "no whole batch": (
+        ["--recipe", "current-fc", "--limit", "100"],
+        "argument --batch-size: current-fc trains on whole",
+    ),
+    "comparison of one library": (["--compare", "--library", "snnfast"], "argument --library: not allowed with"),
+    "comparison with one metrics file": (["--compare", "--out", "{tmp}/m.json"], "argument --out: not allowed with"),
+    "no comparison to resume": (["--compare", "--resume"], "argument --resume: there is no"),
 }
 
 
@@ -308,11 +491,11 @@ def test_mnist_is_downloaded_where_it_can_be(command, data, capsys, monkeypatch,
     assert {path.name for path in contents(tmp_path / "new")} == set(command.datasets.RAW_FILES)
 
 
-@pytest.mark.parametrize("package", ["snntorch", "snnfast"])
-def test_a_library_that_is_absent_is_named(package, command, capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize("package, recipe", [("snntorch", "rate-fc"), ("snnfast", "rate-fc"), ("norse", "norse-conv")])
+def test_a_library_that_is_absent_is_named(package, recipe, command, capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit) as stop:
-        command.main(["--library", package, "--plots", str(tmp_path / "plots")])
+        command.main(["--recipe", recipe, "--library", package, "--plots", str(tmp_path / "plots")])
     assert_one_line(stop.value.code, capsys.readouterr().err, f"needs the package {package}")
     assert not contents(tmp_path)
 
@@ -320,22 +503,62 @@ def test_a_library_that_is_absent_is_named(package, command, capsys, monkeypatch
 def test_a_failed_write_is_one_line_and_keeps_the_checkpoint(command, data, straight, capsys, tmp_path):
     prepare_wrong_files(tmp_path, straight[0])
     before = contents(tmp_path)
-    paths = ["--data", data, "--plots", tmp_path]
-    arguments = ["--device", "cpu", *paths, "--resume", "--epochs", EPOCHS + 1]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
         with pytest.raises(SystemExit) as stop:
-            command.main([str(argument) for argument in arguments])
+            main(command, tmp_path, "--data", data, "--resume", "--epochs", EPOCHS + 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert_one_line(stop.value.code, capsys.readouterr().err, "File too large")
+    assert_one_line(stop.value.code, capsys.readouterr().err, f"File too large: '{tmp_path / 'checkpoint.pt'}'")
     assert contents(tmp_path) == before
 
 
-def new_run(command, data, library, seed=0):
-    settings = command.Settings("rate-fc", "MNIST", TRAIN, 128, seed, "cpu")
-    return command.Run(settings, library, command.datasets.mnist(data), torch.device("cpu"))
+def new_run(command, data, library, seed=0, recipe="rate-fc", **settings):
+    system = command.RECIPES[recipe]
+    settings = {
+        "recipe": recipe,
+        "dataset": "MNIST",
+        "samples": TRAIN,
+        "batch_size": 128,
+        "steps": system.steps,
+        "test_steps": system.steps,
+        "encoder": next(iter(system.encoders)),
+        "readout": next(iter(system.readouts)),
+        "seed": seed,
+        "device": "cpu",
+    } | settings
+    return command.Run(command.Settings(**settings), library, command.datasets.mnist(data), torch.device("cpu"))
+
+
+def first_batch(command, recipe, library):
+    """What an untrained network puts out for a batch of digits, as a tuple; weights are scaled so that it fires.
+
+    "author" is the authors' library or, where that is not installed, the loop in `published`.
+    """
+    system = command.RECIPES[recipe]
+    if library == "author":
+        library = system.original if importlib.util.find_spec(system.original) else "published"
+    images = command.datasets.bundled_digits().first(24).at_least(system.smallest_image).train_images
+    encode = next(iter(system.encoders.values()))
+    x = encode(images / 255, 24, torch.Generator().manual_seed(1), library)
+    torch.manual_seed(0)
+    net = system.network("snnfast" if library == "published" else library, images.shape[1:])
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2 * published.LOOPS[recipe].gain)
+    if library == "published":
+        net, x = published_network(recipe, images.shape[1:], net), x.unsqueeze(2)
+    with torch.no_grad(), snnfast.use_reference() if library == "reference" else contextlib.nullcontext():
+        output = net(x)
+    return output if isinstance(output, tuple) else (output,)
+
+
+def published_network(recipe, shape, like):
+    loop = published.LOOPS[recipe]
+    net = loop.build(published.Sizes(24, 24, (shape.numel(), *loop.published.layers[1:])))
+    net.load_state_dict(like.state_dict())
+    return net
 
 
 def write_mnist(root):
@@ -357,6 +580,11 @@ def prepare_wrong_files(directory, good):
     whole = (good / "checkpoint.pt").read_bytes()
     (directory / "checkpoint.pt").write_bytes(whole)
     (directory / "truncated.pt").write_bytes(whole[: len(whole) // 2])
+    middle = len(whole) // 2
+    (directory / "flipped.pt").write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    older = checkpoint(good)
+    del older["settings"]["steps"]
+    torch.save(older, directory / "older.pt")
     incomplete = checkpoint(good)
     del incomplete["optimizer"]
     torch.save(incomplete, directory / "incomplete.pt")
@@ -379,6 +607,11 @@ def start(out, *arguments, **options):
     given = [str(argument) for argument in ("--plots", out, *arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(program + given, env=environment, **(pipes | options))
+
+
+def main(command, out, *arguments):
+    given = ["--device", "cpu", "--plots", out, *arguments]
+    return command.main([str(argument) for argument in given])
 
 
 def finished(process):
@@ -418,7 +651,7 @@ def assert_same_run(first, second):
     expected, actual = checkpoint(first), checkpoint(second)
     for state in (expected, actual):
         for row in state["history"]:
-            del row["seconds"], row["test_seconds"]
+            del row["seconds"], row["test_seconds"], row["peak_bytes"]
     for key in ("format", "settings"):
         assert actual.pop(key) == expected.pop(key)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)

@@ -1,15 +1,12 @@
-"""The reference systems, one readable file each.
+"""The reference systems, one readable file each."""
 
-A recipe is a module with these names, which `training.py` calls:
+from recipes import current_fc, norse_conv, norse_recurrent, poisson_fc, rate_fc, zero_reset_fc
 
-    EPOCHS, BATCH_SIZE                   what the authors trained with
-    network(library, pixels)             module from spikes [T, B, pixels] to spikes [T, B, 10]
-    encode(images, generator)            images [B, H, W] from 0 to 1 to spikes [T, B, H * W]
-    loss(output, target)                 scalar, mean over the batch
-    scores(output)                       [B, 10]; the prediction is the largest
-    optimizer(parameters)                torch.optim.Optimizer
-"""
-
-from recipes import rate_fc
-
-RECIPES = {"rate-fc": rate_fc}
+RECIPES = {
+    "rate-fc": rate_fc.RECIPE,
+    "poisson-fc": poisson_fc.RECIPE,
+    "zero-reset-fc": zero_reset_fc.RECIPE,
+    "norse-recurrent": norse_recurrent.RECIPE,
+    "norse-conv": norse_conv.RECIPE,
+    "current-fc": current_fc.RECIPE,
+}
