@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import is_torchelastic_launched
+
 from files import InputError
 from recipes import RECIPES
 from training import import_library
@@ -23,6 +25,8 @@ def compare(args: argparse.Namespace) -> int:
     for name in ("library", "checkpoint", "out"):
         if getattr(args, name) is not None:
             raise InputError(f"argument --{name}: not allowed with --compare, which runs two libraries")
+    if is_torchelastic_launched():
+        raise InputError("argument --compare: not allowed under torchrun")
     libraries = RECIPES[args.recipe].libraries[:2]
     for library in libraries:
         import_library(library, args.recipe)

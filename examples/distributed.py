@@ -80,6 +80,19 @@ class World:
         """This process's batches of an evaluation, where every sample counts once; of the size that `shard` gives."""
         return order[self.rank :: self.size].split(max(1, batch_size // self.size))
 
+    def gathered(self, value: Tensor) -> list[Tensor]:
+        """`value` of every process, by rank, on the CPU."""
+        values = [value.cpu()]
+        if self.size > 1:
+            values *= self.size
+            dist.all_gather_object(values, value.cpu())
+        return values
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
     def total(self, value: Tensor) -> Tensor:
         """Sum over all processes of `value` (a loss sum, a count of right answers), the same in each."""
         if self.size == 1:

@@ -13,6 +13,7 @@ import torch
 import datasets
 import pictures
 from compare import compare
+from distributed import World, world
 from files import InputError, check_writable, replacing
 from recipes import RECIPES
 from training import PACKAGES, Run, Settings, import_library, metrics, read_checkpoint
@@ -65,6 +66,7 @@ def _parser() -> Parser:
     add("--threads", type=_whole(1, os.cpu_count()), metavar="N", help="CPU threads (PyTorch's choice)")
     add("--data", type=Path, metavar="DIR", help="holds MNIST/raw ($SNNFAST_DATA or ./data, made if need be)")
     add("--plots", type=Path, metavar="DIR", help="pictures go here (runs/RECIPE)")
+    add("--animations", action="store_true", help="draw moving pictures too")
     add("--checkpoint", type=Path, metavar="FILE", help="saved every epoch (PLOTS/checkpoint.pt)")
     add("--out", type=Path, metavar="FILE", help="metrics go here (PLOTS/metrics.json)")
     add("--resume", action="store_true", help="continue from the checkpoint")
@@ -78,7 +80,12 @@ def _train(args: argparse.Namespace) -> int:
     _prepare_outputs(args)
     if args.threads:
         torch.set_num_threads(args.threads)
-    run = _run(args, device)
+    with world(device) as processes:
+        return _train_in(processes, args, version)
+
+
+def _train_in(world: World, args: argparse.Namespace, version: str) -> int:
+    run = _run(args, world)
     epochs = _epochs(args, run)
     saved = len(run.history)
     try:
@@ -86,9 +93,12 @@ def _train(args: argparse.Namespace) -> int:
             row = run.epoch(epochs)
             run.save(args.checkpoint)
             saved = len(run.history)
-            _report(row, epochs)
+            if world.main:
+                _report(row, epochs)
+        if not world.main:
+            return 0
         _write_json(metrics(run, version), args.out)
-        _draw(run, args.plots)
+        _draw(run, args.plots, args.animations)
     except KeyboardInterrupt:
         state = f"{args.checkpoint} continues after epoch {saved} with --resume"
         print(f"interrupted; {state if saved else 'no epoch was finished'}", file=sys.stderr)
@@ -120,11 +130,15 @@ def _prepare_outputs(args: argparse.Namespace) -> None:
     check_writable(args.out, "--out")
 
 
-def _run(args: argparse.Namespace, device: torch.device) -> Run:
+def _run(args: argparse.Namespace, world: World) -> Run:
     recipe = RECIPES[args.recipe]
     encoder = _variant("encoder", args.encoder, recipe.encoders, args.recipe)
     readout = _variant("readout", args.readout, recipe.readouts, args.recipe)
+    if not world.main:
+        world.wait()  # for the files that the main process may have to download
     digits = datasets.load(_data(args.data))
+    if world.main:
+        world.wait()
     samples = len(digits.train_images)
     if args.limit is not None and args.limit > samples:
         raise InputError(f"argument --limit: {args.limit} asked for, {digits.name} has {samples}")
@@ -138,7 +152,8 @@ def _run(args: argparse.Namespace, device: torch.device) -> Run:
         encoder=encoder,
         readout=readout,
         seed=recipe.seed if args.seed is None else args.seed,
-        device=device.type,
+        device=world.device.type,
+        processes=world.size,
     )
     if recipe.drop_last and settings.samples < settings.batch_size:
         raise InputError(
@@ -146,7 +161,7 @@ def _run(args: argparse.Namespace, device: torch.device) -> Run:
             f"make none of {settings.batch_size}; give at most {settings.samples}"
         )
     chosen = digits.drawn(settings.samples, settings.seed) if recipe.subset else digits.first(settings.samples)
-    run = Run(settings, args.library, chosen.at_least(recipe.smallest_image).to(device), device)
+    run = Run(settings, args.library, chosen.at_least(recipe.smallest_image).to(world.device), world)
     if args.resume:
         run.restore(args.checkpoint)
     return run
@@ -188,17 +203,17 @@ def _write_json(row: dict[str, Any], path: Path) -> None:
         temporary.write_text(json.dumps(row, indent=2) + "\n")
 
 
-def _draw(run: Run, directory: Path) -> None:
-    title = f"{run.settings.recipe} on {run.settings.dataset}, {run.library}"
-    drawn = {"loss": pictures.loss_curve(run.losses, run.history, title)}
+def _draw(run: Run, directory: Path, animations: bool) -> None:
     images, labels = run.digits.test_images[:PICTURED], run.digits.test_labels[:PICTURED]
-    spikes = run.spikes(images)
-    if spikes is not None:
-        drawn["raster"] = pictures.output_raster(spikes, images, labels)
-        drawn["gallery"] = pictures.gallery(spikes, images, labels)
-    for name, figure in drawn.items():
-        with replacing(directory / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png")
+    title = f"{run.settings.recipe} on {run.settings.dataset}, {run.library}"
+    pictures.save_all(
+        *(directory, images, labels),
+        **run.shown(images),
+        losses=run.losses,
+        history=run.history,
+        title=title,
+        animated=animations,
+    )
 
 
 def _whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:

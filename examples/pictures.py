@@ -370,6 +370,7 @@ def save_all(
     history: Sequence[Mapping[str, float]] = (),
     title: str = "Loss and accuracy in training",
     sample: int = 0,
+    animated: bool = True,
 ) -> list[Path]:
     """Draw and save everything that can be seen of a trained network in what is given.
 
@@ -381,6 +382,7 @@ def save_all(
         threshold: that of the output neurons, drawn with the membranes.
         losses, history, title: as in `loss_curve`.
         sample: the one that is drawn by itself.
+        animated: whether to draw animations too.
 
     Returns:
         The files: loss.png; input-raster.png, input-intervals.png, input-image.png, input.gif; raster.png,
@@ -393,10 +395,12 @@ def save_all(
         drawn["input-raster.png"] = raster(input_spikes, sample, "Input spikes")
         drawn["input-intervals.png"] = interval_raster(input_spikes, images, sample)
         drawn["input-image.png"] = rate_image({"rebuilt": input_spikes}, images, sample)
+    if input_spikes is not None and animated:
         drawn["input.gif"] = animations.input_spikes(input_spikes, images, sample, _every(input_spikes))
     if spikes is not None:
         drawn["raster.png"] = output_raster(spikes, images, labels, sample)
         drawn["gallery.png"] = gallery(spikes, images, labels)
+    if spikes is not None and animated:
         drawn["counts.gif"] = animations.spike_counts(spikes, labels, sample, _every(spikes))
     if membranes is not None:
         drawn["membranes.png"] = output_membranes(membranes, labels, sample, threshold, spikes)

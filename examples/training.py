@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -19,11 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets import Digits
+from distributed import World
 from files import InputError, replacing
 from recipes import RECIPES
+from snnfast import TrainingStep
 
 PACKAGES = {"snnfast": "snnfast", "reference": "snnfast", "snntorch": "snntorch", "norse": "norse", "torch": "torch"}
-CHECKPOINT_FORMAT = "snnfast-examples-1"
+CHECKPOINT_FORMAT = "snnfast-examples-2"
 EVALUATION_SEED = 0
 
 
@@ -45,6 +47,7 @@ class Settings:
     readout: str
     seed: int
     device: str
+    processes: int
 
 
 ARGUMENTS = {"dataset": "--data", "samples": "--limit", "batch_size": "--batch-size", "test_steps": "--steps"}
@@ -53,7 +56,7 @@ ARGUMENTS = {"dataset": "--data", "samples": "--limit", "batch_size": "--batch-s
 class Pass(NamedTuple):
     """One pass over a data set: the loss of every batch, and means over the samples seen."""
 
-    losses: list[float]
+    losses: Tensor
     loss: float
     accuracy: float
     seconds: float
@@ -66,16 +69,16 @@ class Run:
         settings: recipe, data and seed. The start, the order of the samples and their random
             spikes depend on nothing else, so every library sees the same.
         library: one of the recipe's.
-        digits: the data, on `device`.
-        device: where to train.
+        digits: the data, on the device of `world`.
+        world: where to train, and with which other processes.
 
     Attributes:
         history: one dict per epoch done, of numbers.
         losses: training loss of every iteration done.
     """
 
-    def __init__(self, settings: Settings, library: str, digits: Digits, device: torch.device) -> None:
-        self.settings, self.library, self.digits, self.device = settings, library, digits, device
+    def __init__(self, settings: Settings, library: str, digits: Digits, world: World) -> None:
+        self.settings, self.library, self.digits, self.world = settings, library, digits, world
         self.recipe = RECIPES[settings.recipe]
         self.encoder = self.recipe.encoders[settings.encoder]
         self.readout = self.recipe.readouts[settings.readout]
@@ -83,12 +86,20 @@ class Run:
         seeder = torch.Generator().manual_seed(settings.seed)
         start, order, spikes = torch.randint(2**62, (3,), generator=seeder).tolist()
         torch.manual_seed(start)
-        self.net = self.recipe.network(library, digits.train_images.shape[1:]).to(device)
+        self.net = self.recipe.network(library, digits.train_images.shape[1:]).to(world.device)
         self.optimizer = self.recipe.optimizer(self.net.parameters())
-        self.generators = {
-            "order": torch.Generator().manual_seed(order),
-            "spikes": torch.Generator(device).manual_seed(spikes),
-        }
+        self.order = torch.Generator().manual_seed(order)
+        self.spikes = torch.Generator(world.device).manual_seed(spikes + world.rank)
+        self.step = TrainingStep(
+            world.wrap(self.net),
+            self.optimizer,
+            self.readout.loss,
+            encode=lambda images: self._encoded(images, settings.steps, self.spikes),
+            scores=self.readout.scores,
+            generators=[self.spikes],
+            # The loops of other libraries run as their authors run them.
+            max_graphs=4 if library == "snnfast" else 0,
+        )
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
 
@@ -98,7 +109,7 @@ class Run:
         with _neurons_of(self.library):
             train = self._train(f"epoch {epoch}/{epochs}")
             test = self._evaluate("test")
-        self.losses += train.losses
+        self.losses += train.losses.tolist()
         row = {
             "epoch": epoch,
             "train_loss": train.loss,
@@ -107,28 +118,38 @@ class Run:
             "test_accuracy": test.accuracy,
             "seconds": train.seconds,
             "test_seconds": test.seconds,
-            "peak_bytes": _peak_memory(self.device)[0],
+            "peak_bytes": _peak_memory(self.world.device)[0],
         }
         self.history.append(row)
         return row
 
     @torch.no_grad()
-    def spikes(self, images: Tensor) -> Tensor | None:
-        """Output spikes [T, B, 10] for uint8 images [B, H, W], as in the evaluation; None where no output fires."""
-        if self.recipe.spikes is None:
-            return None
+    def shown(self, images: Tensor) -> dict[str, Any]:
+        """What `pictures.save_all` draws for uint8 images [B, H, W], with the spikes of the evaluation."""
+        recipe = self.recipe
         self.net.eval()
         with _neurons_of(self.library):
-            return self.recipe.spikes(self._output(images, self.settings.test_steps, self._evaluation_generator()))
+            x = self._encoded(images, self.settings.test_steps, self._evaluation_generator())
+            output = self.net(x)
+        return {
+            "input_spikes": x if ((x == 0) | (x == 1)).all() else None,
+            "spikes": recipe.spikes and recipe.spikes(output),
+            "membranes": recipe.membranes and recipe.membranes(output),
+            "threshold": recipe.threshold,
+        }
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint that `restore` continues from, bit for bit."""
+        """Write a checkpoint that `restore` continues from, bit for bit; of several processes, the main one does."""
+        spikes = self.world.gathered(self.spikes.get_state())
+        if not self.world.main:
+            return
         checkpoint = {
             "format": CHECKPOINT_FORMAT,
             "settings": asdict(self.settings),
             "network": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "order": self.order.get_state(),
+            "spikes": spikes,
             "history": self.history,
             "losses": self.losses,
         }
@@ -145,10 +166,10 @@ class Run:
             self._check_settings(path, checkpoint["settings"])
             self.net.load_state_dict(checkpoint["network"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
-            for name, generator in self.generators.items():
-                generator.set_state(checkpoint["generators"][name])
+            self.order.set_state(checkpoint["order"])
+            self.spikes.set_state(checkpoint["spikes"][self.world.rank])
             self.history, self.losses = checkpoint["history"], checkpoint["losses"]
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"argument --checkpoint: {path} is damaged ({type(error).__name__})") from error
 
     def _check_settings(self, path: Path, saved: dict[str, Any]) -> None:
@@ -162,11 +183,13 @@ class Run:
 
     def _train(self, title: str) -> Pass:
         images, labels = self.digits.train_images, self.digits.train_labels
-        order = torch.randperm(len(images), generator=self.generators["order"])
+        order = torch.randperm(len(images), generator=self.order)
         if self.recipe.drop_last:
             order = order[: len(order) - len(order) % self.settings.batch_size]
         self.net.train()
-        return self._pass(title, self.training_step, images, labels, order)
+        done = self._pass(title, self.step, images, labels, self.world.shard(order, self.settings.batch_size))
+        # The loss of a batch is the mean of the equal parts that the processes had.
+        return done._replace(losses=self.world.total(done.losses) / self.world.size)
 
     @torch.no_grad()
     def _evaluate(self, title: str) -> Pass:
@@ -175,29 +198,14 @@ class Run:
         generator = self._evaluation_generator()
 
         def step(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-            return self._score(self._output(images, self.settings.test_steps, generator), target)
+            output = self.net(self._encoded(images, self.settings.test_steps, generator))
+            return self.readout.loss(output, target), (self.readout.scores(output).argmax(1) == target).sum()
 
-        return self._pass(title, step, images, labels, torch.arange(len(images)))
+        batches = self.world.part(torch.arange(len(images)), self.settings.batch_size)
+        return self._pass(title, step, images, labels, batches)
 
-    def training_step(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer on uint8 images [B, H, W] of classes [B], without waiting for the device.
-
-        Returns:
-            Mean loss and number of correct predictions before the step, both 0-dimensional.
-        """
-        output = self._output(images, self.settings.steps, self.generators["spikes"])
-        loss, correct = self._score(output, target)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach(), correct
-
-    def _output(self, images: Tensor, steps: int, generator: torch.Generator) -> Any:
-        return self.net(self.encoder(images.float() / 255, steps, generator, self.library))
-
-    def _score(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        correct = (self.readout.scores(output).argmax(1) == target).sum()
-        return self.readout.loss(output, target), correct
+    def _encoded(self, images: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+        return self.encoder(images.float() / 255, steps, generator, self.library)
 
     def _pass(
         self,
@@ -205,28 +213,29 @@ class Run:
         step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         images: Tensor,
         labels: Tensor,
-        order: Tensor,
+        batches: Sequence[Tensor],
     ) -> Pass:
-        losses = []
-        loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
-        correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        losses, own = [], sum(map(len, batches))
+        # Loss, right answers and samples, summed.
+        sums = torch.zeros(3, device=self.world.device, dtype=torch.float64)
         begin = time.perf_counter()
-        with tqdm(total=len(order), desc=title, unit=" samples", leave=False, disable=None) as bar:
-            for index in order.to(self.device).split(self.settings.batch_size):
+        disable = None if self.world.main else True
+        with tqdm(total=own, desc=title, unit=" samples", leave=False, disable=disable) as bar:
+            for index in batches:
+                index = index.to(self.world.device)
                 loss, hits = step(images[index], labels[index])
                 losses.append(loss)
-                loss_sum += loss * len(index)
-                correct += hits
+                sums += torch.stack([loss * len(index), hits, torch.full_like(loss, len(index))])
                 # Reading a number waits for the GPU: only when the bar is redrawn anyway.
                 if bar.update(len(index)):
-                    accuracy = correct.item() / bar.n
+                    accuracy = sums[1].item() / bar.n
                     bar.set_postfix_str(f"loss {losses[-1]:.3f}, accuracy {accuracy:.1%}", False)
-        loss, accuracy = loss_sum.item() / len(order), correct.item() / len(order)
+        loss, right, samples = self.world.total(sums).tolist()
         seconds = time.perf_counter() - begin
-        return Pass(torch.stack(losses).tolist(), loss, accuracy, seconds)
+        return Pass(torch.stack(losses), loss / samples, right / samples, seconds)
 
     def _evaluation_generator(self) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(EVALUATION_SEED)
+        return torch.Generator(self.world.device).manual_seed(EVALUATION_SEED + self.world.rank)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -264,9 +273,9 @@ def import_library(library: str, recipe: str) -> Any:
 
 def metrics(run: Run, version: str) -> dict[str, Any]:
     """Summarise a run as one flat row plus its history; times in seconds, memory in bytes."""
-    peak_kind = _peak_memory(run.device)[1]
+    peak_kind = _peak_memory(run.world.device)[1]
     seconds = [row["seconds"] for row in run.history]
-    settings = asdict(run.settings) | {"device": _hardware(run.device)}
+    settings = asdict(run.settings) | {"device": _hardware(run.world.device)}
     return settings | {
         "library": run.library,
         "version": version,

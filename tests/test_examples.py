@@ -25,7 +25,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import colors, image
-from matplotlib.figure import Figure
 
 import published
 import snnfast
@@ -44,6 +43,7 @@ FIELDS = {
     "readout",
     "seed",
     "device",
+    "processes",
     "library",
     "version",
     "torch",
@@ -105,7 +105,7 @@ def one_thread():
 @pytest.fixture
 def undrawn(command, monkeypatch):
     """Without the pictures, which take longer than the training of these tests."""
-    monkeypatch.setattr(command, "_draw", lambda run, directory: None)
+    monkeypatch.setattr(command, "_draw", lambda run, directory, animations: None)
 
 
 @pytest.fixture
@@ -177,6 +177,23 @@ def test_same_seed_same_numbers_with_progress_bars(command, data, straight, undr
     assert_same_run(straight[0], tmp_path)
 
 
+def test_two_processes_train_as_one(data, tmp_path):
+    """Without random spikes and with the same batches, but for the order of sums; one that was stopped goes on."""
+    given = ["--recipe", "norse-recurrent", "--steps", "8", "--batch-size", "50", "--data", data]
+    finished(start(tmp_path / "one", *given, "--epochs", "2"))
+    finished(start(tmp_path / "two", *given, "--epochs", "1", processes=2))
+    printed = finished(start(tmp_path / "two", *given, "--epochs", "2", "--resume", processes=2))
+    assert printed.count("epoch 2/2") == 1
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for alone, shared in zip(one["history"], two["history"], strict=True):
+        for name in ("train_loss", "test_loss"):
+            assert shared[name] == pytest.approx(alone[name], rel=1e-3)
+        assert shared["test_accuracy"] == pytest.approx(alone["test_accuracy"], abs=1 / TEST)
+    losses = [checkpoint(tmp_path / name)["losses"] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_the_seed_decides_start_order_and_spikes(command, data):
     first, again, other = (new_run(command, data, "snnfast", seed) for seed in (3, 3, 4))
     for run in (first, again, other):
@@ -184,9 +201,9 @@ def test_the_seed_decides_start_order_and_spikes(command, data):
     assert first.losses == again.losses
     assert not set(first.losses) & set(other.losses)
     for name in ("order", "spikes"):
-        state = first.generators[name].get_state()
-        assert torch.equal(state, again.generators[name].get_state())
-        assert not torch.equal(state, other.generators[name].get_state())
+        state = getattr(first, name).get_state()
+        assert torch.equal(state, getattr(again, name).get_state())
+        assert not torch.equal(state, getattr(other, name).get_state())
 
 
 def test_stopped_killed_and_resumed_equals_uninterrupted(
@@ -221,11 +238,8 @@ def test_resumed_after_the_last_epoch_it_writes_the_metrics(command, data, strai
 @pytest.mark.parametrize("recipe", SMALL)
 def test_every_recipe_learns_the_bundled_digits(recipe, command, offline, capsys, monkeypatch, tmp_path):
     drawn = {}
-    for name in ("output_raster", "gallery"):
-        # Drawing takes longer than the training.
-        monkeypatch.setattr(
-            command.pictures, name, lambda spikes, *_, name=name: drawn.update({name: spikes}) or Figure()
-        )
+    # Drawing takes longer than the training.
+    monkeypatch.setattr(command.pictures, "save_all", lambda *given, **shown: drawn.update(shown))
     assert main(command, tmp_path, "--recipe", recipe, "--data", offline, "--epochs", 1, *SMALL[recipe]) == 0
     first, epoch, _ = capsys.readouterr().out.splitlines()
     assert str(offline) in first and "8x8 digits" in first and epoch.startswith("epoch 1/1: loss ")
@@ -236,11 +250,15 @@ def test_every_recipe_learns_the_bundled_digits(recipe, command, offline, capsys
     assert np.mean(losses[-quarter:]) < 0.99 * np.mean(losses[:quarter])
     # The convolutional network needs longer than a test to do better than chance.
     assert row["test_accuracy"] > 0.4 or recipe == "norse-conv"
-    # Norse's readouts do not fire.
-    assert set(drawn) == (set() if recipe.startswith("norse") else {"output_raster", "gallery"})
-    for spikes in drawn.values():
-        assert spikes.shape == (row["test_steps"], 16, 10) and set(spikes.unique().tolist()) == {0, 1}
-    assert {path.stem for path in tmp_path.glob("*.png")} == {"loss"} | ({"raster", "gallery"} if drawn else set())
+    # Norse's readouts do not fire, and currents are no spikes.
+    absent = {"norse-recurrent": {"spikes"}, "norse-conv": {"spikes"}, "current-fc": {"input_spikes"}}
+    with_membranes = (*(name for name in SMALL if name.startswith("norse")), "current-fc")
+    absent = absent.get(recipe, set()) | (set() if recipe in with_membranes else {"membranes"})
+    shown = {name: drawn[name] for name in ("input_spikes", "spikes", "membranes")}
+    assert {name for name, value in shown.items() if value is None} == absent
+    for name, value in shown.items():
+        assert value is None or value.shape[:2] == (row["test_steps"], 16)
+        assert value is None or name == "membranes" or set(value.unique().tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("recipe", SMALL)
@@ -302,7 +320,8 @@ def test_zero_reset_fc_is_evaluated_with_more_steps(command, data):
     run.net.register_forward_hook(lambda net, given, output: seen.append((net.training, len(given[0]), len(output))))
     run.epoch(1)
     assert seen == [(True, 3, 3)] * 3 + [(False, 7, 7)]
-    assert run.spikes(run.digits.test_images[:5]).shape == (7, 5, 10)
+    shown = run.shown(run.digits.test_images[:5])
+    assert shown["spikes"].shape == (7, 5, 10) and shown["input_spikes"].shape[:2] == (7, 5)
 
 
 def test_current_fc_trains_on_whole_batches(command, data):
@@ -527,8 +546,10 @@ def new_run(command, data, library, seed=0, recipe="rate-fc", **settings):
         "readout": next(iter(system.readouts)),
         "seed": seed,
         "device": "cpu",
+        "processes": 1,
     } | settings
-    return command.Run(command.Settings(**settings), library, command.datasets.mnist(data), torch.device("cpu"))
+    alone = command.World(0, 1, torch.device("cpu"))
+    return command.Run(command.Settings(**settings), library, command.datasets.mnist(data), alone)
 
 
 def first_batch(command, recipe, library):
@@ -595,7 +616,7 @@ def prepare_wrong_files(directory, good):
     images.write_bytes(images.read_bytes()[:1000])
 
 
-def start(out, *arguments, **options):
+def start(out, *arguments, processes=1, **options):
     environment = os.environ | {
         "PYTHONPATH": str(Path(snnfast.__file__).parents[1]),
         # No test may download: every attempt is refused at once.
@@ -603,7 +624,8 @@ def start(out, *arguments, **options):
         "https_proxy": "http://127.0.0.1:9",
         "no_proxy": "",
     }
-    program = [sys.executable, str(EXAMPLES / "mnist.py"), "--device", "cpu", "--threads", "1"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    program = [sys.executable, *launcher, str(EXAMPLES / "mnist.py"), "--device", "cpu", "--threads", "1"]
     given = [str(argument) for argument in ("--plots", out, *arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(program + given, env=environment, **(pipes | options))

@@ -5,24 +5,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from snnfast import encoding
+
 MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081
-
-
-def bernoulli(probability: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """Probabilities [B, ...] to spikes [T, B, ...], drawn anew in every step."""
-    return torch.bernoulli(probability.expand(steps, *probability.shape), generator=generator)
 
 
 def rate(images: Tensor, steps: int, generator: torch.Generator, library: str) -> Tensor:
     """Images [B, H, W] to spikes [T, B, H * W]: a pixel fires with a probability equal to its brightness."""
-    return bernoulli(images.flatten(1), steps, generator)
-
-
-def poisson(
-    images: Tensor, steps: int, generator: torch.Generator, *, max_rate_hz: float = 100.0, dt: float = 1e-3
-) -> Tensor:
-    """Values [B, ...] to spikes [T, B, ...]: a value of 1 fires at max_rate_hz, in steps of dt seconds."""
-    return bernoulli((images * max_rate_hz * dt).clamp(0, 1), steps, generator)
+    return encoding.rate(images.flatten(1), steps, generator=generator)
 
 
 def cells_of(library: str) -> ModuleType:
@@ -46,7 +36,7 @@ def spike_latency(images: Tensor, steps: int, generator: torch.Generator, librar
 
 def poisson_20hz(images: Tensor, steps: int, generator: torch.Generator, library: str) -> Tensor:
     """Images [B, H, W] to random spikes [T, B, H, W] at 20 Hz for a normalised pixel of 1."""
-    return poisson(_normalized(images), steps, generator, max_rate_hz=20.0)
+    return encoding.poisson(_normalized(images), steps, max_rate_hz=20.0, dt=1e-3, generator=generator)
 
 
 NORSE_ENCODERS = {"constant-current": constant_current, "poisson": poisson_20hz, "spike-latency": spike_latency}

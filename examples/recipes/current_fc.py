@@ -69,4 +69,6 @@ RECIPE = Recipe(
     batch_size=512,
     drop_last=True,
     spikes=lambda output: output[0],
+    membranes=lambda output: output[1],
+    threshold=1.0,
 )

@@ -85,4 +85,5 @@ RECIPE = Recipe(
     epochs=5,
     batch_size=256,
     smallest_image=16,
+    membranes=lambda voltages: voltages,
 )

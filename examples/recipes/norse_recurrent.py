@@ -66,4 +66,5 @@ RECIPE = Recipe(
     steps=32,
     epochs=10,
     batch_size=256,
+    membranes=lambda voltages: voltages,
 )

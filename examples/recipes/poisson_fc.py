@@ -8,9 +8,9 @@ Trained on 10,000 images; the digit is the output neuron that fires most often.
 import torch
 from torch import Tensor, nn
 
-from recipes.coding import poisson
 from recipes.loops import StepLoop
 from recipes.recipe import COUNT, Recipe
+from snnfast import encoding
 
 HIDDEN = 128
 CLASSES = 10
@@ -31,7 +31,7 @@ def network(library: str, shape: torch.Size) -> nn.Module:
 
 def encode(images: Tensor, steps: int, generator: torch.Generator, library: str) -> Tensor:
     """Every pixel fires at up to 100 Hz; new spikes every time that an image is shown."""
-    return poisson(images.flatten(1), steps, generator, max_rate_hz=100.0, dt=1e-3)
+    return encoding.poisson(images.flatten(1), steps, max_rate_hz=100.0, dt=1e-3, generator=generator)
 
 
 def _layers(snn, pixels: int) -> list[nn.Module]:

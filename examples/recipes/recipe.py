@@ -61,6 +61,8 @@ class Recipe:
         drop_last: leave out an epoch's last batch if it is not full.
         smallest_image: least height and width that the network takes.
         spikes: output to the output neurons' spikes [T, B, 10]. None: they do not fire.
+        membranes: output to their membranes [T, B, 10]. None: it has none.
+        threshold: at which they fire, where there are membranes.
     """
 
     original: str
@@ -77,6 +79,8 @@ class Recipe:
     drop_last: bool = False
     smallest_image: int = 1
     spikes: Callable[..., Tensor] | None = None
+    membranes: Callable[..., Tensor] | None = None
+    threshold: float | None = None
 
     @property
     def libraries(self) -> tuple[str, ...]:
