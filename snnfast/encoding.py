@@ -7,8 +7,8 @@ gradient.
 
 The random encoders draw one seed from torch's generator (`torch.manual_seed`, or `generator`, on the data's device) and
 every spike from that seed, its step and its place, by Philox4x32-10: the same seed gives the same spikes whatever the
-number of threads. Nothing waits for a GPU, so all can be captured in a CUDA graph, but for `latency` without
-`num_steps`.
+number of threads. Nothing waits for a GPU, so all can be captured in a CUDA graph or by torch.compile, but for
+`latency` without `num_steps`, and torch.compile takes no `generator`.
 """
 
 import math
