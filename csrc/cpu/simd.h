@@ -24,13 +24,13 @@ template <typename Body>
 }
 
 template <typename Body>
-[[gnu::target("avx2"), gnu::flatten]] void run_avx2(const Body& body) {
+[[gnu::target("avx2,fma"), gnu::flatten]] void run_avx2(const Body& body) {
   body();
 }
 
 template <typename Body>
 void vectorized(const Body& body) {
-  static const bool avx2 = __builtin_cpu_supports("avx2");
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (has_avx512()) return run_avx512(body);
   if (avx2) return run_avx2(body);
   body();

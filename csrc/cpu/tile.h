@@ -15,7 +15,7 @@
 
 namespace snnfast {
 
-inline constexpr int kTile = 2048;
+inline constexpr int kTile = 1024;  // so that its rows fit the first cache
 
 template <typename T>
 using Row = T[kTile];
@@ -47,6 +47,14 @@ void prefetch_row(const T* sequence, int64_t offset, int width) {
   constexpr int kPage = 4096 / sizeof(T);
   if (!sequence) return;
   for (int i = 0; i < width; i += kPage) __builtin_prefetch(sequence + offset + i);
+}
+
+template <typename Neuron, typename T = typename Neuron::Scalar>
+void prefetch_step(const Scan<Neuron, T>& scan, int64_t offset, int width) {
+  prefetch_row(scan.x, offset, width);
+  prefetch_row(scan.spk, offset, width);
+  for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan.states[k], offset, width);
+  for (int k = 0; k < Neuron::kExtras; ++k) prefetch_row(scan.extras[k], offset, width);
 }
 
 template <typename Neuron, typename T = typename Neuron::Scalar>
@@ -82,11 +90,7 @@ void scan_tile(const Scan<Neuron, T>& scan, const NeuronOptions& options, int64_
       const T* x = scan.x + offset;
       const T* rec = scan.rec ? scan.rec + offset : zeros;
       T* spk = scan.spk + offset;
-      if (t + 1 < scan.steps) {
-        prefetch_row(scan.x, offset + scan.neurons, width);
-        prefetch_row(scan.spk, offset + scan.neurons, width);
-        for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan.states[k], offset + scan.neurons, width);
-      }
+      if (t + 1 < scan.steps) prefetch_step(scan, offset + scan.neurons, width);
       for (int k = 0; k < Neuron::kStates; ++k) next[k] = scan.states[k] ? scan.states[k] + offset : carried[k];
       for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan.extras[k] ? scan.extras[k] + offset : unwanted[k];
       step_row<Neuron>(params, options, x, rec, previous, next, extras, spk, width);
