@@ -35,7 +35,9 @@ void scan_dense_slab(const Scan<Neuron, T>& scan, const NeuronOptions& options, 
       if (!scan.initial[k]) std::fill(scan.last[k] + begin, scan.last[k] + end, T(0));
     }
     for (int64_t t = 0; t < scan.steps; ++t) {
-      if (t + 1 < scan.steps) prefetch_step(scan, (t + 1) * scan.neurons + begin, static_cast<int>(end - begin));
+      // Its lines: there is time for them beside the product.
+      const int all = static_cast<int>(end - begin);
+      if (t + 1 < scan.steps) prefetch_step<kLine>(scan, (t + 1) * scan.neurons + begin, all);
       const T* spikes = t > 0 ? scan.spk + (t - 1) * scan.neurons : spk0;
       feed_back(spikes ? spikes + begin : nullptr, weight_t, bias, samples, rec.data());
       for (int64_t first = begin; first < end; first += kTile) {

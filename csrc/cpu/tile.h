@@ -40,21 +40,22 @@ void load_params(Row<T> (&rows)[kCount], const Periodic<T> (&params)[kCount], in
   }
 }
 
-// The next step's row lies far from this one, where no hardware prefetcher looks: touch its pages while this one is
-// computed. Null rows are passed over.
-template <typename T>
+inline constexpr int kPage = 4096, kLine = 64;  // bytes
+
+// The next step's row lies far from this one, where no hardware prefetcher looks: touch its pages, or all its lines,
+// while this one is computed. Null rows are passed over.
+template <int kBytes = kPage, typename T>
 void prefetch_row(const T* sequence, int64_t offset, int width) {
-  constexpr int kPage = 4096 / sizeof(T);
   if (!sequence) return;
-  for (int i = 0; i < width; i += kPage) __builtin_prefetch(sequence + offset + i);
+  for (int i = 0; i < width; i += kBytes / static_cast<int>(sizeof(T))) __builtin_prefetch(sequence + offset + i);
 }
 
-template <typename Neuron, typename T = typename Neuron::Scalar>
+template <int kBytes, typename Neuron, typename T = typename Neuron::Scalar>
 void prefetch_step(const Scan<Neuron, T>& scan, int64_t offset, int width) {
-  prefetch_row(scan.x, offset, width);
-  prefetch_row(scan.spk, offset, width);
-  for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan.states[k], offset, width);
-  for (int k = 0; k < Neuron::kExtras; ++k) prefetch_row(scan.extras[k], offset, width);
+  prefetch_row<kBytes>(scan.x, offset, width);
+  prefetch_row<kBytes>(scan.spk, offset, width);
+  for (int k = 0; k < Neuron::kStates; ++k) prefetch_row<kBytes>(scan.states[k], offset, width);
+  for (int k = 0; k < Neuron::kExtras; ++k) prefetch_row<kBytes>(scan.extras[k], offset, width);
 }
 
 template <typename Neuron, typename T = typename Neuron::Scalar>
@@ -90,7 +91,7 @@ void scan_tile(const Scan<Neuron, T>& scan, const NeuronOptions& options, int64_
       const T* x = scan.x + offset;
       const T* rec = scan.rec ? scan.rec + offset : zeros;
       T* spk = scan.spk + offset;
-      if (t + 1 < scan.steps) prefetch_step(scan, offset + scan.neurons, width);
+      if (t + 1 < scan.steps) prefetch_step<kPage>(scan, offset + scan.neurons, width);
       for (int k = 0; k < Neuron::kStates; ++k) next[k] = scan.states[k] ? scan.states[k] + offset : carried[k];
       for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan.extras[k] ? scan.extras[k] + offset : unwanted[k];
       step_row<Neuron>(params, options, x, rec, previous, next, extras, spk, width);
