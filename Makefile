@@ -12,7 +12,7 @@ mnist: build
 	$(VENV)/bin/python examples/mnist.py --recipe rate-fc $(ARGS)
 
 test: build
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 bench: build
 	$(PIP) install --quiet --no-deps spikingjelly==2.0.0 loguru

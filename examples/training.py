@@ -187,7 +187,8 @@ class Run:
         if self.recipe.drop_last:
             order = order[: len(order) - len(order) % self.settings.batch_size]
         self.net.train()
-        done = self._pass(title, self.step, images, labels, self.world.shard(order, self.settings.batch_size))
+        batches = self.world.shard(order.to(self.world.device), self.settings.batch_size)
+        done = self._pass(title, self.step, images, labels, batches)
         # The loss of a batch is the mean of the equal parts that the processes had.
         return done._replace(losses=self.world.total(done.losses) / self.world.size)
 
@@ -201,7 +202,7 @@ class Run:
             output = self.net(self._encoded(images, self.settings.test_steps, generator))
             return self.readout.loss(output, target), (self.readout.scores(output).argmax(1) == target).sum()
 
-        batches = self.world.part(torch.arange(len(images)), self.settings.batch_size)
+        batches = self.world.part(torch.arange(len(images), device=self.world.device), self.settings.batch_size)
         return self._pass(title, step, images, labels, batches)
 
     def _encoded(self, images: Tensor, steps: int, generator: torch.Generator) -> Tensor:
@@ -215,14 +216,13 @@ class Run:
         labels: Tensor,
         batches: Sequence[Tensor],
     ) -> Pass:
-        losses, own = [], sum(map(len, batches))
+        losses = []
         # Loss, right answers and samples, summed.
         sums = torch.zeros(3, device=self.world.device, dtype=torch.float64)
         begin = time.perf_counter()
         disable = None if self.world.main else True
-        with tqdm(total=own, desc=title, unit=" samples", leave=False, disable=disable) as bar:
+        with tqdm(total=sum(map(len, batches)), desc=title, unit=" samples", leave=False, disable=disable) as bar:
             for index in batches:
-                index = index.to(self.world.device)
                 loss, hits = step(images[index], labels[index])
                 losses.append(loss)
                 sums += torch.stack([loss * len(index), hits, torch.full_like(loss, len(index))])
