@@ -9,6 +9,7 @@
 Started without torchrun, the same lines train in one process. Each process holds the whole data set.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,6 +125,8 @@ def world(device: torch.device) -> Iterator[World]:
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:
+        # What still refers to a DistributedDataParallel would keep its threads alive beyond their process group.
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -95,15 +95,17 @@ def _train_in(world: World, args: argparse.Namespace, version: str) -> int:
             saved = len(run.history)
             if world.main:
                 _report(row, epochs)
-        if not world.main:
-            return 0
-        _write_json(metrics(run, version), args.out)
-        _draw(run, args.plots, args.animations)
+        if world.main:
+            _write_json(metrics(run, version), args.out)
+            _draw(run, args.plots, args.animations)
+        # A process that leaves earlier takes its connections with it.
+        world.wait()
     except KeyboardInterrupt:
         state = f"{args.checkpoint} continues after epoch {saved} with --resume"
         print(f"interrupted; {state if saved else 'no epoch was finished'}", file=sys.stderr)
         return INTERRUPTED
-    print(f"metrics {args.out}, pictures {args.plots}, checkpoint {args.checkpoint}")
+    if world.main:
+        print(f"metrics {args.out}, pictures {args.plots}, checkpoint {args.checkpoint}")
     return 0
 
 
