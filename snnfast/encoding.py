@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .functional import check_count, check_data
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)
 
@@ -55,7 +56,7 @@ def rate(
         TypeError: an argument of the wrong type or dtype. ValueError: no steps, or an argument out of its range.
     """
     data, dtype = _checked(data, dtype)
-    first_spike_time = _count("first_spike_time", first_spike_time)
+    first_spike_time = check_count("first_spike_time", first_spike_time)
     if time_var_input:
         if num_steps is not False and num_steps is not None:
             raise ValueError(f"num_steps must not be given with time_var_input, got {num_steps}")
@@ -152,7 +153,7 @@ def latency(
             steps, or an argument out of its range.
     """
     data, dtype = _checked(data, dtype)
-    first_spike_time = _count("first_spike_time", first_spike_time)
+    first_spike_time = check_count("first_spike_time", first_spike_time)
     if num_steps is False or num_steps is None:
         if normalize or not bypass:
             raise ValueError("num_steps must be given, unless bypass=True without normalize makes it the last spike's")
@@ -262,12 +263,7 @@ def _seed(data: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _checked(data: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, torch.dtype]:
     """The data as the kernels read it, without gradient, and the dtype of the spikes."""
-    if not isinstance(data, Tensor):
-        raise TypeError(f"data must be a tensor, got {type(data).__name__}")
-    if data.layout != torch.strided:
-        raise ValueError(f"data must be a dense tensor, got layout {data.layout}")
-    if data.dtype.is_complex or data.is_quantized:
-        raise TypeError(f"data must have a real dtype, got {data.dtype}")
+    check_data("data", data)
     if data.dtype not in DTYPES or data.dtype == torch.bool:
         data = data.to(torch.get_default_dtype())
     if dtype is not None and dtype not in DTYPES:
@@ -291,7 +287,7 @@ def _check_unit_interval(data: Tensor) -> None:
 def _steps(num_steps, hint: str = "") -> int:
     if num_steps is False or num_steps is None:
         raise ValueError(f"num_steps must be given{hint}")
-    if _count("num_steps", num_steps) == 0:
+    if check_count("num_steps", num_steps) == 0:
         raise ValueError(f"num_steps must be 1 or more, got 0{hint}")
     return num_steps
 
@@ -299,14 +295,6 @@ def _steps(num_steps, hint: str = "") -> int:
 def _check_first(first_spike_time: int, num_steps: int) -> None:
     if first_spike_time >= num_steps:
         raise ValueError(f"first_spike_time must be less than num_steps = {num_steps}, got {first_spike_time}")
-
-
-def _count(name: str, value) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{name} must be 0 or more, got {value}")
-    return value
 
 
 def _number(name: str, value) -> float:

@@ -306,6 +306,25 @@ def check_current(x: Tensor, unroll: bool) -> Tensor:
     return x
 
 
+def check_count(name: str, value) -> int:
+    """A number of steps: an int from 0."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name} must be 0 or more, got {value}")
+    return value
+
+
+def check_data(name: str, value) -> None:
+    """What an encoder can read: a dense tensor of any real dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
+    if value.dtype.is_complex or value.is_quantized:
+        raise TypeError(f"{name} must have a real dtype, got {value.dtype}")
+
+
 def check_states(model: Model, states: tuple, x: Tensor, shape: torch.Size) -> None:
     """Initial states fit one step of the current, in shape and device."""
     for name, state in zip(model.states, states, strict=True):

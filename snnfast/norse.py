@@ -14,14 +14,14 @@ Voltages are in mV by Norse's convention, inverse time constants in 1/s with dt 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import surrogate
-from .functional import check_current, run, run_dense, spike_linear
+from .functional import check_count, check_current, check_data, run, run_dense, spike_linear
 from .ops import Options, Recurrence
 from .reference import LI as LI_MODEL
 from .reference import LIF as LIF_MODEL
@@ -500,7 +500,7 @@ class _Encoder(nn.Module):
 
     def __init__(self, seq_length: int, p: LIFParameters = _LIF_DEFAULTS, dt: float = 0.001):
         super().__init__()
-        self.seq_length = _length(seq_length)
+        self.seq_length = check_count("seq_length", seq_length)
         self.p = _checked(p, LIFParameters)
         self._surrogate = _surrogate(p)
         self.dt = dt
@@ -551,7 +551,7 @@ class ConstantCurrentLIFEncoder(_Encoder):
 
     def forward(self, input_currents: Tensor) -> Tensor:
         """Currents [...] of any real dtype to spikes [seq_length, ...], float32; voltages start from 0."""
-        _check_tensor("input_currents", input_currents)
+        check_data("input_currents", input_currents)
         wide = torch.float64 if input_currents.dtype == torch.float64 else torch.get_default_dtype()
         v = torch.zeros(input_currents.shape, device=input_currents.device, dtype=wide)
         return self._spikes(input_currents, v).to(torch.get_default_dtype())
@@ -562,7 +562,7 @@ class SpikeLatencyLIFEncoder(_Encoder):
 
     def forward(self, input_current: Tensor) -> Tensor:
         """Currents [...] to spikes [seq_length, ...] in their dtype, which is a floating one."""
-        _check_tensor("input_current", input_current)
+        check_data("input_current", input_current)
         if not input_current.is_floating_point():
             raise TypeError(f"input_current must have a floating dtype, got {input_current.dtype}")
         return _first_spikes(self._spikes(input_current, torch.zeros_like(input_current)))
@@ -573,7 +573,7 @@ class SpikeLatencyEncoder(nn.Module):
 
     def forward(self, input_spikes: Tensor) -> Tensor:
         """Spikes [T, ...], 0 or 1, of any dtype to spikes of the same shape and dtype."""
-        _check_tensor("input_spikes", input_spikes)
+        check_data("input_spikes", input_spikes)
         if input_spikes.dim() == 0:
             raise ValueError("input_spikes must have a time dimension [T, ...], got a tensor of 0 dimensions")
         return _first_spikes(input_spikes)
@@ -596,31 +596,14 @@ class PoissonEncoder(nn.Module):
 
     def __init__(self, seq_length: int, f_max: float = 100, dt: float = 0.001):
         super().__init__()
-        self.seq_length = _length(seq_length)
+        self.seq_length = check_count("seq_length", seq_length)
         self.f_max = f_max
         self.dt = dt
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs [...] from 0 to 1 to spikes [seq_length, ...], float32."""
-        _check_tensor("x", x)
+        check_data("x", x)
         return (torch.rand(self.seq_length, *x.shape, device=x.device).float() < self.dt * self.f_max * x).float()
 
     def extra_repr(self) -> str:
         return f"seq_length={self.seq_length}, f_max={self.f_max}, dt={self.dt}"
-
-
-def _length(seq_length: Any) -> int:
-    if isinstance(seq_length, bool) or not isinstance(seq_length, int):
-        raise TypeError(f"seq_length must be an int, got {type(seq_length).__name__}")
-    if seq_length < 0:
-        raise ValueError(f"seq_length must be 0 or more, got {seq_length}")
-    return seq_length
-
-
-def _check_tensor(name: str, value) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
-    if value.dtype.is_complex or value.is_quantized:
-        raise TypeError(f"{name} must have a real dtype, got {value.dtype}")

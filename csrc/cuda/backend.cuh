@@ -77,7 +77,7 @@ struct Cuda {
   // A thread a neuron, up to a number of blocks that then go on to further neurons.
   static Grid grid(int64_t neurons) {
     constexpr int64_t kMaxBlocks = int64_t{1} << 20;
-    return {std::min((neurons + kThreads - 1) / kThreads, kMaxBlocks), kThreads};
+    return {std::min(divided_up(neurons, kThreads), kMaxBlocks), kThreads};
   }
 
  private:
