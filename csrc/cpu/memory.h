@@ -13,15 +13,23 @@
 
 namespace snnfast {
 
-// glibc gives freed memory back to the kernel as soon as 128 KiB to 64 MiB of it lie together, depending on what was
-// freed before; a training step frees and takes as much again every time. A limit that the user set stays in force.
-inline void keep_freed_memory() {
+// A training step frees its tensors and takes as many again. glibc maps those above 32 MiB anew each time, and gives
+// smaller ones back as soon as enough of them lie together. Kept, they are found again only if torch starts them on a
+// page (snnfast/_ext.py asks for it): at its usual 64 bytes, what alignment cuts off a freed block stays in small lists,
+// and the next tensor of the same size does not fit. A limit that the user set stays in force.
+inline void keep_freed_memory([[maybe_unused]] bool on_pages) {
 #ifdef __GLIBC__
-  for (const char* setting : {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}) {
+  for (const char* setting :
+       {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"}) {
     if (std::getenv(setting)) return;
   }
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);
-  mallopt(M_TRIM_THRESHOLD, 256 << 20);
+  if (on_pages) {
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, -1);
+  } else {
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 256 << 20);
+  }
 #endif
 }
 
@@ -35,9 +43,10 @@ inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std:
 }
 
 inline void prepare_fresh_memory(void* data, std::size_t bytes) {
-  constexpr std::size_t kLarge = std::size_t{1} << 20;
+  constexpr std::size_t kLarge = std::size_t{2} << 20;
+  constexpr std::uintptr_t kPage = 4096;
   if (bytes < kLarge) return;
-  static const bool kept = (keep_freed_memory(), true);
+  static const bool kept = (keep_freed_memory(reinterpret_cast<std::uintptr_t>(data) % kPage == 0), true);
   static_cast<void>(kept);
   prefer_huge_pages(data, bytes);
 }
