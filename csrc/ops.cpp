@@ -20,14 +20,14 @@ constexpr const char* kRecurrentModels[] = {"rleaky", "rsynaptic", "lif_recurren
 // A whole sequence, or a step.
 constexpr const char* kForward =
     "_fwd(Tensor x, Tensor? rec, Tensor[] states, Tensor[] params, bool unroll, str reset_mechanism, bool reset_delay, "
-    "bool inclusive, int saved, bool save_extras) -> Tensor[]";
+    "bool inclusive, int saved, int every, bool save_extras) -> Tensor[]";
 
 // Its backward. The parameters' gradients come before any sum over neurons.
 constexpr const char* kBackward =
-    "_bwd(Tensor like, Tensor? grad_spk, Tensor?[] grad_last, Tensor?[] grad_seqs, Tensor[] seqs, Tensor[] extras, "
-    "Tensor[] states, Tensor[] params, Tensor? evaluated, bool unroll, str reset_mechanism, bool reset_delay, "
-    "bool inclusive, str surrogate, float[] constants, ScalarType dtype, bool want_states, bool want_params) "
-    "-> Tensor[]";
+    "_bwd(Tensor like, Tensor? x, Tensor? grad_spk, Tensor?[] grad_last, Tensor?[] grad_seqs, Tensor[] seqs, "
+    "Tensor[] extras, Tensor[] states, Tensor[] params, Tensor? evaluated, bool unroll, str reset_mechanism, "
+    "bool reset_delay, bool inclusive, str surrogate, float[] constants, ScalarType dtype, bool want_states, "
+    "bool want_params) -> Tensor[]";
 
 // A whole sequence whose spikes come back through weights [N, N], and its backward but for the weights.
 constexpr const char* kDenseForward =

@@ -62,17 +62,37 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _forward(model, options, x, rec, states, params, saved, save_extras):
+CHUNK = 16
+"""Steps that backward runs again at a time (csrc/op/scan.h)."""
+
+
+def _forward(model, options, x, rec, states, params, saved, save_extras, every=1):
     forward = getattr(torch.ops.snnfast, f"{model.name}_fwd")
     reset = options.reset_mechanism, options.reset_delay, options.surrogate.inclusive
-    return forward(x, rec, states, params, options.unroll, *reset, saved, save_extras)
+    return forward(x, rec, states, params, options.unroll, *reset, saved, every, save_extras)
+
+
+def _recomputes(model, options, x, want_seqs) -> bool:
+    """Whether a sequence's backward runs its steps again.
+
+    In half precision, where nobody wants the states of all steps, x and the states before every 16th are the smaller
+    traffic and memory. A compiler decides itself what it keeps, and an `evaluated` surrogate asks for all states.
+    """
+    return (
+        model.recomputable
+        and options.unroll
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and not want_seqs
+        and not isinstance(options.surrogate, surrogate.evaluated)
+        and not torch.compiler.is_compiling()
+    )
 
 
 class _Neuron(torch.autograd.Function):
     """Outputs: spikes, last states, states of all steps (as many as backward or the caller needs), extras.
 
     What backward reads are outputs, not copies: a membrane that the user asked for is kept once, and a second backward
-    finds the graph that leads to it.
+    finds the graph that leads to it. Where backward runs the steps again, the last two are no outputs.
     """
 
     @staticmethod
@@ -81,7 +101,8 @@ class _Neuron(torch.autograd.Function):
         states, params = tensors[:first], tensors[first:]
         needs_params = any(ctx.needs_input_grad[5 + first :])
         saved = model.stored if want_seqs or needs_params else model.needed
-        outputs = _forward(model, options, x, rec, states, params, saved, True)
+        again = _recomputes(model, options, x, want_seqs)
+        outputs = _forward(model, options, x, rec, states, params, saved, not again, CHUNK if again else 1)
         spk, count = outputs[0], len(model.states)
         last, rest = outputs[1 : 1 + count], outputs[1 + count :]
         seqs, extras = (rest[:saved], rest[saved:]) if options.unroll else (last[:saved], rest)
@@ -90,7 +111,9 @@ class _Neuron(torch.autograd.Function):
         ctx.model, ctx.options, ctx.dtype = model, options, x.dtype
         ctx.counts = len(seqs), len(extras), len(states)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*seqs, *extras, *states, *params)
+        ctx.save_for_backward(*seqs, *extras, *states, *params, *((x,) if again else ()))
+        if again:
+            outputs = outputs[: 1 + count]
         graded = "graded_spikes_factor" in model.params and params[model.params.index("graded_spikes_factor")]
         learns_height = isinstance(graded, Tensor) and graded.requires_grad
         if model.spikes and isinstance(options.surrogate, surrogate.disabled) and not learns_height:
@@ -107,10 +130,21 @@ class _Neuron(torch.autograd.Function):
         # No caller sees `extras`: a gradient reaches them only when a first backward was itself differentiated.
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if differentiable or any(grad is not None for grad in extras):
-            found = _reference_backward(ctx, saved, grad_spk, last, seqs, extras)
+            found = _reference_backward(ctx, _with_all_states(ctx, saved), grad_spk, last, seqs, extras)
         else:
             found = _fused_backward(ctx, saved, grad_spk, last, seqs)
         return None, None, None, *found
+
+
+def _with_all_states(ctx, saved):
+    """What a forward that keeps the states of all steps saves, with the graph that leads to them."""
+    if not saved.others:
+        return saved
+    with torch.enable_grad():
+        outputs = _Neuron.apply(ctx.model, ctx.options, True, *saved.others, None, *saved.states, *saved.params)
+    first = 1 + len(ctx.model.states)
+    saved.seqs, saved.extras = outputs[first : first + ctx.model.stored], outputs[first + ctx.model.stored :]
+    return saved
 
 
 class Recurrence(NamedTuple):
@@ -298,8 +332,10 @@ def _fused_backward(ctx, saved, grad_spk, grad_last, grad_seqs):
     needs_x, needs_rec, *needs = ctx.needs_input_grad[3:]
     needs_states, needs_params = needs[: len(saved.states)], needs[len(saved.states) :]
     dtype = _wide(ctx.dtype)
+    x = saved.others[0] if saved.others else None
     grad_x, *found = getattr(torch.ops.snnfast, f"{model.name}_bwd")(
-        saved.seqs[0],
+        saved.seqs[0] if x is None else x,
+        x,
         grad_spk,
         grad_last,
         grad_seqs,
@@ -379,19 +415,20 @@ def _sum_to(per_neuron: Tensor, param: Tensor) -> Tensor:
 
 
 def _fake_forward(model):
-    def fake(x, rec, states, params, unroll, reset_mechanism, reset_delay, inclusive, saved, save_extras):
+    def fake(x, rec, states, params, unroll, reset_mechanism, reset_delay, inclusive, saved, every, save_extras):
         dtype = _wide(x.dtype)
         shape = x.shape[1:] if unroll else x.shape
         last = [x.new_empty(shape, dtype=dtype) for _ in model.states]
-        extras = model.extras(reset_delay) if save_extras else 0
-        seqs = (saved if unroll else 0) + extras
-        return [x.new_empty(x.shape), *last, *(x.new_empty(x.shape, dtype=dtype) for _ in range(seqs))]
+        extras = [x.new_empty(x.shape, dtype=dtype) for _ in range(model.extras(reset_delay) if save_extras else 0)]
+        stored = x.shape if every == 1 else (max(x.shape[0] - 1, 0) // every, *shape)
+        seqs = [x.new_empty(stored, dtype=dtype) for _ in range(saved if unroll else 0)]
+        return [x.new_empty(x.shape), *last, *seqs, *extras]
 
     return fake
 
 
 def _fake_backward(model):
-    def fake(like, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, unroll, *options):
+    def fake(like, x, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, unroll, *options):
         *_, dtype, want_states, want_params = options
         state = _wide(dtype)
         shape = like.shape[1:] if unroll else like.shape
@@ -408,7 +445,7 @@ def _fake_backward(model):
 def _fake_dense_forward(model):
     def fake(x, weight, bias, spk, states, params, reset_mechanism, reset_delay, inclusive, saved, save_extras):
         fake = _fake_forward(model)
-        return fake(x, None, states, params, True, reset_mechanism, reset_delay, inclusive, saved, save_extras)
+        return fake(x, None, states, params, True, reset_mechanism, reset_delay, inclusive, saved, 1, save_extras)
 
     return fake
 
@@ -416,7 +453,7 @@ def _fake_dense_forward(model):
 def _fake_dense_backward(model):
     def fake(like, grad_spk, grad_last, grad_seqs, seqs, extras, weight, states, params, evaluated, *options):
         *_, dtype, want_params = options
-        arguments = (like, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, True)
+        arguments = (like, None, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, True)
         grad_x, *rest = _fake_backward(model)(*arguments, dtype, True, want_params)
         return [grad_x, torch.empty_like(rest[0]), *rest]
 

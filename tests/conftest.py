@@ -12,6 +12,9 @@ import pytest
 import torch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# Where the kernels take half precision as it is.
+HALF_DEVICES = [device for device in DEVICES if device == "cuda" or "SNNFAST_EMULATED" in os.environ]
+collect_ignore = [] if HALF_DEVICES else ["test_half.py"]  # test_emulation.py runs it
 
 
 def _put_in_place(name, path):
@@ -27,6 +30,11 @@ if emulated := os.environ.get("SNNFAST_EMULATED"):
 
 @pytest.fixture(params=DEVICES)
 def device(request):
+    return request.param
+
+
+@pytest.fixture(params=HALF_DEVICES)
+def half_device(request):
     return request.param
 
 

@@ -16,9 +16,10 @@ from torch.utils import cpp_extension
 
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
-SOURCES = ("ops.cpp", "cpu/product.cpp", "cuda/leaky.cu", "cuda/lif.cu", "cuda/rleaky.cu")
+SOURCES = ("ops.cpp", "cpu/product.cpp", "cuda/leaky.cu", "cuda/lapicque.cu", "cuda/lif.cu", "cuda/rleaky.cu")
 
 ONE_BLOCK = {}
+FEW_THREADS = {"THREADS": 32, "MULTIPROCESSORS": 1}  # that four neurons each fill
 WAITING_BLOCKS = {"SHARED": 8000, "MULTIPROCESSORS": 3}
 BLOCKS_OF_MANY_SAMPLES = {"SHARED": 30000, "MULTIPROCESSORS": 1}
 
@@ -48,6 +49,9 @@ def kernels(tmp_path_factory):
     "file, selected, device",
     [
         ("test_leaky.py", "special or strides or last or steps or memory", ONE_BLOCK),
+        ("test_leaky.py", "special or steps", FEW_THREADS),
+        ("test_half.py", "", ONE_BLOCK),
+        ("test_half.py", "", FEW_THREADS),
         ("test_recurrence.py", "(RLeaky or not RSynaptic) and (100 or reference or hidden or empty)", ONE_BLOCK),
         ("test_recurrence.py", "RLeaky and (33 or 7 or reference)", WAITING_BLOCKS),
         ("test_recurrence.py", "RLeaky and 33", BLOCKS_OF_MANY_SAMPLES),

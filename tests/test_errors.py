@@ -224,10 +224,12 @@ FWD = {
     "reset_delay": True,
     "inclusive": False,
     "saved": 1,
+    "every": 1,
     "save_extras": False,
 }
 BWD = {
     "like": X,
+    "x": None,
     "grad_spk": X,
     "grad_last": [],
     "grad_seqs": [],
@@ -265,6 +267,9 @@ RAW_MISTAKES = [
     ("leaky_fwd", {"reset_mechanism": "sub"}, "reset_mechanism must be one of subtract, zero, none; got 'sub'"),
     ("leaky_fwd", {"saved": 2}, "saved must be from 0 to 1, got 2"),
     ("leaky_fwd", {"saved": -1}, "saved must be from 0 to 1, got -1"),
+    ("leaky_fwd", {"every": 16}, "every must be 1, got 16"),
+    ("leaky_fwd", {"every": 0}, "every must be 1, got 0"),
+    ("leaky_bwd", {"x": X}, "x must not be given for a model, dtype or device whose steps are not run again"),
     ("leaky_bwd", {"like": torch.tensor(1.0)}, "x must have a time dimension"),
     ("leaky_bwd", {"grad_spk": X[0]}, "grad_spk must have 24 elements, got 6"),
     ("leaky_bwd", {"grad_last": [X]}, "grad_last must have 6 elements, got 24"),

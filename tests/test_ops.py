@@ -42,14 +42,15 @@ def test_opcheck_forward_and_backward(model, dtype, unroll, reset_delay, save, m
     x, rec, states, params = inputs(model, unroll, mem, dtype, device)
     how = (unroll, "subtract", reset_delay, False)
     saved = model.stored if save else 0
-    torch.library.opcheck(fwd, (x, rec, states, params, *how, saved, save), test_utils=CHECKS)
-    spk, *rest = fwd(x, rec, states, params, *how, model.stored, True)
+    torch.library.opcheck(fwd, (x, rec, states, params, *how, saved, 1, save), test_utils=CHECKS)
+    spk, *rest = fwd(x, rec, states, params, *how, model.stored, 1, True)
     count = len(model.states)
     last, rest = rest[:count], rest[count:]
     seqs, extras = (rest[: model.stored], rest[model.stored :]) if unroll else (last[: model.stored], rest)
     assert len(extras) == model.extras(reset_delay)
     backward = (
         spk,
+        None,
         torch.randn_like(spk),
         [torch.randn_like(state) for state in last],
         [torch.randn_like(seq) if unroll else None for seq in seqs],
@@ -72,9 +73,9 @@ def test_opcheck_forward_and_backward(model, dtype, unroll, reset_delay, save, m
 def test_outputs_nobody_wants_are_absent(model, device):
     fwd, bwd = operators(model)
     x, rec, states, params = inputs(model, True, False, torch.float32, device)
-    spk, *last = fwd(x, rec, states, params, True, "subtract", False, False, 0, False)
+    spk, *last = fwd(x, rec, states, params, True, "subtract", False, False, 0, 1, False)
     assert spk.shape == (5, 3, 4) and [state.shape for state in last] == [(3, 4)] * len(model.states)
     extras = [spk] * model.extras(False)
     how = (True, "subtract", False, False, "atan", [3.14, 1.0], torch.float32)
-    (grad_x,) = bwd(spk, spk, [], [], [spk], extras, states, params, None, *how, False, False)
+    (grad_x,) = bwd(spk, None, spk, [], [], [spk], extras, states, params, None, *how, False, False)
     assert grad_x.shape == (5, 3, 4)

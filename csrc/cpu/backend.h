@@ -20,6 +20,10 @@ inline constexpr int64_t kStepsPerTask = 32768;  // neuron-steps worth waking an
 struct Cpu {
   using StorageTypes = std::tuple<float, double>;
 
+  // Backward reads the states that forward stored: running steps again takes it longer.
+  template <typename S>
+  static constexpr bool kRecomputes = false;
+
   static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) {
     Tensor tensor = new_empty(like, sizes, dtype);
     prepare_fresh_memory(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());

@@ -19,19 +19,36 @@ namespace snnfast {
 struct Cuda {
   using StorageTypes = std::tuple<float, double, Half, BFloat16>;
 
+  // Whether backward can run steps again: in half precision, where the currents are half the traffic, and half the
+  // memory, of the states that it would read.
+  template <typename S>
+  static constexpr bool kRecomputes = sizeof(S) < sizeof(float);
+
   static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) { return new_empty(like, sizes, dtype); }
 
   template <typename Neuron, typename S>
   static void scan(const Tensor& on, const Scan<Neuron, S>& scan, const NeuronOptions& options) {
-    launch(on, grid(scan.neurons), scan_kernel<Neuron, S>, scan, options);
+    if constexpr (kHasWide<Neuron, S>) {
+      if (is_wide(on, scan.neurons, scan.x, scan.initial[0])) return scan_in<Wide>(on, scan, options);
+    }
+    scan_in<NarrowForward>(on, scan, options);
   }
 
   template <typename Neuron, typename S>
   static void scan_backward(const Tensor& on, const ScanBackward<Neuron, S>& scan, const NeuronOptions& options,
                             const SurrogateChoice& choice) {
-    dispatch_bool(scan.grad_params[0] != nullptr, [&](auto with_params) {
-      constexpr auto kernel = scan_backward_kernel<decltype(with_params)::value, Neuron, S>;
-      launch(on, grid(scan.neurons), kernel, scan, options, any_surrogate<typename Neuron::Scalar>(choice));
+    if (scan.grad_params[0]) {
+      return scan_backward_in<true, Narrow>(on, scan, options, any_surrogate<typename Neuron::Scalar>(choice));
+    }
+    dispatch_surrogate<typename Neuron::Scalar>(choice, [&](const auto& known, const auto& any) {
+      if constexpr (kHasWide<Neuron, S> && kIsCommon<std::decay_t<decltype(known)>>) {
+        const bool wide = is_wide(on, scan.neurons, scan.x, scan.grad_spk, scan.grad_states[0], scan.grad_last[0],
+                                  scan.states[0], scan.initial[0]);
+        if (wide) return scan_backward_in<false, Wide>(on, scan, options, known);
+        scan_backward_in<false, Narrow>(on, scan, options, known);
+      } else {
+        scan_backward_in<false, Narrow>(on, scan, options, any);
+      }
     });
   }
 
@@ -74,13 +91,58 @@ struct Cuda {
     return false;
   }
 
-  // A thread a neuron, up to a number of blocks that then go on to further neurons.
-  static Grid grid(int64_t neurons) {
+  // Few neurons in small blocks, over all multiprocessors; of many, a thread goes on to further ones.
+  static Grid grid(const Tensor& on, int64_t neurons, int lanes) {
     constexpr int64_t kMaxBlocks = int64_t{1} << 20;
-    return {std::min(divided_up(neurons, kThreads), kMaxBlocks), kThreads};
+    const int64_t threads = divided_up(neurons, lanes);
+    const bool few = threads < kThreads * device_attribute(on, cudaDevAttrMultiProcessorCount);
+    const int block = few ? kWarp : kThreads;
+    return {std::min(divided_up(threads, block), kMaxBlocks), block};
   }
 
  private:
+  // Models of several states have too many of them for four neurons a thread.
+  template <typename Neuron, typename S>
+  static constexpr bool kHasWide = Neuron::kStates == 1 && !std::is_same_v<S, double>;
+
+  // What most networks train with has kernels of its own; the other surrogates are chosen at every step.
+  template <typename Surrogate>
+  static constexpr bool kIsCommon =
+      Surrogate::kName == Atan<float>::kName || Surrogate::kName == FastSigmoid<float>::kName;
+
+  template <typename Regime, typename Neuron, typename S>
+  static void scan_in(const Tensor& on, const Scan<Neuron, S>& scan, const NeuronOptions& options) {
+    launch(on, grid(on, scan.neurons, Regime::kLanes), scan_kernel<Regime, Neuron, S>, scan, options);
+  }
+
+  template <bool kWithParams, typename Regime, typename Neuron, typename S, typename Surrogate>
+  static void scan_backward_in(const Tensor& on, const ScanBackward<Neuron, S>& scan, const NeuronOptions& options,
+                               const Surrogate& surrogate) {
+    Grid blocks = grid(on, scan.neurons, Regime::kLanes);
+    if constexpr (kRecomputes<S> && Recomputable<Neuron>) {
+      if (scan.x) {
+        blocks.shared = kChunk * blocks.threads * sizeof(Kept<Neuron, Regime::kLanes>);
+        constexpr auto kernel = scan_again_kernel<kWithParams, Regime, Neuron, S, Surrogate>;
+        return launch(on, blocks, kernel, scan, options, surrogate);
+      }
+    }
+    constexpr auto kernel = scan_backward_kernel<kWithParams, Regime, Neuron, S, Surrogate>;
+    launch(on, blocks, kernel, scan, options, surrogate);
+  }
+
+  // Whether the device is full of threads that take four neurons each, and every input can be read so.
+  template <typename... Inputs>
+  static bool is_wide(const Tensor& on, int64_t neurons, const Inputs*... inputs) {
+    constexpr int kLanes = Wide::kLanes;
+    const auto aligned = [](const auto* input) {
+      return reinterpret_cast<std::uintptr_t>(input) % (kLanes * sizeof(*input)) == 0;
+    };
+    if (neurons % kLanes != 0 || !(aligned(inputs) && ...)) return false;
+    const int64_t filled = device_attribute(on, cudaDevAttrMultiProcessorCount) *
+                           device_attribute(on, cudaDevAttrMaxThreadsPerMultiProcessor);
+    return neurons >= filled;
+  }
+
   // Whether the neurons of every sample have the same parameters, and with them the same height of their spikes.
   template <typename Neuron, typename T>
   static bool same_in_all_samples(const Periodic<T> (&params)[Neuron::kParams], int64_t features) {

@@ -273,8 +273,9 @@ __device__ void step_back_at(const ScanBackward<Neuron, S>& scan, const NeuronOp
   const Neuron neuron = load_neuron<Neuron, S>(scan.params, options, i);
   const int64_t at = t * scan.neurons + i;
   const bool is_last = t + 1 == scan.steps;
-  BackwardInputs<Neuron> inputs;
-  inputs.load(scan, t, i);
+  BackwardInputs<Neuron> lanes[1];
+  load_inputs(lanes, scan, t, i);
+  const BackwardInputs<Neuron>& inputs = lanes[0];
   T carry[Neuron::kCarries], state[Neuron::kStates], grad_params[Neuron::kParams];
 #pragma unroll
   for (int k = 0; k < Neuron::kStates; ++k) {

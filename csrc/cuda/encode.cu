@@ -8,9 +8,8 @@ namespace {
 
 template <typename Code>
 __global__ void __launch_bounds__(kThreads, 1) encode_kernel(const Code code) {
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t row = blockIdx.y; row < code.rows(); row += gridDim.y) {
-    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < code.neurons; i += stride) code.encode(row, i);
+    for_neurons<1>(code.neurons, [&](int64_t i) { code.encode(row, i); });
   }
 }
 
@@ -18,7 +17,7 @@ struct CudaEncoders : Cuda {
   template <typename Code>
   static void encode(const Tensor& on, const Code& code) {
     constexpr int64_t kMaxRows = 65535;  // of a grid
-    Grid many = grid(code.neurons);
+    Grid many = grid(on, code.neurons, 1);
     many.rows = std::min(code.rows(), kMaxRows);
     launch(on, many, encode_kernel<Code>, code);
   }

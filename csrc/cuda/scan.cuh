@@ -1,7 +1,9 @@
-// The GPU's time loops: one thread per neuron, serial over time, neighbouring threads on neighbouring neurons.
+// The GPU's time loops: a thread takes one neuron, or four neighbouring ones, through time; neighbouring threads take
+// neighbouring neurons.
 //
-// The recurrence is a chain of a few operations a step, its inputs are not: each thread loads kAhead steps of inputs
-// before it computes them, so that memory latency is paid once per kAhead steps.
+// The recurrence is a chain of a few operations a step, its inputs are not: a thread keeps kAhead steps of them on
+// their way. A step's place is asked for again as soon as its inputs are used, so that memory never waits for the
+// neurons.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,11 +15,61 @@
 #include "../dispatch.h"
 #include "../neuron/model.h"
 #include "../op/scan.h"
+#include "launch.cuh"
 
 namespace snnfast {
 
 inline constexpr int kThreads = 128;  // at one block a multiprocessor at least: registers hold kAhead steps, unspilled
-inline constexpr int kAhead = 8;
+
+// How a thread works: on how many neurons at once, and how many steps ahead it asks for inputs.
+template <int kLanesOf, int kAheadOf>
+struct Regime {
+  static constexpr int kLanes = kLanesOf, kAhead = kAheadOf;
+};
+
+// What few neurons need: as many threads as there are neurons, each far ahead.
+using Narrow = Regime<1, 8>;
+using NarrowForward = Regime<1, 16>;  // which reads less a step
+
+// What many neurons need: states move 16 bytes at a time, currents and spikes 16 or, in half precision, 8.
+using Wide = Regime<4, 4>;
+
+template <typename T, int kLanes>
+struct alignas(kLanes * sizeof(T)) Pack {
+  T lanes[kLanes];
+};
+
+template <int kLanes, typename T>
+__device__ Pack<T, kLanes> load(const T* from, int64_t at) {
+  return *reinterpret_cast<const Pack<T, kLanes>*>(from + at);
+}
+
+template <int kLanes, typename T>
+__device__ Pack<T, kLanes> load_or(T otherwise, const T* from, int64_t at) {
+  if (from) return load<kLanes>(from, at);
+  Pack<T, kLanes> pack;
+#pragma unroll
+  for (int w = 0; w < kLanes; ++w) pack.lanes[w] = otherwise;
+  return pack;
+}
+
+// of(w): the value of lane w. Null: nobody wants it.
+template <int kLanes, typename T, typename Of>
+__device__ void store(T* to, int64_t at, const Of& of) {
+  if (!to) return;
+  Pack<T, kLanes> pack;
+#pragma unroll
+  for (int w = 0; w < kLanes; ++w) pack.lanes[w] = static_cast<T>(of(w));
+  *reinterpret_cast<Pack<T, kLanes>*>(to + at) = pack;
+}
+
+// body(first of its lanes' neurons) for all that a thread has to do.
+template <int kLanes, typename Body>
+__device__ void for_neurons(int64_t neurons, const Body& body) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x * kLanes;
+  const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  for (int64_t i = thread * kLanes; i < neurons; i += stride) body(i);
+}
 
 template <typename Neuron, typename S>
 __device__ Neuron load_neuron(const Periodic<typename Neuron::Scalar> (&params)[Neuron::kParams],
@@ -28,42 +80,85 @@ __device__ Neuron load_neuron(const Periodic<typename Neuron::Scalar> (&params)[
   return Neuron(values, options);
 }
 
-template <typename Neuron, typename S>
+// The neurons of a thread's lanes.
+template <typename Neuron, int kLanes>
+struct Neurons {
+  Neuron lanes[kLanes];
+
+  template <typename Params>
+  __device__ Neurons(const Params& params, const NeuronOptions& options, int64_t i)
+      : Neurons(params, options, i, std::make_index_sequence<kLanes>()) {}
+
+ private:
+  template <typename Params, std::size_t... W>
+  __device__ Neurons(const Params& params, const NeuronOptions& options, int64_t i, std::index_sequence<W...>)
+      : lanes{load_neuron<Neuron, void>(params, options, i + static_cast<int64_t>(W))...} {}
+};
+
+template <typename Neuron, int kLanes>
+using LaneStates = typename Neuron::Scalar[kLanes][Neuron::kStates];
+
+template <int kLanes, typename Neuron, typename T>
+__device__ void load_states(LaneStates<Neuron, kLanes>& states, T* const* from, int64_t at) {
+#pragma unroll
+  for (int k = 0; k < Neuron::kStates; ++k) {
+    const auto pack = load_or<kLanes, std::remove_const_t<T>>(T(0), from[k], at);
+#pragma unroll
+    for (int w = 0; w < kLanes; ++w) states[w][k] = pack.lanes[w];
+  }
+}
+
+template <int kLanes, typename Neuron, typename T>
+__device__ void store_states(T* const* to, int64_t at, const LaneStates<Neuron, kLanes>& states) {
+#pragma unroll
+  for (int k = 0; k < Neuron::kStates; ++k) {
+    store<kLanes>(to[k], at, [&](int w) { return states[w][k]; });
+  }
+}
+
+template <typename Regime, typename Neuron, typename S>
 __global__ void __launch_bounds__(kThreads, 1) scan_kernel(const Scan<Neuron, S> scan, const NeuronOptions options) {
   using T = typename Neuron::Scalar;
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < scan.neurons; i += stride) {
-    const Neuron neuron = load_neuron<Neuron, S>(scan.params, options, i);
-    T state[Neuron::kStates];
+  constexpr int kLanes = Regime::kLanes, kAhead = Regime::kAhead;
+  static_assert(kChunk % kAhead == 0);
+  for_neurons<kLanes>(scan.neurons, [&](int64_t i) {
+    const Neurons<Neuron, kLanes> neurons(scan.params, options, i);
+    LaneStates<Neuron, kLanes> states;
+    load_states<kLanes, Neuron>(states, scan.initial, i);
+    Pack<S, kLanes> x[kAhead];
+    Pack<T, kLanes> rec[kAhead];
+    const auto ask = [&](int j, int64_t t) {
+      if (t >= scan.steps) return;
+      x[j] = load<kLanes>(scan.x, t * scan.neurons + i);
+      if constexpr (Recurrent<Neuron>) rec[j] = load_or<kLanes>(T(0), scan.rec, t * scan.neurons + i);
+    };
 #pragma unroll
-    for (int k = 0; k < Neuron::kStates; ++k) state[k] = scan.initial[k] ? scan.initial[k][i] : T(0);
+    for (int j = 0; j < kAhead; ++j) ask(j, j);
     for (int64_t start = 0; start < scan.steps; start += kAhead) {
-      T x[kAhead], rec[kAhead];
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        if (start + j >= scan.steps) break;
-        x[j] = static_cast<T>(scan.x[(start + j) * scan.neurons + i]);
-        rec[j] = Recurrent<Neuron> && scan.rec ? scan.rec[(start + j) * scan.neurons + i] : T(0);
+      if (start > 0 && start % kChunk == 0) {
+        store_states<kLanes, Neuron>(scan.starts, (start / kChunk - 1) * scan.neurons + i, states);
       }
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) {
         if (start + j >= scan.steps) break;
+        const Pack<S, kLanes> x_now = x[j];
+        const Pack<T, kLanes> rec_now = rec[j];
+        ask(j, start + j + kAhead);
+        T spk[kLanes], extras[kLanes][Neuron::kExtras + 1];
+#pragma unroll
+        for (int w = 0; w < kLanes; ++w) {
+          spk[w] = step(neurons.lanes[w], static_cast<T>(x_now.lanes[w]), rec_now.lanes[w], states[w], extras[w]);
+        }
         const int64_t at = (start + j) * scan.neurons + i;
-        T extra[Neuron::kExtras + 1];
-        scan.spk[at] = static_cast<S>(step(neuron, x[j], rec[j], state, extra));
+        store<kLanes>(scan.spk, at, [&](int w) { return spk[w]; });
+        store_states<kLanes, Neuron>(scan.states, at, states);
 #pragma unroll
-        for (int k = 0; k < Neuron::kStates; ++k) {
-          if (scan.states[k]) scan.states[k][at] = state[k];
-        }
-#pragma unroll
-        for (int k = 0; k < Neuron::kExtras; ++k) {
-          if (scan.extras[k]) scan.extras[k][at] = extra[k];
-        }
+        for (int k = 0; k < Neuron::kExtras; ++k)
+          store<kLanes>(scan.extras[k], at, [&](int w) { return extras[w][k]; });
       }
     }
-#pragma unroll
-    for (int k = 0; k < Neuron::kStates; ++k) scan.last[k][i] = state[k];
-  }
+    store_states<kLanes, Neuron>(scan.last, i, states);
+  });
 }
 
 // Adds the further terms that backward carries to their states. Device code may not index an array of the host's.
@@ -78,79 +173,220 @@ template <typename Neuron>
 struct BackwardInputs {
   using T = typename Neuron::Scalar;
   T grad_spk, evaluated, grad_states[Neuron::kStates], previous[Neuron::kStates], extras[Neuron::kExtras + 1];
-
-  template <typename S>
-  __device__ void load(const ScanBackward<Neuron, S>& scan, int64_t t, int64_t i) {
-    const int64_t at = t * scan.neurons + i;
-    grad_spk = scan.grad_spk ? static_cast<T>(scan.grad_spk[at]) : kAbsent<T>;
-    if (scan.fed && t + 1 == scan.steps) grad_spk = grad_spk + scan.fed[i];
-    evaluated = scan.evaluated ? scan.evaluated[at] : T(0);
-#pragma unroll
-    for (int k = 0; k < Neuron::kStates; ++k) {
-      grad_states[k] = scan.grad_states[k] ? scan.grad_states[k][at] : kAbsent<T>;
-      if (t > 0) {
-        previous[k] = scan.states[k] ? scan.states[k][at - scan.neurons] : T(0);
-      } else {
-        previous[k] = scan.initial[k] ? scan.initial[k][i] : T(0);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan.extras[k][at];
-  }
 };
 
-template <bool kWithParams, typename Neuron, typename S>
-__global__ void __launch_bounds__(kThreads, 1)
-    scan_backward_kernel(const ScanBackward<Neuron, S> scan, const NeuronOptions options,
-                         const AnySurrogate<typename Neuron::Scalar> surrogate) {
+template <int kLanes, typename Neuron, typename S>
+__device__ void load_inputs(BackwardInputs<Neuron> (&inputs)[kLanes], const ScanBackward<Neuron, S>& scan, int64_t t,
+                            int64_t i) {
   using T = typename Neuron::Scalar;
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < scan.neurons; i += stride) {
-    const Neuron neuron = load_neuron<Neuron, S>(scan.params, options, i);
-    T carry[Neuron::kCarries], state[Neuron::kStates];
-    CompensatedSum<T> totals[Neuron::kParams];
+  const int64_t at = t * scan.neurons + i;
+  const auto grad_spk = load_or<kLanes>(static_cast<S>(kAbsent<T>), scan.grad_spk, at);
+  const auto evaluated = load_or<kLanes>(T(0), scan.evaluated, at);
+  LaneStates<Neuron, kLanes> previous;
+  if (t > 0) load_states<kLanes, Neuron>(previous, scan.states, at - scan.neurons);
+  if (t == 0) load_states<kLanes, Neuron>(previous, scan.initial, i);
 #pragma unroll
-    for (int k = 0; k < Neuron::kStates; ++k) {
-      carry[k] = scan.grad_last[k] ? scan.grad_last[k][i] : kAbsent<T>;
-      state[k] = scan.steps > 0 && scan.states[k] ? scan.states[k][(scan.steps - 1) * scan.neurons + i] : T(0);
+  for (int w = 0; w < kLanes; ++w) {
+    inputs[w].grad_spk = static_cast<T>(grad_spk.lanes[w]);
+    if (scan.fed && t + 1 == scan.steps) inputs[w].grad_spk = inputs[w].grad_spk + scan.fed[i + w];
+    inputs[w].evaluated = evaluated.lanes[w];
+  }
+#pragma unroll
+  for (int k = 0; k < Neuron::kStates; ++k) {
+    const auto grad_state = load_or<kLanes>(kAbsent<T>, scan.grad_states[k], at);
+#pragma unroll
+    for (int w = 0; w < kLanes; ++w) {
+      inputs[w].grad_states[k] = grad_state.lanes[w];
+      inputs[w].previous[k] = previous[w][k];
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < Neuron::kExtras; ++k) {
+    const auto extra = load<kLanes>(scan.extras[k], at);
+#pragma unroll
+    for (int w = 0; w < kLanes; ++w) inputs[w].extras[k] = extra.lanes[w];
+  }
+}
+
+// A thread's neurons on their way back: what steps hand each other, and the parameters' gradients so far.
+template <bool kWithParams, int kLanes, typename Neuron, typename S, typename Surrogate>
+struct WayBack {
+  using T = typename Neuron::Scalar;
+  const ScanBackward<Neuron, S>& scan;
+  const Surrogate& surrogate;
+  const int64_t i;
+  const Neurons<Neuron, kLanes> neurons;
+  T carry[kLanes][Neuron::kCarries];
+  CompensatedSum<T> totals[kLanes][Neuron::kParams];
+
+  __device__ WayBack(const ScanBackward<Neuron, S>& scan, const NeuronOptions& options, const Surrogate& surrogate,
+                     int64_t i)
+      : scan(scan), surrogate(surrogate), i(i), neurons(scan.params, options, i) {
+#pragma unroll
+    for (int k = 0; k < Neuron::kCarries; ++k) {
+      const auto grad_last = load_or<kLanes>(kAbsent<T>, k < Neuron::kStates ? scan.grad_last[k] : nullptr, i);
+#pragma unroll
+      for (int w = 0; w < kLanes; ++w) carry[w][k] = grad_last.lanes[w];
+    }
+  }
+
+  // Step t, which left the lanes in these states.
+  __device__ void step(int64_t t, const BackwardInputs<Neuron> (&inputs)[kLanes],
+                       const LaneStates<Neuron, kLanes>& states) {
+    T grad_x[kLanes];
+#pragma unroll
+    for (int w = 0; w < kLanes; ++w) {
+      T grad_params[Neuron::kParams];
+#pragma unroll
+      for (int k = 0; k < Neuron::kStates; ++k) carry[w][k] = inputs[w].grad_states[k] + carry[w][k];
+      grad_x[w] = step_backward(neurons.lanes[w], surrogate, inputs[w].grad_spk, inputs[w].evaluated, states[w],
+                                inputs[w].extras, inputs[w].previous, carry[w], grad_params);
+      if constexpr (kWithParams) {
+#pragma unroll
+        for (int k = 0; k < Neuron::kParams; ++k) totals[w][k].add(grad_params[k]);
+      }
+    }
+    store<kLanes>(scan.grad_x, t * scan.neurons + i, [&](int w) { return grad_x[w]; });
+  }
+
+  __device__ void finish() {
+#pragma unroll
+    for (int w = 0; w < kLanes; ++w) {
+      add_terms<Neuron>(carry[w], std::make_index_sequence<Neuron::kCarries - Neuron::kStates>());
     }
 #pragma unroll
-    for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) carry[k] = kAbsent<T>;
-    for (int64_t start = scan.steps - 1; start >= 0; start -= kAhead) {
-      BackwardInputs<Neuron> inputs[kAhead];
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        if (start - j >= 0) inputs[j].load(scan, start - j, i);
-      }
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        if (start - j < 0) break;
-        T grad_params[Neuron::kParams];
-#pragma unroll
-        for (int k = 0; k < Neuron::kStates; ++k) carry[k] = inputs[j].grad_states[k] + carry[k];
-        const T grad_x = step_backward(neuron, surrogate, inputs[j].grad_spk, inputs[j].evaluated, state,
-                                       inputs[j].extras, inputs[j].previous, carry, grad_params);
-        scan.grad_x[(start - j) * scan.neurons + i] = static_cast<S>(grad_x);
-        if constexpr (kWithParams) {
-#pragma unroll
-          for (int k = 0; k < Neuron::kParams; ++k) totals[k].add(grad_params[k]);
-        }
-#pragma unroll
-        for (int k = 0; k < Neuron::kStates; ++k) state[k] = inputs[j].previous[k];
-      }
-    }
-    add_terms<Neuron>(carry, std::make_index_sequence<Neuron::kCarries - Neuron::kStates>());
-#pragma unroll
     for (int k = 0; k < Neuron::kStates; ++k) {
-      if (scan.grad_initial[k]) scan.grad_initial[k][i] = carry[k];
+      store<kLanes>(scan.grad_initial[k], i, [&](int w) { return carry[w][k]; });
     }
     if constexpr (kWithParams) {
 #pragma unroll
       for (int k = 0; k < Neuron::kParams; ++k) {
-        scan.grad_params[k][i] = scan.add_params ? scan.grad_params[k][i] + totals[k].sum : totals[k].sum;
+        store<kLanes>(scan.grad_params[k], i, [&](int w) {
+          return scan.add_params ? scan.grad_params[k][i + w] + totals[w][k].sum : totals[w][k].sum;
+        });
       }
     }
   }
+};
+
+// From the states that forward stored.
+template <bool kWithParams, typename Regime, typename Neuron, typename S, typename Surrogate>
+__global__ void __launch_bounds__(kThreads, 1)
+    scan_backward_kernel(const ScanBackward<Neuron, S> scan, const NeuronOptions options, const Surrogate surrogate) {
+  constexpr int kLanes = Regime::kLanes, kAhead = Regime::kAhead;
+  for_neurons<kLanes>(scan.neurons, [&](int64_t i) {
+    WayBack<kWithParams, kLanes, Neuron, S, Surrogate> back(scan, options, surrogate, i);
+    LaneStates<Neuron, kLanes> states{};
+    if (scan.steps > 0) load_states<kLanes, Neuron>(states, scan.states, (scan.steps - 1) * scan.neurons + i);
+    BackwardInputs<Neuron> inputs[kAhead][kLanes];
+    const auto ask = [&](int j, int64_t t) {
+      if (t >= 0) load_inputs<kLanes>(inputs[j], scan, t, i);
+    };
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) ask(j, scan.steps - 1 - j);
+    for (int64_t start = scan.steps - 1; start >= 0; start -= kAhead) {
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        if (start - j < 0) break;
+        BackwardInputs<Neuron> now[kLanes];
+#pragma unroll
+        for (int w = 0; w < kLanes; ++w) now[w] = inputs[j][w];
+        ask(j, start - j - kAhead);
+        back.step(start - j, now, states);
+#pragma unroll
+        for (int w = 0; w < kLanes; ++w) {
+#pragma unroll
+          for (int k = 0; k < Neuron::kStates; ++k) states[w][k] = now[w].previous[k];
+        }
+      }
+    }
+    back.finish();
+  });
+}
+
+// What a step that is run again leaves to its way back.
+template <typename Neuron, int kLanes>
+struct Kept {
+  LaneStates<Neuron, kLanes> states;
+  typename Neuron::Scalar extras[kLanes][Neuron::kExtras + 1];
+};
+
+// From currents and the states before each chunk: a chunk of steps is run again into shared memory, then walked back.
+template <bool kWithParams, typename Regime, typename Neuron, typename S, typename Surrogate>
+__global__ void __launch_bounds__(kThreads, 1)
+    scan_again_kernel(const ScanBackward<Neuron, S> scan, const NeuronOptions options, const Surrogate surrogate) {
+  using T = typename Neuron::Scalar;
+  constexpr int kLanes = Regime::kLanes, kAhead = Regime::kAhead, kSteps = kChunk;
+  auto* kept = shared_memory<Kept<Neuron, kLanes>>();
+  const auto kept_at = [&](int j) -> Kept<Neuron, kLanes>& { return kept[j * blockDim.x + threadIdx.x]; };
+  for_neurons<kLanes>(scan.neurons, [&](int64_t i) {
+    WayBack<kWithParams, kLanes, Neuron, S, Surrogate> back(scan, options, surrogate, i);
+    Pack<S, kLanes> x[kAhead]{}, grad_spk[kAhead]{};
+    const auto ask = [&](Pack<S, kLanes>& place, const S* sequence, int64_t t) {
+      if (t < 0 || t >= scan.steps) return;
+      place = load_or<kLanes>(static_cast<S>(kAbsent<T>), sequence, t * scan.neurons + i);
+    };
+    LaneStates<Neuron, kLanes> next, before, states;  // next: before the chunk that is to come
+    const auto ask_start = [&](int64_t start) {
+      if (start > 0) load_states<kLanes, Neuron>(next, scan.starts, (start / kSteps - 1) * scan.neurons + i);
+      if (start == 0) load_states<kLanes, Neuron>(next, scan.initial, i);
+    };
+    const int64_t last = (scan.steps - 1) / kSteps * kSteps;
+    ask_start(last);
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      ask(x[j], scan.x, last + j);
+      ask(grad_spk[j], scan.grad_spk, last + kSteps - kAhead + j);
+    }
+    for (int64_t start = last; start >= 0; start -= kSteps) {
+#pragma unroll
+      for (int w = 0; w < kLanes; ++w) {
+#pragma unroll
+        for (int k = 0; k < Neuron::kStates; ++k) before[w][k] = states[w][k] = next[w][k];
+      }
+      ask_start(start - kSteps);
+      for (int first = 0; first < kSteps; first += kAhead) {
+        const int64_t after = first + kAhead < kSteps ? start + first + kAhead : start - kSteps;
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j) {
+          const Pack<S, kLanes> x_now = x[j];
+          ask(x[j], scan.x, after + j);
+          Kept<Neuron, kLanes>& to = kept_at(first + j);
+#pragma unroll
+          for (int w = 0; w < kLanes; ++w) {
+            step(back.neurons.lanes[w], static_cast<T>(x_now.lanes[w]), T(0), states[w], to.extras[w]);
+#pragma unroll
+            for (int k = 0; k < Neuron::kStates; ++k) to.states[w][k] = states[w][k];
+          }
+        }
+      }
+      for (int first = kSteps - kAhead; first >= 0; first -= kAhead) {
+#pragma unroll
+        for (int j = kAhead - 1; j >= 0; --j) {
+          const int64_t t = start + first + j;
+          const Pack<S, kLanes> grad_now = grad_spk[j];
+          ask(grad_spk[j], scan.grad_spk, t - kAhead);
+          if (t >= scan.steps) continue;
+          const Kept<Neuron, kLanes>& from = kept_at(first + j);
+          BackwardInputs<Neuron> inputs[kLanes];
+#pragma unroll
+          for (int w = 0; w < kLanes; ++w) {
+            inputs[w].grad_spk = static_cast<T>(grad_now.lanes[w]);
+            inputs[w].evaluated = T(0);
+#pragma unroll
+            for (int k = 0; k < Neuron::kStates; ++k) {
+              inputs[w].grad_states[k] = kAbsent<T>;
+              inputs[w].previous[k] = first + j > 0 ? kept_at(first + j - 1).states[w][k] : before[w][k];
+            }
+#pragma unroll
+            for (int k = 0; k < Neuron::kExtras; ++k) inputs[w].extras[k] = from.extras[w][k];
+          }
+          back.step(t, inputs, from.states);
+        }
+      }
+    }
+    back.finish();
+  });
 }
 
 }  // namespace snnfast

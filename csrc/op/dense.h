@@ -31,7 +31,7 @@ struct DenseOp : NeuronOp<Backend, Model> {
     bias = contiguous(bias);
     const Tensor weight_t = contiguous(torch::stable::transpose(weight, 0, 1));
     make_contiguous(states, params);
-    const auto results = Base::outputs(x, sequence, saved, save_extras ? Base::extras(reset_delay) : 0);
+    const auto results = Base::outputs(x, sequence, saved, 1, save_extras ? Base::extras(reset_delay) : 0);
 
     dispatch_dtype<typename Backend::StorageTypes>(x.scalar_type(), [&](auto storage) {
       dispatch_bool(reset_delay, [&](auto delay) {
@@ -58,8 +58,8 @@ struct DenseOp : NeuronOp<Backend, Model> {
     const Sequence sequence(like, true);
     const ScalarType state = state_dtype(dtype);
     check_weight(weight, like, state);
-    Base::check_saved(like, sequence, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, dtype,
-                      surrogate, reset_delay);
+    Base::check_saved(like, sequence, std::nullopt, grad_spk, grad_last, grad_seqs, seqs, extras, states, params,
+                      evaluated, dtype, surrogate, reset_delay);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     grad_spk = contiguous(grad_spk);

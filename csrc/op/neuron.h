@@ -8,10 +8,12 @@
 #include <iterator>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../checks.h"
 #include "../dispatch.h"
+#include "../neuron/model.h"
 #include "scan.h"
 #include "tensors.h"
 
@@ -24,20 +26,23 @@ struct NeuronOp {
   using Some = Model<float, true>;  // names and counts, the same for every dtype and delay
 
   // [spikes, last states ..., the first `saved` states of all steps when unrolled ..., extras with save_extras ...]
+  // every: the states of all steps with 1; with kChunk those that chunks start from, which with x is all backward
+  // needs.
   static std::vector<Tensor> forward(Tensor x, std::optional<Tensor> rec, std::vector<Tensor> states,
                                      std::vector<Tensor> params, bool unroll, std::string reset_mechanism,
-                                     bool reset_delay, bool inclusive, int64_t saved, bool save_extras) {
+                                     bool reset_delay, bool inclusive, int64_t saved, int64_t every, bool save_extras) {
     const Sequence sequence(x, unroll);
     const ScalarType dtype = state_dtype(x.scalar_type());
     check_tensor("rec", rec, x, dtype, x.numel());
     check_forward(x, sequence, states, params, saved);
+    check_every(every, x, sequence);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     x = contiguous(x);
     rec = contiguous(rec);
     make_contiguous(states, params);
     const int64_t seqs = unroll ? saved : 0;
-    const auto results = outputs(x, sequence, seqs, save_extras ? extras(reset_delay) : 0);
+    const auto results = outputs(x, sequence, seqs, every, save_extras ? extras(reset_delay) : 0);
 
     dispatch_dtype<typename Backend::StorageTypes>(x.scalar_type(), [&](auto storage) {
       dispatch_bool(reset_delay, [&](auto delay) {
@@ -46,6 +51,7 @@ struct NeuronOp {
         using Neuron = Model<T, decltype(delay)::value>;
         auto scan = scan_into<Neuron, S>(results, x, sequence, seqs, states, params);
         scan.rec = data<T>(rec);
+        if (every > 1) std::swap(scan.states, scan.starts);
         if (sequence.neurons > 0) Backend::scan(x, scan, options);
       });
     });
@@ -54,19 +60,21 @@ struct NeuronOp {
 
   // [dL/dx, dL/dinitial states ... with want_states, dL/dparams [kParams, neurons] with want_params]
   // seqs, extras: as forward wrote them, for the first states; `like`: any of them or the spikes, for the shape.
-  static std::vector<Tensor> backward(Tensor like, std::optional<Tensor> grad_spk, OptionalTensors grad_last,
-                                      OptionalTensors grad_seqs, std::vector<Tensor> seqs, std::vector<Tensor> extras,
-                                      std::vector<Tensor> states, std::vector<Tensor> params,
-                                      std::optional<Tensor> evaluated, bool unroll, std::string reset_mechanism,
-                                      bool reset_delay, bool inclusive, std::string surrogate,
-                                      std::vector<double> constants, ScalarType dtype, bool want_states,
-                                      bool want_params) {
+  // x: where seqs hold the starts of chunks alone; nothing else may then be given of all steps.
+  static std::vector<Tensor> backward(Tensor like, std::optional<Tensor> x, std::optional<Tensor> grad_spk,
+                                      OptionalTensors grad_last, OptionalTensors grad_seqs, std::vector<Tensor> seqs,
+                                      std::vector<Tensor> extras, std::vector<Tensor> states,
+                                      std::vector<Tensor> params, std::optional<Tensor> evaluated, bool unroll,
+                                      std::string reset_mechanism, bool reset_delay, bool inclusive,
+                                      std::string surrogate, std::vector<double> constants, ScalarType dtype,
+                                      bool want_states, bool want_params) {
     const Sequence sequence(like, unroll);
     const ScalarType state = state_dtype(dtype);
-    check_saved(like, sequence, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, dtype,
+    check_saved(like, sequence, x, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, dtype,
                 surrogate, reset_delay);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
+    x = contiguous(x);
     grad_spk = contiguous(grad_spk);
     make_contiguous(grad_last, grad_seqs, seqs, extras, states, params);
     evaluated = contiguous(evaluated);
@@ -82,6 +90,10 @@ struct NeuronOp {
         using Neuron = Model<T, decltype(delay)::value>;
         auto scan = scan_back<Neuron, S>(results[0], sequence, grad_spk, grad_last, grad_seqs, seqs, extras, states,
                                          params, evaluated);
+        if (x.has_value()) {
+          scan.x = data<S>(*x);
+          std::swap(scan.states, scan.starts);
+        }
         for (int k = 0; k < wanted; ++k) scan.grad_initial[k] = mutable_data<T>(results[1 + k]);
         if (want_params) set_grad_params(scan, results.back());
         if (sequence.neurons > 0) Backend::scan_backward(like, scan, options, {surrogate, constants});
@@ -104,12 +116,29 @@ struct NeuronOp {
                     saved);
   }
 
+  static void check_every(int64_t every, const Tensor& x, const Sequence& sequence) {
+    const bool recomputes = sequence.unroll && can_recompute(x.scalar_type());
+    STD_TORCH_CHECK(every == 1 || (every == kChunk && recomputes), "every must be 1", recomputes ? " or 16" : "",
+                    ", got ", every);
+  }
+
+  static bool can_recompute(ScalarType dtype) {
+    bool can = false;
+    dispatch_dtype<typename Backend::StorageTypes>(
+        dtype, [&](auto storage) { can = Recomputable<Some> && Backend::template kRecomputes<decltype(storage)>; });
+    return can;
+  }
+
   // Fresh memory for what a forward returns.
-  static std::vector<Tensor> outputs(const Tensor& x, const Sequence& sequence, int64_t seqs, int extras) {
+  static std::vector<Tensor> outputs(const Tensor& x, const Sequence& sequence, int64_t seqs, int64_t every,
+                                     int extras) {
     const ScalarType dtype = state_dtype(x.scalar_type());
     std::vector<Tensor> results{Backend::empty(x, x.sizes(), x.scalar_type())};
     for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(x, sequence.neuron_shape(), dtype));
-    for (int64_t k = 0; k < seqs + extras; ++k) results.push_back(Backend::empty(x, x.sizes(), dtype));
+    std::vector<int64_t> stored = sequence.shape;
+    if (every > 1) stored[0] = chunk_starts(sequence.steps);
+    for (int64_t k = 0; k < seqs; ++k) results.push_back(Backend::empty(x, stored, dtype));
+    for (int k = 0; k < extras; ++k) results.push_back(Backend::empty(x, x.sizes(), dtype));
     return results;
   }
 
@@ -162,15 +191,18 @@ struct NeuronOp {
     }
   }
 
-  static void check_saved(const Tensor& like, const Sequence& sequence, const std::optional<Tensor>& grad_spk,
-                          const OptionalTensors& grad_last, const OptionalTensors& grad_seqs,
-                          const std::vector<Tensor>& seqs, const std::vector<Tensor>& extras,
-                          const std::vector<Tensor>& states, const std::vector<Tensor>& params,
-                          const std::optional<Tensor>& evaluated, ScalarType dtype, const std::string& surrogate,
-                          bool reset_delay) {
+  static void check_saved(const Tensor& like, const Sequence& sequence, const std::optional<Tensor>& x,
+                          const std::optional<Tensor>& grad_spk, const OptionalTensors& grad_last,
+                          const OptionalTensors& grad_seqs, const std::vector<Tensor>& seqs,
+                          const std::vector<Tensor>& extras, const std::vector<Tensor>& states,
+                          const std::vector<Tensor>& params, const std::optional<Tensor>& evaluated, ScalarType dtype,
+                          const std::string& surrogate, bool reset_delay) {
     const ScalarType state = state_dtype(dtype);
     const int64_t all = like.numel();
-    const std::size_t kept = NeuronOp::extras(reset_delay);
+    const int64_t stored = x.has_value() ? chunk_starts(sequence.steps) * sequence.neurons : all;
+    const std::size_t kept = x.has_value() ? 0 : NeuronOp::extras(reset_delay);
+    check_recomputed(x, sequence, grad_seqs, seqs, evaluated);
+    check_tensor("x", x, like, dtype, all);
     STD_TORCH_CHECK(
         grad_last.size() <= Some::kStates && grad_seqs.size() <= Some::kStates && seqs.size() <= Some::kStates,
         "grad_last, grad_seqs and seqs must have at most ", int{Some::kStates}, " tensors");
@@ -178,13 +210,24 @@ struct NeuronOp {
     check_tensor("grad_spk", grad_spk, like, dtype, all);
     for (const auto& grad : grad_last) check_tensor("grad_last", grad, like, state, sequence.neurons);
     for (const auto& grad : grad_seqs) check_tensor("grad_seqs", grad, like, state, all);
-    for (const auto& seq : seqs) check_tensor("seqs", seq, like, state, all);
+    for (const auto& seq : seqs) check_tensor("seqs", seq, like, state, stored);
     for (const auto& extra : extras) check_tensor("extras", extra, like, state, all);
     check_states(states, like, state, sequence.neurons);
     check_params(params, like, state, sequence.neurons);
     check_tensor("evaluated", evaluated, like, state, all);
     STD_TORCH_CHECK(evaluated.has_value() == (surrogate == Evaluated<float>::kName),
                     "evaluated must be given with surrogate evaluated and with no other, got surrogate ", surrogate);
+  }
+
+  static void check_recomputed(const std::optional<Tensor>& x, const Sequence& sequence,
+                               const OptionalTensors& grad_seqs, const std::vector<Tensor>& seqs,
+                               const std::optional<Tensor>& evaluated) {
+    if (!x.has_value()) return;
+    STD_TORCH_CHECK(sequence.unroll && can_recompute(x->scalar_type()),
+                    "x must not be given for a model, dtype or device "
+                    "whose steps are not run again");
+    STD_TORCH_CHECK(seqs.size() == Some::kStates && grad_seqs.empty() && !evaluated.has_value(),
+                    "with x, seqs must be given, and neither grad_seqs nor evaluated");
   }
 
   static void check_states(const std::vector<Tensor>& states, const Tensor& like, ScalarType dtype, int64_t neurons) {

@@ -9,6 +9,12 @@
 
 namespace snnfast {
 
+// Steps that backward runs again at a time, from the states before them.
+inline constexpr int64_t kChunk = 16;
+
+// How many chunks begin after the first step.
+inline int64_t chunk_starts(int64_t steps) { return steps > 0 ? (steps - 1) / kChunk : 0; }
+
 template <typename P, int kCount>
 using Slots = P[kCount > 0 ? kCount : 1];
 
@@ -31,6 +37,7 @@ struct Scan {
   Periodic<T> params[Neuron::kParams];
   S* spk;                             // [steps, neurons]
   T* states[Neuron::kStates];         // [steps, neurons]
+  T* starts[Neuron::kStates];         // [chunk_starts(steps), neurons]; the states before each chunk but the first
   Slots<T*, Neuron::kExtras> extras;  // [steps, neurons]
   T* last[Neuron::kStates];           // [neurons]
 };
@@ -43,8 +50,10 @@ struct ScanBackward {
   const T* fed;                             // [neurons]; what reaches the last step's spikes from the step after it
   const T* grad_states[Neuron::kStates];    // [steps, neurons]
   const T* grad_last[Neuron::kStates];      // [neurons]
-  const T* states[Neuron::kStates];         // [steps, neurons], as forward wrote them
-  Slots<const T*, Neuron::kExtras> extras;  // [steps, neurons], as forward wrote them
+  const S* x;                               // [steps, neurons]; from which, and from starts, steps are run again
+  const T* starts[Neuron::kStates];         // [chunk_starts(steps), neurons], as forward wrote them
+  const T* states[Neuron::kStates];         // [steps, neurons], as forward wrote them, where there is no x
+  Slots<const T*, Neuron::kExtras> extras;  // [steps, neurons], as forward wrote them, where there is no x
   const T* initial[Neuron::kStates];        // [neurons]; null: zeros
   const T* evaluated;                       // [steps, neurons]; the derivative of an `evaluated` surrogate
   Periodic<T> params[Neuron::kParams];

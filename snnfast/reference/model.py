@@ -72,6 +72,11 @@ class Model:
         return int(self.spikes and (self.keeps_charge or (self.delay_optional and not reset_delay)))
 
     @property
+    def recomputable(self) -> bool:
+        """Whether backward may run the steps again from the currents, in the place of reading their states."""
+        return len(self.states) == 1 and self.spikes and not self.recurrent
+
+    @property
     def stored(self) -> int:
         """How many states, from the first, are stored for all steps when all are wanted."""
         return len(self.states) - (self.output is not None)
