@@ -284,7 +284,7 @@ def spike_linear(spk: Tensor, weight: Tensor) -> Tensor:
 def spike_height(
     model: Model, spk: Tensor, params: tuple, surrogate, state_quant=False, inhibition: bool = False
 ) -> Tensor | None:
-    """What a spike is where a neuron's output spk [T, B, ...] consists of spikes and zeros, as `ops.unpack_spikes` takes it.
+    """The height that `ops.unpack_spikes` takes, where a neuron's output spk [T, B, ...] is spikes and zeros alone.
 
     None where the kernels do not run, which may also be because the output is no step function's.
     """

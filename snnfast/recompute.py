@@ -41,17 +41,18 @@ def run_again_in_backward(run: Callable, group: list[nn.Module], before: nn.Modu
     if not _may_run_again(group, x):
         return run(group, x)
     given = _Input(x, before.height_of(x) if isinstance(before, SpikingNeuron) else None)
-    written = _versions(group, given)
+    written = _versions(group)
 
     def rerun(kept):
-        if _versions(group, given) != written:
+        if _versions(group) != written:
+            names = ", ".join(type(layer).__name__ for layer in group)
             raise RuntimeError(
-                "what a layer of Unroll(recompute=True) computes with must stay as it was in forward until backward "
-                "has run it again, but its input, a parameter or a buffer was written to or replaced"
+                "parameters and buffers under Unroll(recompute=True) must stay as they were in forward until backward "
+                f"has run their layers again; written to or replaced: one of {names}"
             )
         return run(group, given.take(kept))
 
-    # The tensor kept is an argument, since its device says which generator's state to restore.
+    # The tensor kept is an argument: its device says which generator's state to restore, and its version is checked.
     return checkpoint(rerun, given.kept, use_reentrant=False, preserve_rng_state=not _is_capturing(x))
 
 
@@ -77,7 +78,7 @@ def _may_run_again(group: list[nn.Module], x: Tensor) -> bool:
     if any(isinstance(module, SpikingNeuron) and module.init_hidden for module in modules):
         return False
     stateless = (m for layer in group if not isinstance(layer, SpikingNeuron) for m in layer.modules())
-    if any(module.training and module._buffers for module in stateless):
+    if any(module.training and list(module.buffers(recurse=False)) for module in stateless):
         return False
     known = (isinstance(module, SpikingNeuron) or type(module) in _DRAWS_NOTHING for module in modules)
     return not _is_capturing(x) or all(known)
@@ -87,11 +88,10 @@ def _is_capturing(x: Tensor) -> bool:
     return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _versions(group: list[nn.Module], given: _Input) -> list[tuple[int, int]]:
+def _versions(group: list[nn.Module]) -> list[tuple[int, int]]:
     """Which tensors a group computes with, and how often they were written to."""
     tensors = [param for layer in group for param in layer.parameters()]
     # DistributedDataParallel overwrites buffers, with equal values, at every forward.
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         tensors += [buffer for layer in group for buffer in layer.buffers()]
-    tensors += [given.kept, *([] if given.height is None else [given.height])]
     return [(id(tensor), tensor._version) for tensor in tensors]

@@ -16,7 +16,7 @@ from torch.utils import cpp_extension
 
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
-SOURCES = ("ops.cpp", "cpu/product.cpp", "cuda/leaky.cu", "cuda/lif.cu", "cuda/rleaky.cu")
+SOURCES = ("ops.cpp", "cpu/product.cpp", "cuda/bits.cu", "cuda/leaky.cu", "cuda/lif.cu", "cuda/rleaky.cu")
 
 ONE_BLOCK = {}
 WAITING_BLOCKS = {"SHARED": 8000, "MULTIPROCESSORS": 3}
@@ -48,6 +48,7 @@ def kernels(tmp_path_factory):
     "file, selected, device",
     [
         ("test_leaky.py", "special or strides or last or steps or memory", ONE_BLOCK),
+        ("test_recompute.py", "bits or three", ONE_BLOCK),
         ("test_recurrence.py", "(RLeaky or not RSynaptic) and (100 or reference or hidden or empty)", ONE_BLOCK),
         ("test_recurrence.py", "RLeaky and (33 or 7 or reference)", WAITING_BLOCKS),
         ("test_recurrence.py", "RLeaky and 33", BLOCKS_OF_MANY_SAMPLES),

@@ -238,7 +238,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         return self._unroll(input_, self._ordered((), {}), False)
 
     def height_of(self, spk: Tensor) -> Tensor | None:
-        """What a spike is in the layer's output spk [T, B, ...]; None where that may hold more than spikes and zeros."""
+        """The height of the spikes in the layer's output [T, B, ...]; None where that may not be spikes and zeros."""
         params = self._parameters_of_call()
         return spike_height(self.model, spk, params, self._surrogate, self.state_quant, self.inhibition)
 
