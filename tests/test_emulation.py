@@ -48,7 +48,7 @@ def kernels(tmp_path_factory):
     "file, selected, device",
     [
         ("test_leaky.py", "special or strides or last or steps or memory", ONE_BLOCK),
-        ("test_recompute.py", "bits or three", ONE_BLOCK),
+        ("test_recompute.py", "bits_hold or bits_of or is_a_spike or three", ONE_BLOCK),
         ("test_recurrence.py", "(RLeaky or not RSynaptic) and (100 or reference or hidden or empty)", ONE_BLOCK),
         ("test_recurrence.py", "RLeaky and (33 or 7 or reference)", WAITING_BLOCKS),
         ("test_recurrence.py", "RLeaky and 33", BLOCKS_OF_MANY_SAMPLES),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import snnfast as snn
-from snnfast import ops
+from snnfast import ops, recompute
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -22,7 +22,7 @@ def spikes(*shape, dtype=torch.float32, device="cpu", p=0.3):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(0, 3), (1,), (7,), (4, 8), (5, 3, 37), (3, 2, 5, 1031)])
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (7,), (4, 8), (5, 3, 37), (3, 5, 137)])
 def test_bits_hold_every_spike(shape, dtype, device):
     spk = spikes(*shape, dtype=dtype, device=device)
     bits = ops.pack_spikes(spk)
@@ -45,6 +45,15 @@ def test_what_is_not_zero_is_a_spike(device):
     spk = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -1.0, 1e-45, 2.0], device=device)
     assert ops.pack_spikes(spk).tolist() == [0b1111100]
     assert ops.pack_spikes(torch.full((9,), 5e-324, dtype=torch.float64, device=device)).tolist() == [255, 1]
+
+
+def test_threads_share_the_packing():
+    spk, before, height = spikes(100_003), torch.get_num_threads(), torch.ones(())
+    try:
+        torch.set_num_threads(3)
+        assert ops.unpack_spikes(ops.pack_spikes(spk), height, spk.shape).equal(spk)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_bad_bits_are_refused(device):
@@ -178,14 +187,14 @@ def test_recomputed_twice_and_differentiated_twice(device):
     x = currents(T, B, device=device).requires_grad_()
     net = snn.Unroll(*three_layers()).to(device)
     found = []
-    for recompute in (False, True):
-        net.recompute = recompute
+    for again in (False, True):
+        net.recompute = again
         spk = net(x)
         first = torch.autograd.grad(spk.sum(), x, create_graph=True, retain_graph=True)[0]
         second = torch.autograd.grad(first.square().sum(), (x, net[0].weight), retain_graph=True)
         found.append((first, *second, *torch.autograd.grad(spk.sum(), net.parameters(), allow_unused=True)))
-    for expected, again in zip(*found, strict=True):
-        assert expected.any() and again.equal(expected)
+    for expected, recomputed in zip(*found, strict=True):
+        assert expected.any() and recomputed.equal(expected)
 
 
 # The memory
@@ -231,6 +240,17 @@ def test_batch_norm_sees_a_sequence_once(device):
     net = snn.Unroll(nn.Linear(20, 13), nn.BatchNorm1d(13), snn.Leaky(0.9), recompute=True).to(device)
     net(currents(T, B, device=device)).sum().backward()
     assert net[1].num_batches_tracked == 1
+
+
+def test_what_may_draw_runs_once_in_a_graph_being_captured(device, monkeypatch):
+    monkeypatch.setattr(recompute, "_is_capturing", lambda x: True)
+    net = snn.Unroll(*with_dropout(), recompute=True).to(device)
+    runs = []
+    for name, layer in net.named_children():
+        if not isinstance(layer, snn.SpikingNeuron):
+            layer.register_forward_hook(lambda *_, name=name: runs.append(name))
+    net(currents(T, B, device=device)).sum().backward()
+    assert runs == ["0", "2", "3", "5", "5", "0"]
 
 
 @pytest.mark.parametrize(
