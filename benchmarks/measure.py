@@ -1,6 +1,7 @@
 """Time, memory and the machine's own limit."""
 
 import gc
+import itertools
 import math
 import os
 import platform
@@ -196,15 +197,34 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def _cpu_peak_bytes(run):
+    allocations, _ = _cpu_allocations(run)
+    return max(itertools.accumulate(allocations, initial=0))
+
+
+def _cpu_allocations(run):
+    """Bytes that were taken (freed: negative) one after the other, and what `run` returned."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
-        run()
+        returned = run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())], returned
+
+
+def held_bytes(forward: Callable[[], torch.Tensor | tuple[torch.Tensor, ...]], device: torch.device) -> int:
+    """Bytes that are allocated after `forward` for its backward, beside its output, as `peak_bytes` counts them.
+
+    Unlike `retained_bytes` it sees what is kept outside of autograd's saved tensors, such as checkpoints.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        output = forward()
+        held = torch.cuda.memory_allocated(device) - before
+    else:
+        allocations, output = _cpu_allocations(forward)
+        held = sum(allocations)
+    outputs = output if isinstance(output, tuple) else (output,)
+    return held - sum(tensor.untyped_storage().nbytes() for tensor in outputs)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -1,4 +1,5 @@
-// Every operator of snnfast: pairs per neuron model, all of one form, the products with spikes, and the encoders.
+// Every operator of snnfast: pairs per neuron model, all of one form, the products with spikes, the encoders, and
+// spikes as bits.
 // snnfast/ops.py is the only caller.
 //
 // Shapes: x [T, ...] when `unroll`, else one step [...]; a neuron's states have x's shape less T; parameters are laid
@@ -46,12 +47,17 @@ constexpr const char* kEncoders[] = {
     "encode_latency(Tensor times, int steps, bool ramp, float on, float off, ScalarType dtype) -> Tensor",
     "encode_delta(Tensor x, float threshold, bool padding, bool off_spike, ScalarType dtype) -> Tensor"};
 
+// Spikes to one bit each and back; op/bits.h says which bit is whose.
+constexpr const char* kBits[] = {"pack_spikes(Tensor spk) -> Tensor",
+                                 "unpack_spikes(Tensor bits, Tensor height, int[] shape) -> Tensor"};
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(snnfast, m) {
   m.def("spike_linear(Tensor spk, Tensor weight) -> Tensor");
   m.def("spike_linear_grad(Tensor grad, Tensor spk) -> Tensor");
   for (const char* encoder : kEncoders) m.def(encoder);
+  for (const char* operation : kBits) m.def(operation);
   for (const std::string model : kModels) {
     m.def((model + kForward).c_str());
     m.def((model + kBackward).c_str());

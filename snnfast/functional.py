@@ -203,7 +203,7 @@ def _run(
         rec = rec.to(dtype)
     reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
     fused = options.unroll or model.fuses_steps
-    if reasons or not fused or _reference_forced or _is_exported():
+    if reasons or not fused or runs_reference():
         for reason in reasons:
             _say_once(model.layer, reason)
         call = reference.Call(*options[:3], state_quant, inhibition)
@@ -252,7 +252,7 @@ def run_dense(
     recurrence = Recurrence(*(None if tensor is None else tensor.to(dtype) for tensor in recurrence))
     states = _filled(states, x, shape, dtype)
     reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
-    if reasons or _reference_forced or _is_exported():
+    if reasons or runs_reference():
         for reason in reasons:
             _say_once(model.layer, reason)
         call = reference.Call(*options[:3], state_quant, inhibition)
@@ -276,9 +276,29 @@ def spike_linear(spk: Tensor, weight: Tensor) -> Tensor:
     """
     fits = spk.dim() > 1 and spk.shape[-1] == weight.shape[-1] and spk.dtype == weight.dtype
     on_cpu = spk.device.type == weight.device.type == "cpu" and spk.dtype in (torch.float32, torch.float64)
-    if not fits or not on_cpu or torch.is_autocast_enabled("cpu") or _reference_forced or _is_exported():
+    if not fits or not on_cpu or torch.is_autocast_enabled("cpu") or runs_reference():
         return torch.nn.functional.linear(spk, weight)
     return ops.spike_linear(spk, weight)
+
+
+def spike_height(
+    model: Model, spk: Tensor, params: tuple, surrogate, state_quant=False, inhibition: bool = False
+) -> Tensor | None:
+    """The height that `ops.unpack_spikes` takes, where a neuron's output spk [T, B, ...] is spikes and zeros alone.
+
+    None where the kernels do not run, which may also be because the output is no step function's.
+    """
+    if _reasons_not_to_fuse(spk, surrogate, state_quant, inhibition):
+        return None
+    shape = spk.shape[1:]
+    params = _as_parameters(model, params, spk, shape)
+    height = params[model.params.index("graded_spikes_factor")].detach()
+    return _over_trailing_dims(height.to(_state_dtype(spk, (), params)).to(spk.dtype), shape)
+
+
+def runs_reference() -> bool:
+    """Whether every layer runs the reference loop, as `use_reference` and exporters have it."""
+    return _reference_forced or _is_exported()
 
 
 def _filled(states: tuple, x: Tensor, shape: torch.Size, dtype: torch.dtype) -> tuple:

@@ -300,6 +300,16 @@ def encode_delta(x, threshold, padding, off_spike, dtype) -> Tensor:
     return torch.ops.snnfast.encode_delta(x, threshold, padding, off_spike, dtype)
 
 
+def pack_spikes(spk: Tensor) -> Tensor:
+    """A bit of each value of spk [...], 1 where it is not 0: uint8, eight values a byte, in row-major order."""
+    return torch.ops.snnfast.pack_spikes(spk)
+
+
+def unpack_spikes(bits: Tensor, height: Tensor, shape: tuple) -> Tensor:
+    """Spikes of this shape, in height's dtype: `height`, laid out over the trailing dimensions, for a bit, else 0."""
+    return torch.ops.snnfast.unpack_spikes(bits, height, shape)
+
+
 def _derivative(ctx, saved) -> Tensor | None:
     """The derivative of a surrogate that only Python knows, at every step and neuron."""
     if not isinstance(ctx.options.surrogate, surrogate.evaluated):
@@ -537,6 +547,11 @@ def _fake_encode_latency(times, steps, ramp, on, off, dtype):
 def _fake_encode_delta(x, threshold, padding, off_spike, dtype):
     return x.new_empty(x.shape, dtype=dtype)
 
+
+torch.library.register_fake("snnfast::pack_spikes")(
+    lambda spk: spk.new_empty(((spk.numel() + 7) // 8,), dtype=torch.uint8)
+)
+torch.library.register_fake("snnfast::unpack_spikes")(lambda bits, height, shape: height.new_empty(shape))
 
 for _model in reference.MODELS:
     torch.library.register_fake(f"snnfast::{_model.name}_fwd")(_fake_forward(_model))

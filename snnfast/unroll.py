@@ -6,6 +6,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from . import recompute
 from .neurons import SpikingNeuron
 
 
@@ -16,48 +17,78 @@ class Unroll(nn.Sequential):
     input is [T, B, ...], the output the last layer's [T, B, ...]; where that is a neuron with output=True, its
     (spikes, membranes). Sequences start from zero membranes, except in neurons with init_hidden=True.
 
+    Args:
+        recompute: keep for backward, of each group of layers up to a neuron, the input alone, and run the group again
+            in backward: a second forward for less memory. Inputs that are spikes are kept as one bit each, graded ones
+            too; others (the network's own, the output of a neuron whose `spike_grad` is no plain step or whose spikes
+            `inhibition` or `state_quant` picks) as they are. Spikes, gradients and dropout's masks are the same to the
+            bit. Groups with a neuron of init_hidden=True, or with a layer that has buffers and is in training mode
+            (batch-norm), run once, and keep what they keep without `recompute`; so do all layers under torch.compile,
+            and, while a CUDA graph is captured, groups with any layer that may draw random numbers. Hooks of layers
+            run in both. A nested Unroll runs as the outermost one says. Default False.
+
     Training-mode batch-norm sees all T*B samples at once, not one step's B as in a loop over time. Forward hooks of
     neurons and of nested sequentials do not run.
 
     Raises:
         TypeError: a layer that hides neurons from the container, or snnTorch's own neuron (`snnfast.convert` it first).
+        RuntimeError: in backward with `recompute`, where an input, parameter or buffer was written to after forward.
     """
 
-    def __init__(self, *layers: nn.Module):
+    recompute = False
+
+    def __init__(self, *layers: nn.Module, recompute: bool = False):
         if len(layers) == 1 and type(layers[0]) is nn.Sequential:
             super().__init__(OrderedDict(layers[0].named_children()))
         else:
             super().__init__(*layers)
         for name, layer in self.named_children():
             _check_layer(name, layer)
+        self.recompute = recompute
 
     def forward(self, x: Tensor):
         """x [T, B, ...] to the last layer's output [T, B, ...]."""
         if not isinstance(x, Tensor) or x.dim() < 2:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x must be a tensor [T, B, ...], got {got}")
-        return _run(self, x)
+        layers = _flat(self) or [nn.Identity()]
+        if not self.recompute or not recompute.applies():
+            return _run(layers, x)
+        *inner, last = recompute.groups(layers)
+        before = None
+        for group in inner:
+            x = recompute.run_again_in_backward(_run_to_spikes, group, before, x)
+            before = group[-1]
+        return recompute.run_again_in_backward(_run, last, before, x)
 
 
-def _run(layers: nn.Sequential, x: Tensor):
-    *inner, last = layers if len(layers) else [nn.Identity()]
-    for layer in inner:
-        x = _spikes_or_output(layer, x)
+def _flat(layers: nn.Sequential) -> list[nn.Module]:
+    """The layers, with those of nested sequentials in their place."""
+    flat = []
+    for layer in layers:
+        nested = _is_plain_sequential(layer)
+        if nested or isinstance(layer, SpikingNeuron):
+            _warn_of_hooks(layer)
+        flat += _flat(layer) if nested else [layer]
+    return flat
+
+
+def _run(layers: list[nn.Module], x: Tensor):
+    *inner, last = layers
+    x = _run_to_spikes(inner, x)
     if isinstance(last, SpikingNeuron) and last.output:
-        _warn_of_hooks(last)
         return last.unroll(x)
-    return _spikes_or_output(last, x)
+    return _run_to_spikes([last], x)
 
 
-def _spikes_or_output(layer: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(layer, SpikingNeuron):
-        _warn_of_hooks(layer)
-        return layer.unroll_spikes(x)
-    if _is_plain_sequential(layer):
-        _warn_of_hooks(layer)
-        return _run(layer, x)
-    steps, batch = x.shape[:2]
-    return layer(x.flatten(0, 1)).unflatten(0, (steps, batch))
+def _run_to_spikes(layers: list[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        if isinstance(layer, SpikingNeuron):
+            x = layer.unroll_spikes(x)
+        else:
+            steps, batch = x.shape[:2]
+            x = layer(x.flatten(0, 1)).unflatten(0, (steps, batch))
+    return x
 
 
 def _is_plain_sequential(layer: nn.Module) -> bool:

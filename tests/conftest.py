@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +37,13 @@ def device(request):
 @pytest.fixture(params=HALF_DEVICES)
 def half_device(request):
     return request.param
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Imports one of the benchmarks' files as the scripts do, by its bare name."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    return importlib.import_module
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """The benchmarks: complete rows, refused contenders, honest measures, tables that cannot drift."""
 
-import importlib
 import itertools
 import json
 import os
@@ -39,13 +38,6 @@ LOOPS = {
     "norse-recurrent": ON_TORCH,
     "norse-conv": ON_TORCH,
 }
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """Imports one of the benchmarks' files as the scripts do, by its bare name."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
 
 
 @pytest.fixture(scope="module")
@@ -523,6 +515,14 @@ def test_a_check_takes_few_flipped_spikes_and_no_nan(module):
     for flipped, entry, message in ((11, 1.0, "spikes: off by 0.11%"), (0, 1.04, "gradient"), (0, torch.nan, "nan")):
         with pytest.raises(benches.WrongResult, match=message):
             checked(flipped, entry)
+
+
+def test_held_bytes_are_those_that_the_graph_allocated(module, device):
+    held_bytes = module("measure").held_bytes
+    x = torch.ones(1024, requires_grad=True, device=device)
+    for forward, expected in ((x.exp, 0), (lambda: x.exp().sin(), 4096), (lambda: (x.exp().sin(), x.cos()), 4096)):
+        forward()
+        assert held_bytes(forward, x.device) == expected
 
 
 def test_retained_bytes_are_those_of_the_living_graph(module):

@@ -16,7 +16,8 @@ from torch.utils import cpp_extension
 
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
-SOURCES = ("ops.cpp", "cpu/product.cpp", "cuda/leaky.cu", "cuda/lapicque.cu", "cuda/lif.cu", "cuda/rleaky.cu")
+CUDA_SOURCES = ("bits", "lapicque", "leaky", "lif", "rleaky")
+SOURCES = ("ops.cpp", "cpu/product.cpp", *(f"cuda/{name}.cu" for name in CUDA_SOURCES))
 
 ONE_BLOCK = {}
 FEW_THREADS = {"THREADS": 32, "MULTIPROCESSORS": 1}  # that four neurons each fill
@@ -52,6 +53,7 @@ def kernels(tmp_path_factory):
         ("test_leaky.py", "special or steps", FEW_THREADS),
         ("test_half.py", "", ONE_BLOCK),
         ("test_half.py", "", FEW_THREADS),
+        ("test_recompute.py", "bits_hold or bits_of or is_a_spike or three", ONE_BLOCK),
         ("test_recurrence.py", "(RLeaky or not RSynaptic) and (100 or reference or hidden or empty)", ONE_BLOCK),
         ("test_recurrence.py", "RLeaky and (33 or 7 or reference)", WAITING_BLOCKS),
         ("test_recurrence.py", "RLeaky and 33", BLOCKS_OF_MANY_SAMPLES),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, surrogate
-from ..functional import RESET_MECHANISMS, check_reset_mechanism, fits_one_operator, run
+from ..functional import RESET_MECHANISMS, check_reset_mechanism, fits_one_operator, run, spike_height
 from ..reference import Model
 
 try:
@@ -236,6 +236,11 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
     def unroll_spikes(self, input_: Tensor) -> Tensor:
         """`unroll` for who needs no states: the spikes [T, B, ...], at less memory."""
         return self._unroll(input_, self._ordered((), {}), False)
+
+    def height_of(self, spk: Tensor) -> Tensor | None:
+        """The height of the spikes in the layer's output [T, B, ...]; None where that may not be spikes and zeros."""
+        params = self._parameters_of_call()
+        return spike_height(self.model, spk, params, self._surrogate, self.state_quant, self.inhibition)
 
     def _ordered(self, states: tuple, named: dict) -> tuple:
         given = dict(zip(self.state_names, states, strict=False))
