@@ -40,12 +40,43 @@ ENCODING_COLUMNS = (
     "share of the limit",
     "peak MB",
 )
+ONM_COLUMNS = (
+    "size",
+    "products",
+    "contender",
+    "forward ms",
+    "backward ms",
+    "forward + backward ms",
+    "speed-up over snnTorch's loop",
+    "share of the products alone",
+    "peak MB",
+)
+CALLS_COLUMNS = (
+    "contender",
+    "first call ms",
+    "later call ms",
+    "first with T + 1 ms",
+    "first with B + 1 ms",
+    "first with N + 1 ms",
+    "one step's call µs",
+)
+# Beyond so many sizes a bench of layers is one table with a line a size.
+SIZES_APART = 4
 # Which contender of snnfast's computes what a peer does, where one bench has several neurons.
 COUNTERPARTS = {
-    "norse": "snnfast",
-    "norse-compile": "snnfast",
-    "snntorch": "snnfast-rleaky",
-    "snntorch-compile": "snnfast-rleaky",
+    "rlif": {
+        "norse": "snnfast",
+        "norse-compile": "snnfast",
+        "snntorch": "snnfast-rleaky",
+        "snntorch-compile": "snnfast-rleaky",
+    },
+    "lif": dict.fromkeys(
+        (
+            *("reference", "snntorch", "snntorch-compile", "norse-lifbox", "sinabs-exodus", "spikingjelly"),
+            *("spikingjelly-triton", "spikingjelly-native", "spikingjelly-cupy"),
+        ),
+        "snnfast",
+    ),
 }
 RECIPE_COLUMNS = (
     "recipe",
@@ -143,8 +174,16 @@ def _bench_table(rows):
     if timed:
         baseline_ms = _milliseconds_of((BASELINE,), timed)
         parts.append(_markdown(COLUMNS, [_bench_line(row, baseline_ms) for row in timed]))
-    parts += [f"No figures for {_name(row)}: {row['error']}" for row in rows if row["error"]]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_missing(rows)]) + "\n"
+
+
+def _missing(rows):
+    """Why there are no figures: a line for each reason, with all contenders that it holds for."""
+    names = {}
+    for row in rows:
+        if row["error"]:
+            names.setdefault(row["error"], []).append(_name(row))
+    return [f"No figures for {', '.join(of)}: {reason}" for reason, of in names.items()]
 
 
 def _newest_run(rows):
@@ -198,41 +237,41 @@ def _size(row):
     return f"T={row['T']}, B={row['B']}, N={row['N']}"
 
 
-def _rlif_cell(row, timed):
+def _grid_cell(row, timed):
     if row is None:
         return "-"
-    counterpart = timed.get(COUNTERPARTS.get(row["contender"]))
+    counterpart = timed.get(COUNTERPARTS[row["bench"]].get(row["contender"]))
     cell = _number(row["forward_backward_ms"])
     if counterpart is None:
         return cell
     return f"{cell} ({_number(row['forward_backward_ms'] / counterpart['forward_backward_ms'])}x)"
 
 
-def _rlif_line(rows, contenders):
+def _grid_line(rows, contenders):
     timed = {row["contender"]: row for row in rows if not row["error"]}
     limit_ms = next(row["limit_ms"] for row in timed.values())
-    return [_size(rows[0]), _number(limit_ms), *(_rlif_cell(timed.get(each), timed) for each in contenders)]
+    return [_size(rows[0]), _number(limit_ms), *(_grid_cell(timed.get(each), timed) for each in contenders)]
 
 
-def _missing_lines(rows):
+def _missing_lines(rows, size=_size):
     """Why there are no figures: a line for each contender and reason, with all its sizes."""
     sizes = {}
     for row in rows:
         if row["error"]:
-            sizes.setdefault(f"{_name(row)}: {row['error']}", []).append(_size(row))
+            sizes.setdefault(f"{_name(row)}: {row['error']}", []).append(size(row))
     return [f"No figures for {reason} ({'; '.join(of)})" for reason, of in sizes.items()]
 
 
-def _rlif_table(runs):
+def _grid_table(name, runs):
     """One table for several runs, each of one size and a line."""
     rows = [row for run in runs for row in run]
     # Names of the newest run: versions may differ between runs.
     names = {row["contender"]: _name(row) for row in sorted(rows, key=lambda row: row["date"]) if not row["error"]}
     contenders = [each for each in dict.fromkeys(row["contender"] for row in rows) if each in names]
-    parts = [f"{_title_of_runs('rlif', rows)}: ms of forward + backward (and how many times its counterpart's)"]
+    parts = [f"{_title_of_runs(name, rows)}: ms of forward + backward (and how many times its counterpart's)"]
     if contenders:
         columns = ["size", "limit", *(names[each] for each in contenders)]
-        lines = [_rlif_line(run, contenders) for run in runs if any(not row["error"] for row in run)]
+        lines = [_grid_line(run, contenders) for run in runs if any(not row["error"] for row in run)]
         parts.append(_markdown(columns, lines))
     return "\n\n".join([*parts, *_missing_lines(rows)]) + "\n"
 
@@ -267,22 +306,74 @@ def _encoding_table(runs):
     return "\n\n".join(parts) + "\n"
 
 
+def _onm_lines(rows):
+    timed = [row for row in rows if not row["error"]]
+    baseline_ms = _milliseconds_of((BASELINE,), timed)
+    return [
+        [
+            _size(row),
+            row["matmul"],
+            _name(row),
+            _number(row["forward_ms"]),
+            _number(row["backward_ms"]),
+            _number(row["forward_backward_ms"]),
+            _speed_up(row, baseline_ms),
+            f"{row['limit_share']:.0%}",
+            _megabytes(row["peak_bytes"]),
+        ]
+        for row in timed
+    ]
+
+
+def _onm_size(row):
+    return f"{_size(row)}, {row['matmul']}"
+
+
+def _onm_table(runs):
+    """One table for several runs, each of one size and kind of product."""
+    rows = [row for run in runs for row in run]
+    parts = [_title_of_runs("onm", rows)]
+    if lines := [line for run in runs for line in _onm_lines(run)]:
+        parts.append(_markdown(ONM_COLUMNS, lines))
+    return "\n\n".join([*parts, *_missing_lines(rows, _onm_size)]) + "\n"
+
+
+def _calls_table(rows):
+    parts = [_bench_title(rows)]
+    keys = ("first_call_ms", "repeated_call_ms", "new_t_ms", "new_b_ms", "new_n_ms", "step_us")
+    if lines := [[_name(row), *(_number(row[key]) for key in keys)] for row in rows if not row["error"]]:
+        parts.append(_markdown(CALLS_COLUMNS, lines))
+    return "\n\n".join([*parts, *_missing(rows)]) + "\n"
+
+
+def _layer_tables(sizes):
+    """A bench's runs of one hardware and dtype, one for each size."""
+    name = sizes[0][0]["bench"]
+    if name in COUNTERPARTS and (name == "rlif" or len(sizes) > SIZES_APART):
+        return [_grid_table(name, sizes)]
+    return [_calls_table(size) if name == "calls" else _bench_table(size) for size in sizes]
+
+
+# What tells the runs in one table of these benches apart, and the table.
+TABLES = {
+    "onm": (("T", "B", "N", "matmul"), _onm_table),
+    "encoding": (("encoder", "T", "B", "N"), _encoding_table),
+    "loops": (("loop", "T", "B"), _loops_table),
+}
+
+
 def bench_tables(rows: list[dict]) -> str:
-    """One Markdown table per bench, hardware, dtype and size; for loops, encoding and rlif one per hardware and dtype.
+    """One Markdown table per bench, hardware, dtype and size; for many sizes, and some benches, the sizes are lines.
 
     Speed-ups hold only within a run, so a table, or a loop, an encoder or a size within one, shows its newest run
     alone.
     """
     tables = []
-    layers = [row for row in rows if row["bench"] not in ("rlif", "encoding", "loops")]
-    for group in _grouped(layers, "bench", "device", "dtype", "T", "B", "N"):
-        tables.append(_bench_table(_newest_run(group)))
-    for group in _grouped([row for row in rows if row["bench"] == "rlif"], "device", "dtype"):
-        tables.append(_rlif_table([_newest_run(size) for size in _grouped(group, "T", "B", "N")]))
-    for group in _grouped([row for row in rows if row["bench"] == "encoding"], "device", "dtype"):
-        tables.append(_encoding_table([_newest_run(size) for size in _grouped(group, "encoder", "T", "B", "N")]))
-    for group in _grouped([row for row in rows if row["bench"] == "loops"], "device", "dtype"):
-        tables.append(_loops_table([_newest_run(loop) for loop in _grouped(group, "loop", "T", "B")]))
+    for group in _grouped([row for row in rows if row["bench"] not in TABLES], "bench", "device", "dtype"):
+        tables += _layer_tables([_newest_run(size) for size in _grouped(group, "T", "B", "N")])
+    for name, (keys, table) in TABLES.items():
+        for group in _grouped([row for row in rows if row["bench"] == name], "device", "dtype"):
+            tables.append(table([_newest_run(run) for run in _grouped(group, *keys)]))
     return "\n".join(tables)
 
 
