@@ -215,7 +215,7 @@ class LifBench(LeakyBench, MemoryBound):
     # B*N from 4k to 16M.
     cuda_sizes = tuple(Size(T, 64, N) for T in (4, 16, 64, 250, 1000) for N in (2**n for n in (6, 9, 12, 14, 16, 18)))
     cuda_dtypes = (torch.float32, torch.bfloat16)
-    # A neuron-step's at the peak of a loop's check, whose membranes are float32 whatever it is given.
+    # A neuron-step's: a loop's check holds 48 at its peak, in float32 whatever it is given, and an allocator some more.
     check_bytes = 64
 
     def __init__(self, size: Size, dtype: torch.dtype, device: torch.device):

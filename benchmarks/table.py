@@ -91,9 +91,9 @@ RECIPE_COLUMNS = (
 
 
 def load(results: Path) -> list[dict]:
-    """All rows in the JSON files of a folder; a file holds a list of rows or a single one."""
+    """All rows in a JSON file, or in those of a folder; a file holds a list of rows or a single one."""
     rows = []
-    for path in sorted(results.glob("*.json")):
+    for path in [results] if results.is_file() else sorted(results.glob("*.json")):
         content = json.loads(path.read_text())
         rows += content if isinstance(content, list) else [content]
     return rows
@@ -191,6 +191,18 @@ def _newest_run(rows):
     return [row for row in rows if row["date"] == newest]
 
 
+# What tells a bench's runs apart, beside its hardware and dtype.
+RUN_KEYS = {"onm": ("T", "B", "N", "matmul"), "encoding": ("encoder", "T", "B", "N"), "loops": ("loop", "T", "B")}
+
+
+def newest_runs(rows: list[dict]) -> list[list[list[dict]]]:
+    """Rows of benches: for each bench, hardware and dtype the newest run of every size."""
+    return [
+        [_newest_run(run) for run in _grouped(group, *RUN_KEYS.get(group[0]["bench"], ("T", "B", "N")))]
+        for group in _grouped(rows, "bench", "device", "dtype")
+    ]
+
+
 def _loop_title(row):
     return f"{row['loop']}, T={row['T']}, B={row['B']}"
 
@@ -254,12 +266,14 @@ def _grid_line(rows, contenders):
 
 
 def _missing_lines(rows, size=_size):
-    """Why there are no figures: a line for each contender and reason, with all its sizes."""
-    sizes = {}
+    """Why there are no figures: a line for each contender and reason, with its sizes, if they are not all."""
+    sizes, every = {}, {size(row) for row in rows}
     for row in rows:
         if row["error"]:
             sizes.setdefault(f"{_name(row)}: {row['error']}", []).append(size(row))
-    return [f"No figures for {reason} ({'; '.join(of)})" for reason, of in sizes.items()]
+    return [
+        f"No figures for {reason}" + ("" if set(of) == every else f" ({'; '.join(of)})") for reason, of in sizes.items()
+    ]
 
 
 def _grid_table(name, runs):
@@ -346,20 +360,17 @@ def _calls_table(rows):
     return "\n\n".join([*parts, *_missing(rows)]) + "\n"
 
 
-def _layer_tables(sizes):
-    """A bench's runs of one hardware and dtype, one for each size."""
-    name = sizes[0][0]["bench"]
-    if name in COUNTERPARTS and (name == "rlif" or len(sizes) > SIZES_APART):
-        return [_grid_table(name, sizes)]
-    return [_calls_table(size) if name == "calls" else _bench_table(size) for size in sizes]
+def _tables(runs):
+    """Those of a bench's runs on one hardware in one dtype."""
+    name = runs[0][0]["bench"]
+    if name == "rlif" or name in COUNTERPARTS and len(runs) > SIZES_APART:
+        return [_grid_table(name, runs)]
+    if name in TABLES:
+        return [TABLES[name](runs)]
+    return [_calls_table(run) if name == "calls" else _bench_table(run) for run in runs]
 
 
-# What tells the runs in one table of these benches apart, and the table.
-TABLES = {
-    "onm": (("T", "B", "N", "matmul"), _onm_table),
-    "encoding": (("encoder", "T", "B", "N"), _encoding_table),
-    "loops": (("loop", "T", "B"), _loops_table),
-}
+TABLES = {"onm": _onm_table, "encoding": _encoding_table, "loops": _loops_table}
 
 
 def bench_tables(rows: list[dict]) -> str:
@@ -368,13 +379,9 @@ def bench_tables(rows: list[dict]) -> str:
     Speed-ups hold only within a run, so a table, or a loop, an encoder or a size within one, shows its newest run
     alone.
     """
-    tables = []
-    for group in _grouped([row for row in rows if row["bench"] not in TABLES], "bench", "device", "dtype"):
-        tables += _layer_tables([_newest_run(size) for size in _grouped(group, "T", "B", "N")])
-    for name, (keys, table) in TABLES.items():
-        for group in _grouped([row for row in rows if row["bench"] == name], "device", "dtype"):
-            tables.append(table([_newest_run(run) for run in _grouped(group, *keys)]))
-    return "\n".join(tables)
+    order = ("lif", "onm", "rate-fc", "calls", "rlif", "encoding", "loops")
+    runs = sorted(newest_runs(rows), key=lambda runs: order.index(runs[0][0]["bench"]))
+    return "\n".join(table for group in runs for table in _tables(group))
 
 
 def _mean(rows, key):
