@@ -120,10 +120,11 @@ class LayerBench(Bench):
 
     @classmethod
     def left_out(cls, options):
-        reasons = {}
-        for dtype, size in itertools.product(cls._dtypes(options), cls._sizes(options)):
+        reasons, dtypes = {}, cls._dtypes(options)
+        for dtype, size in itertools.product(dtypes, cls._sizes(options)):
             if reason := cls.hinders(size, dtype, options):
-                reasons.setdefault(reason, []).append(f"{size}, {dtype_name(dtype)}")
+                name = str(size) if len(dtypes) == 1 else f"{size}, {dtype_name(dtype)}"
+                reasons.setdefault(reason, []).append(name)
         return [f"Left out, {reason}: {'; '.join(sizes)}" for reason, sizes in reasons.items()]
 
     @classmethod
