@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,7 +159,10 @@ def run_size(bench, contenders: list[type[Contender]], options, common: dict) ->
     limit = bench.limit()
     clock = measure.Clock(bench.device)
     timed = workloads | ({LIMIT: limit} if limit else {})
-    timings = measure.interleave(timed, clock, options.rounds, options.seconds)
+    try:
+        timings = measure.interleave(timed, clock, options.rounds, options.seconds)
+    except torch.OutOfMemoryError as error:
+        return [entry.row | {"error": entry.row["error"] or described(error)} for entry in entries]
     limit_row = bench.limit_row(limit, timings.pop(LIMIT)) if limit else {}
     for entry in entries:
         if timing := timings.get(entry.row["contender"]):
@@ -184,17 +188,15 @@ def run_calls(bench: CallsBench, contenders: list[type[Contender]], options, com
     return rows
 
 
-def run_bench(name: str, options, common: dict) -> list[dict]:
-    """The rows of one bench at all its sizes, or of all chosen loops."""
-    rows = []
+def run_bench(name: str, options, common: dict) -> Iterator[list[dict]]:
+    """The rows of one bench at each of its sizes, or of each chosen loop."""
     run = run_calls if name == CallsBench.name else run_size
     for line in BENCHES[name].left_out(options):
         print(f"{name}: {line}", flush=True)
     for bench in BENCHES[name].chosen(options):
         contenders = [each for each in bench.contenders() if each.name in options.contenders]
         with bench.settings():
-            rows += run(bench, contenders, options, common | {"dtype": dtype_name(bench.dtype), **bench.described()})
-    return rows
+            yield run(bench, contenders, options, common | {"dtype": dtype_name(bench.dtype), **bench.described()})
 
 
 def environment(options) -> dict:
@@ -266,10 +268,15 @@ def main(arguments: list[str] | None = None) -> int:
     common = environment(options)
     all_rows = []
     for bench in options.bench:
-        rows = run_bench(bench, options, common)
+        rows = []
+        for of_size in run_bench(bench, options, common):
+            rows += of_size
+            # After every size: a run that is cut off keeps what it measured.
+            if options.json:
+                write_json([*all_rows, *rows], options.json)
+            elif not options.quick:
+                write_json(rows, default_path(bench, options.loops, common))
         print(table.bench_tables(rows), flush=True)
-        if rows and not options.json and not options.quick:
-            write_json(rows, default_path(bench, options.loops, common))
         all_rows += rows
     if options.json:
         write_json(all_rows, options.json)

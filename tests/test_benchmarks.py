@@ -791,6 +791,40 @@ def test_json_is_written_whole_or_not_at_all(module, tmp_path):
     assert os.listdir(path.parent) == ["lif.json"]
 
 
+def _tiny_run(module, path, *sizes):
+    arguments = ["--bench", "lif", "--device", "cpu", "--contenders", "snnfast", "--rounds", "3", "--json", str(path)]
+    return module("run").main([*arguments, "--sizes", *sizes])
+
+
+def test_a_run_that_is_cut_off_keeps_its_sizes(module, tmp_path, monkeypatch):
+    run, path = module("run"), tmp_path / "rows.json"
+    run_size = run.run_size
+
+    def cut_off(bench, *arguments):
+        if bench.size.N == 65:
+            raise KeyboardInterrupt
+        return run_size(bench, *arguments)
+
+    monkeypatch.setattr(run, "run_size", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        _tiny_run(module, path, "20,4,64", "20,4,65")
+    assert [row["N"] for row in json.loads(path.read_text())] == [64]
+
+
+def test_memory_that_runs_out_while_timing_is_a_row_of_its_size(module, tmp_path, monkeypatch):
+    interleave, path, calls = module("measure").interleave, tmp_path / "rows.json", []
+
+    def runs_out_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("too much")
+        return interleave(*arguments)
+
+    monkeypatch.setattr(module("measure"), "interleave", runs_out_once)
+    assert _tiny_run(module, path, "20,4,64", "20,4,65") == 1
+    assert [row["error"] for row in json.loads(path.read_text())] == ["OutOfMemoryError: too much", None]
+
+
 def _bench_row(contender, whole_ms, date, **others):
     row = dict.fromkeys(REQUIRED) | {
         "bench": "lif",
