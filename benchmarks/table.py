@@ -1,6 +1,7 @@
 """The README's tables, made from benchmarks/results/*.json: `python benchmarks/table.py --help`."""
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
@@ -235,16 +236,6 @@ def _title_of_runs(name, rows):
     return f"{title}, commit {all_of('commit')}"
 
 
-def _loops_table(runs):
-    """One table for several runs, each of one loop."""
-    rows = [row for run in runs for row in run]
-    parts = [_title_of_runs("loops", rows)]
-    if lines := [line for run in runs for line in _loop_lines(run)]:
-        parts.append(_markdown(LOOP_COLUMNS, lines))
-    parts += [f"No figures for {_loop_title(row)}, {_name(row)}: {row['error']}" for row in rows if row["error"]]
-    return "\n\n".join(parts) + "\n"
-
-
 def _size(row):
     return f"T={row['T']}, B={row['B']}, N={row['N']}"
 
@@ -310,14 +301,18 @@ def _encoding_lines(rows):
     ]
 
 
-def _encoding_table(runs):
-    """One table for several runs, each of one encoder and size."""
+def _missing_each(rows, title):
+    """Why there are no figures: a line for each row."""
+    return [f"No figures for {title(row)}, {_name(row)}: {row['error']}" for row in rows if row["error"]]
+
+
+def _table_of_runs(name, runs, columns, lines_of, missing):
+    """One table for several runs, with lines of each."""
     rows = [row for run in runs for row in run]
-    parts = [_title_of_runs("encoding", rows)]
-    if lines := [line for run in runs for line in _encoding_lines(run)]:
-        parts.append(_markdown(ENCODING_COLUMNS, lines))
-    parts += [f"No figures for {_encoding_title(row)}, {_name(row)}: {row['error']}" for row in rows if row["error"]]
-    return "\n\n".join(parts) + "\n"
+    parts = [_title_of_runs(name, rows)]
+    if lines := [line for run in runs for line in lines_of(run)]:
+        parts.append(_markdown(columns, lines))
+    return "\n\n".join([*parts, *missing(rows)]) + "\n"
 
 
 def _onm_lines(rows):
@@ -343,15 +338,6 @@ def _onm_size(row):
     return f"{_size(row)}, {row['matmul']}"
 
 
-def _onm_table(runs):
-    """One table for several runs, each of one size and kind of product."""
-    rows = [row for run in runs for row in run]
-    parts = [_title_of_runs("onm", rows)]
-    if lines := [line for run in runs for line in _onm_lines(run)]:
-        parts.append(_markdown(ONM_COLUMNS, lines))
-    return "\n\n".join([*parts, *_missing_lines(rows, _onm_size)]) + "\n"
-
-
 def _calls_table(rows):
     parts = [_bench_title(rows)]
     keys = ("first_call_ms", "repeated_call_ms", "new_t_ms", "new_b_ms", "new_n_ms", "step_us")
@@ -366,11 +352,16 @@ def _tables(runs):
     if name == "rlif" or name in COUNTERPARTS and len(runs) > SIZES_APART:
         return [_grid_table(name, runs)]
     if name in TABLES:
-        return [TABLES[name](runs)]
+        return [_table_of_runs(name, runs, *TABLES[name])]
     return [_calls_table(run) if name == "calls" else _bench_table(run) for run in runs]
 
 
-TABLES = {"onm": _onm_table, "encoding": _encoding_table, "loops": _loops_table}
+# Columns, lines and why there are no figures, of benches with one table for all their sizes.
+TABLES = {
+    "onm": (ONM_COLUMNS, _onm_lines, functools.partial(_missing_lines, size=_onm_size)),
+    "encoding": (ENCODING_COLUMNS, _encoding_lines, functools.partial(_missing_each, title=_encoding_title)),
+    "loops": (LOOP_COLUMNS, _loop_lines, functools.partial(_missing_each, title=_loop_title)),
+}
 
 
 def bench_tables(rows: list[dict]) -> str:
