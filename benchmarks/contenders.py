@@ -406,9 +406,12 @@ class SpikingJellyKernel(SpikingJelly):
         if active != self.implementation:
             raise RuntimeError(f"SpikingJelly runs {active!r} in place of {self.implementation!r}")
 
+    # Whether what the backward needs is stored in the input's dtype, by SpikingJelly's precision setting.
+    narrow_storage = False
+
     def lif(self):
         self._select()
-        return WideLif(self.functional.lif_multi_step, self._node("m"))
+        return WideLif(self.functional.lif_multi_step, self._node("m"), self.narrow_storage)
 
     def step(self):
         self._select()
@@ -421,14 +424,15 @@ class SpikingJellyKernel(SpikingJelly):
 class WideLif(nn.Module):
     """SpikingJelly's function behind a LIFNode, from a float32 membrane where the node's has the input's dtype."""
 
-    def __init__(self, lif_multi_step, node):
+    def __init__(self, lif_multi_step, node, narrow_storage):
         super().__init__()
-        self.lif_multi_step, self.node = lif_multi_step, node
+        self.lif_multi_step, self.node, self.narrow_storage = lif_multi_step, node, narrow_storage
 
     def forward(self, x_seq):
         node, v = self.node, torch.zeros_like(x_seq[0], dtype=torch.float32, requires_grad=False)
         reset = (node.v_threshold, node.v_reset, node.surrogate_function, node.detach_reset)
-        return self.lif_multi_step(x_seq, v, node.tau, node.decay_input, *reset, node.store_v_seq)[0]
+        storage = {"neuron_storage": x_seq.dtype} if self.narrow_storage else {}
+        return self.lif_multi_step(x_seq, v, node.tau, node.decay_input, *reset, node.store_v_seq, **storage)[0]
 
 
 class SpikingJellyTriton(SpikingJellyKernel):
@@ -436,6 +440,13 @@ class SpikingJellyTriton(SpikingJellyKernel):
 
     name = "spikingjelly-triton"
     implementation = "triton"
+
+
+class SpikingJellyPrecision(SpikingJellyTriton):
+    """The same with narrow storage, the fewest bytes that SpikingJelly moves in 16 bits."""
+
+    name = "spikingjelly-precision"
+    narrow_storage = True
 
 
 class SpikingJellyNative(SpikingJellyKernel):
@@ -693,7 +704,8 @@ class SnnFastCompiled(SnnFast):
 
 LAYER_CONTENDERS = (
     *(SnnFast, Reference, SnnTorch, SnnTorchCompiled, NorseBox),
-    *(SpikingJelly, SpikingJellyTriton, SpikingJellyNative, SpikingJellyCupy, SinabsExodus),
+    *(SpikingJelly, SpikingJellyTriton, SpikingJellyPrecision, SpikingJellyNative, SpikingJellyCupy),
+    SinabsExodus,
 )
 RLIF_CONTENDERS = (SnnFast, Norse, NorseCompiled, SnnFastRLeaky, SnnTorch, SnnTorchCompiled, TorchRnn)
 ENCODING_CONTENDERS = (SnnFast, SnnTorch)

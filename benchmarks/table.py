@@ -63,21 +63,12 @@ CALLS_COLUMNS = (
 )
 # Beyond so many sizes a bench of layers is one table with a line a size.
 SIZES_APART = 4
-# Which contender of snnfast's computes what a peer does, where one bench has several neurons.
+# Which contender of snnfast's computes what a peer of rlif's does; in the other benches it is snnfast for all.
 COUNTERPARTS = {
-    "rlif": {
-        "norse": "snnfast",
-        "norse-compile": "snnfast",
-        "snntorch": "snnfast-rleaky",
-        "snntorch-compile": "snnfast-rleaky",
-    },
-    "lif": dict.fromkeys(
-        (
-            *("reference", "snntorch", "snntorch-compile", "norse-lifbox", "sinabs-exodus", "spikingjelly"),
-            *("spikingjelly-triton", "spikingjelly-native", "spikingjelly-cupy"),
-        ),
-        "snnfast",
-    ),
+    "norse": "snnfast",
+    "norse-compile": "snnfast",
+    "snntorch": "snnfast-rleaky",
+    "snntorch-compile": "snnfast-rleaky",
 }
 RECIPE_COLUMNS = (
     "recipe",
@@ -243,9 +234,10 @@ def _size(row):
 def _grid_cell(row, timed):
     if row is None:
         return "-"
-    counterpart = timed.get(COUNTERPARTS[row["bench"]].get(row["contender"]))
+    ours = COUNTERPARTS.get(row["contender"]) if row["bench"] == "rlif" else "snnfast"
+    counterpart = timed.get(ours)
     cell = _number(row["forward_backward_ms"])
-    if counterpart is None:
+    if counterpart in (None, row):
         return cell
     return f"{cell} ({_number(row['forward_backward_ms'] / counterpart['forward_backward_ms'])}x)"
 
@@ -349,7 +341,7 @@ def _calls_table(rows):
 def _tables(runs):
     """Those of a bench's runs on one hardware in one dtype."""
     name = runs[0][0]["bench"]
-    if name == "rlif" or name in COUNTERPARTS and len(runs) > SIZES_APART:
+    if name == "rlif" or (name == "lif" and len(runs) > SIZES_APART):
         return [_grid_table(name, runs)]
     if name in TABLES:
         return [_table_of_runs(name, runs, *TABLES[name])]

@@ -24,7 +24,10 @@ REQUIRED = (
     *("limit_share", "commit", "date"),
 )
 T, B, N = 8, 4, 64
-GPU_CONTENDERS = ("spikingjelly-triton", "spikingjelly-native", "spikingjelly-cupy", "sinabs-exodus")
+GPU_CONTENDERS = (
+    *("spikingjelly-triton", "spikingjelly-precision", "spikingjelly-native", "spikingjelly-cupy"),
+    "sinabs-exodus",
+)
 LAYER_CONTENDERS = (
     *("snnfast", "reference", "snntorch", "snntorch-compile", "norse-lifbox", "spikingjelly"),
     *GPU_CONTENDERS,
@@ -403,6 +406,30 @@ def test_each_pass_selects_spikingjellys_kernel_anew(kernels):
     assert (selection._requested, selection._selections) == ("triton", {0: "triton"})
     native.reset(native_layer)
     assert (selection._requested, selection._selections) == ("cuda", {0: "cuda"})
+
+
+@pytest.mark.parametrize(("name", "storage"), [("SpikingJellyTriton", None), ("SpikingJellyPrecision", torch.bfloat16)])
+def test_spikingjellys_kernels_get_a_float32_membrane(module, name, storage):
+    given = {}
+
+    def lif_multi_step(x_seq, v, *options, neuron_storage=None):
+        given.update(x=x_seq.dtype, v=v.dtype, storage=neuron_storage, options=options)
+        return (x_seq, None, None)
+
+    node = SimpleNamespace(
+        tau=20.0,
+        decay_input=False,
+        v_threshold=1.0,
+        v_reset=None,
+        surrogate_function="atan",
+        detach_reset=True,
+        store_v_seq=False,
+    )
+    contenders = module("contenders")
+    layer = contenders.WideLif(lif_multi_step, node, getattr(contenders, name).narrow_storage)
+    layer(torch.zeros(T, B, N, dtype=torch.bfloat16))
+    assert (given["x"], given["v"], given["storage"]) == (torch.bfloat16, torch.float32, storage)
+    assert given["options"] == (20.0, False, 1.0, None, "atan", True, False)
 
 
 def test_spikingjelly_may_not_run_another_kernel_or_none(kernels):
