@@ -410,7 +410,7 @@ class OnmBench(LeakyBench):
         self.x = torch.randn(size.T, size.B, size.N, generator=generator, device=device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self._linear = nn.Linear(size.N, size.N).to(device)
+            self._linear = nn.Linear(size.N, size.N, device=device)
 
     @property
     def neuron_dtype(self):

@@ -11,6 +11,7 @@ from pathlib import Path
 START = "<!-- benchmarks:start -->"
 END = "<!-- benchmarks:end -->"
 BASELINE = "snntorch"
+OURS = "snnfast"
 AUTHORS = ("snntorch", "torch")
 EAGER = "snnfast-loop"
 COLUMNS = (
@@ -63,7 +64,7 @@ CALLS_COLUMNS = (
 )
 # Beyond so many sizes a bench of layers is one table with a line a size.
 SIZES_APART = 4
-# Which contender of snnfast's computes what a peer of rlif's does; in the other benches it is snnfast for all.
+# Which contender of snnfast's computes what a peer of rlif's does; in lif it is OURS for all.
 COUNTERPARTS = {
     "norse": "snnfast",
     "norse-compile": "snnfast",
@@ -234,10 +235,11 @@ def _size(row):
 def _grid_cell(row, timed):
     if row is None:
         return "-"
-    ours = COUNTERPARTS.get(row["contender"]) if row["bench"] == "rlif" else "snnfast"
-    counterpart = timed.get(ours)
     cell = _number(row["forward_backward_ms"])
-    if counterpart in (None, row):
+    if row["bench"] == "lif" and row["contender"] == OURS:
+        return f"{cell} ({row['limit_share']:.0%})"
+    counterpart = timed.get(COUNTERPARTS.get(row["contender"]) if row["bench"] == "rlif" else OURS)
+    if counterpart is None:
         return cell
     return f"{cell} ({_number(row['forward_backward_ms'] / counterpart['forward_backward_ms'])}x)"
 
@@ -265,7 +267,8 @@ def _grid_table(name, runs):
     # Names of the newest run: versions may differ between runs.
     names = {row["contender"]: _name(row) for row in sorted(rows, key=lambda row: row["date"]) if not row["error"]}
     contenders = [each for each in dict.fromkeys(row["contender"] for row in rows) if each in names]
-    parts = [f"{_title_of_runs(name, rows)}: ms of forward + backward (and how many times its counterpart's)"]
+    compared = "its counterpart's" if name == "rlif" else f"{OURS}'s, and {OURS}'s share of the limit"
+    parts = [f"{_title_of_runs(name, rows)}: ms of forward + backward (and how many times {compared})"]
     if contenders:
         columns = ["size", "limit", *(names[each] for each in contenders)]
         lines = [_grid_line(run, contenders) for run in runs if any(not row["error"] for row in run)]

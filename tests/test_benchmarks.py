@@ -1054,7 +1054,8 @@ GRID = [
 def test_many_sizes_are_lines_of_one_table(module):
     text = module("table").render(GRID)
     assert text.count("| size | limit | snnfast | snntorch |") == 1
-    assert "| T=64, B=3, N=2048 | 0.5 | 2 | 10 (5x) |" in text
+    assert "(and how many times snnfast's, and snnfast's share of the limit)" in text
+    assert "| T=64, B=3, N=2048 | 0.5 | 2 (50%) | 10 (5x) |" in text
     assert "No figures for absent: ImportError: no such peer (T=4, B=3, N=1024)" in text
     assert module("table").render(GRID[:4]).count("| contender |") == 2
 
