@@ -390,6 +390,8 @@ class SpikingJellyKernel(SpikingJelly):
     wide_state = True
     devices = ("cuda",)
     implementation: str
+    # Whether what the backward needs is stored in the input's dtype, by SpikingJelly's precision setting.
+    narrow_storage = False
 
     def __init__(self):
         super().__init__()
@@ -405,9 +407,6 @@ class SpikingJellyKernel(SpikingJelly):
         active = self.functional.neuron_implementation("lif", device)["implementation"]
         if active != self.implementation:
             raise RuntimeError(f"SpikingJelly runs {active!r} in place of {self.implementation!r}")
-
-    # Whether what the backward needs is stored in the input's dtype, by SpikingJelly's precision setting.
-    narrow_storage = False
 
     def lif(self):
         self._select()
