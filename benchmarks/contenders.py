@@ -1,9 +1,10 @@
-"""The contenders: for each library its layers, its Linear-LIF-Linear-LIF network, and the published loops on it.
+"""The contenders: for each library its layers, its networks of Linears and LIFs, and the published loops on it.
 
-Layers and network run over whole sequences, time first, and return spikes only. A library is imported when its
+Layers and networks run over whole sequences, time first, and return spikes only. A library is imported when its
 contender is constructed, so a machine may lack any of them.
 """
 
+import math
 import types
 from collections.abc import Callable
 from importlib import import_module, metadata
@@ -20,6 +21,10 @@ THRESHOLD = 1.0
 NORSE_THRESHOLD = 0.5
 
 
+class Refused(Exception):
+    """A contender is not run at this size, or on this device."""
+
+
 class Contender:
     """One way to run a network.
 
@@ -27,6 +32,8 @@ class Contender:
         package: the library whose version stands beside the name.
         same_neuron: whether its LIF layer computes Leaky.
         exact: whether its bits must be the specification's, where both do the same matrix products.
+        wide_state: whether its membranes are float32 where its input is float16 or bfloat16.
+        devices: the types of device that it runs on.
         compiles: whether the first call compiles.
         unrolls: whether that compiles a graph of all T steps.
     """
@@ -35,11 +42,20 @@ class Contender:
     package: str
     same_neuron = True
     exact = True
+    wide_state = True
+    devices = ("cpu", "cuda")
     compiles = False
     unrolls = False
 
     def __init__(self):
         self.library = import_module(self.package)
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Contender":
+        """The contender, refused where it has no form for the device."""
+        if device.type not in cls.devices:
+            raise Refused(f"not on {device.type}")
+        return cls()
 
     @property
     def version(self) -> str | None:
@@ -53,8 +69,12 @@ class Contender:
         """The layer alone: currents [T, B, N] -> spikes [T, B, N]."""
         raise NotImplementedError
 
-    def rate_fc(self, fc1: nn.Linear, fc2: nn.Linear) -> nn.Module:
-        """The network around two given Linears: [T, B, inputs] -> spikes [T, B, outputs]."""
+    def network(self, *linears: nn.Linear) -> nn.Module:
+        """Given Linears, a LIF layer behind each: [T, B, inputs] -> spikes [T, B, outputs]."""
+        return nn.Sequential(*each_before(self.lif, linears))
+
+    def step(self) -> Callable[[torch.Tensor, object], tuple[torch.Tensor, object]]:
+        """One step of the layer: (current [B, N], state or None) -> (spikes [B, N], state)."""
         raise NotImplementedError
 
     def rlif(self, features: int) -> nn.Module:
@@ -74,7 +94,7 @@ class Contender:
         """What is called in place of the published network."""
         return network
 
-    def specification(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def specification(self) -> nn.Module:
         """What `lif` must compute: currents [T, B, N] -> spikes [T, B, N], differentiable."""
         return Reference().lif()
 
@@ -91,6 +111,11 @@ class Contender:
 
     def reset(self, module: nn.Module) -> None:
         """Forgets the state that a run left in `module`."""
+
+
+def each_before(layer, linears):
+    """The Linears, a new layer after each."""
+    return [module for linear in linears for module in (linear, layer())]
 
 
 def _norse_parameters(library):
@@ -117,12 +142,17 @@ class SnnFast(Contender):
 
     name = package = "snnfast"
 
-    def lif(self):
-        return self.library.Unroll(self.library.Leaky(beta=BETA))
+    def _leaky(self):
+        return self.library.Leaky(beta=BETA)
 
-    def rate_fc(self, fc1, fc2):
-        leaky = self.library.Leaky
-        return self.library.Unroll(nn.Sequential(fc1, leaky(beta=BETA), fc2, leaky(beta=BETA)))
+    def lif(self):
+        return self.library.Unroll(self._leaky())
+
+    def network(self, *linears):
+        return self.library.Unroll(nn.Sequential(*each_before(self._leaky, linears)))
+
+    def step(self):
+        return LeakyStep(self._leaky())
 
     def rlif(self, features):
         norse = import_module("snnfast.norse")
@@ -135,14 +165,25 @@ class SnnFast(Contender):
         return self.library.encoding
 
 
+class LeakyStep(nn.Module):
+    """A Leaky of snnTorch's interface, one step: current and membrane, None at first, to (spikes, membrane)."""
+
+    def __init__(self, leaky):
+        super().__init__()
+        self.leaky = leaky
+
+    def forward(self, x, mem=None):
+        return self.leaky(x, torch.zeros_like(x) if mem is None else mem)
+
+
 class _OnReference(nn.Module):
     def __init__(self, library, module):
         super().__init__()
         self.library, self.module = library, module
 
-    def forward(self, x_seq):
+    def forward(self, *inputs):
         with self.library.use_reference():
-            return self.module(x_seq)
+            return self.module(*inputs)
 
 
 class Reference(SnnFast):
@@ -153,8 +194,11 @@ class Reference(SnnFast):
     def lif(self):
         return _OnReference(self.library, super().lif())
 
-    def rate_fc(self, fc1, fc2):
-        return _OnReference(self.library, super().rate_fc(fc1, fc2))
+    def network(self, *linears):
+        return _OnReference(self.library, super().network(*linears))
+
+    def step(self):
+        return _OnReference(self.library, super().step())
 
 
 class StepLoop(nn.Module):
@@ -169,6 +213,21 @@ class StepLoop(nn.Module):
 
     def forward(self, x_seq):
         return torch.stack([self.network(x) for x in x_seq.unbind(0)])
+
+
+class CellLoop(nn.Module):
+    """A cell once per step, handed its state: (x, state or None) -> (spikes, state)."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x_seq):
+        state, spikes = None, []
+        for x in x_seq.unbind(0):
+            spk, state = self.cell(x, state)
+            spikes.append(spk)
+        return torch.stack(spikes)
 
 
 class RLeakyStep(nn.Module):
@@ -188,6 +247,7 @@ class SnnTorch(Contender):
     """snnTorch's own layers in a Python loop over time."""
 
     name = package = "snntorch"
+    wide_state = False
 
     def _leaky(self):
         # A membrane passed as argument breaks the compiled graph: Leaky tests `mem == None`.
@@ -196,8 +256,11 @@ class SnnTorch(Contender):
     def lif(self):
         return StepLoop(self._leaky())
 
-    def rate_fc(self, fc1, fc2):
-        return StepLoop(nn.Sequential(fc1, self._leaky(), fc2, self._leaky()))
+    def network(self, *linears):
+        return StepLoop(nn.Sequential(*each_before(self._leaky, linears)))
+
+    def step(self):
+        return LeakyStep(self.library.Leaky(beta=BETA))
 
     def rlif(self, features):
         rleaky = self.library.RLeaky(beta=BETA, linear_features=features, init_hidden=True)
@@ -232,8 +295,12 @@ class SnnTorchCompiled(SnnTorch):
     def lif(self):
         return self._compile(super().lif())
 
-    def rate_fc(self, fc1, fc2):
-        return self._compile(super().rate_fc(fc1, fc2))
+    def network(self, *linears):
+        return self._compile(super().network(*linears))
+
+    def step(self):
+        # Without fullgraph: the membrane is an argument.
+        return torch.compile(super().step(), dynamic=False)
 
     def rlif(self, features):
         return self._compile(super().rlif(features))
@@ -244,7 +311,7 @@ class SnnTorchCompiled(SnnTorch):
 
 
 class SpikingJelly(Contender):
-    """SpikingJelly's multi-step LIFNode; the library picks the fastest kernel it has built.
+    """SpikingJelly's multi-step LIFNode, on a CPU its loop in PyTorch; a GPU has its kernels, contenders of their own.
 
     Another neuron than Leaky: it resets in the step that fires and divides by tau, where Leaky
     waits a step and multiplies by beta.
@@ -253,50 +320,218 @@ class SpikingJelly(Contender):
     name = package = "spikingjelly"
     same_neuron = False
     exact = False
+    wide_state = False
+    devices = ("cpu",)
     tau = 1 / (1 - BETA)
 
     def __init__(self):
         super().__init__()
-        self.activation_based = import_module("spikingjelly.activation_based")
         for module in ("neuron", "functional", "surrogate"):
-            import_module(f"spikingjelly.activation_based.{module}")
+            setattr(self, module, import_module(f"{self.package}.activation_based.{module}"))
 
     def _surrogate(self):
-        return self.activation_based.surrogate.ATan(alpha=2.0)
+        return self.surrogate.ATan(alpha=2.0)
 
-    def lif(self):
-        return self.activation_based.neuron.LIFNode(
+    def _node(self, step_mode, **options):
+        return self.neuron.LIFNode(
             tau=self.tau,
             decay_input=False,
             v_threshold=THRESHOLD,
             v_reset=None,
             surrogate_function=self._surrogate(),
             detach_reset=True,
-            step_mode="m",
+            step_mode=step_mode,
             store_v_seq=False,
+            **options,
         )
 
-    def rate_fc(self, fc1, fc2):
-        return nn.Sequential(fc1, self.lif(), fc2, self.lif())
+    def lif(self):
+        return self._node("m")
+
+    def step(self):
+        return KeptState(self._node("s"), self.functional.reset_net)
 
     def specification(self):
         """The recurrence that SpikingJelly documents for these options."""
         fire = self._surrogate()
 
-        def recurrence(x_seq):
-            v = x_seq.new_zeros(x_seq.shape[1:])
-            spikes = []
-            for x in x_seq.unbind(0):
-                h = v - v / self.tau + x
-                spk = fire(h - THRESHOLD)
-                v = h - spk.detach() * THRESHOLD
-                spikes.append(spk)
-            return torch.stack(spikes)
+        def step(x, v):
+            v = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) if v is None else v
+            h = v - v / self.tau + x
+            spk = fire(h - THRESHOLD)
+            return spk, h - spk.detach() * THRESHOLD
 
-        return recurrence
+        return CellLoop(step)
 
     def reset(self, module):
-        self.activation_based.functional.reset_net(module)
+        self.functional.reset_net(module)
+
+
+class KeptState(nn.Module):
+    """One step of a neuron that keeps its state: (current, None at first) to (spikes, anything else)."""
+
+    def __init__(self, neuron, forget):
+        super().__init__()
+        self.neuron, self._forget = neuron, forget
+
+    def forward(self, x, state=None):
+        if state is None:
+            self._forget(self.neuron)
+        return self.neuron(x), True
+
+
+class SpikingJellyKernel(SpikingJelly):
+    """Base of one of the kernels of SpikingJelly 2.0.0, called with a float32 membrane, without which it falls back.
+
+    A process has one selection, made before every pass. A named kernel that cannot run raises, and so does another that
+    SpikingJelly would run in its place.
+    """
+
+    wide_state = True
+    devices = ("cuda",)
+    implementation: str
+    # Whether what the backward needs is stored in the input's dtype, by SpikingJelly's precision setting.
+    narrow_storage = False
+
+    def __init__(self):
+        super().__init__()
+        self._selection = import_module("spikingjelly._ops.lif")._selection
+        self._selected = None
+
+    def _select(self):
+        device = torch.device("cuda", torch.cuda.current_device())
+        self._selection._requested = self.implementation
+        if self._selected is None:
+            self._selected = self._selection._select(device.index)
+        self._selection._selections[device.index] = self._selected
+        active = self.functional.neuron_implementation("lif", device)["implementation"]
+        if active != self.implementation:
+            raise RuntimeError(f"SpikingJelly runs {active!r} in place of {self.implementation!r}")
+
+    def lif(self):
+        self._select()
+        return WideLif(self.functional.lif_multi_step, self._node("m"), self.narrow_storage)
+
+    def step(self):
+        self._select()
+        return super().step()
+
+    def reset(self, module):
+        self._select()
+
+
+class WideLif(nn.Module):
+    """SpikingJelly's function behind a LIFNode, from a float32 membrane where the node's has the input's dtype."""
+
+    def __init__(self, lif_multi_step, node, narrow_storage):
+        super().__init__()
+        self.lif_multi_step, self.node, self.narrow_storage = lif_multi_step, node, narrow_storage
+
+    def forward(self, x_seq):
+        node, v = self.node, torch.zeros_like(x_seq[0], dtype=torch.float32, requires_grad=False)
+        reset = (node.v_threshold, node.v_reset, node.surrogate_function, node.detach_reset)
+        storage = {"neuron_storage": x_seq.dtype} if self.narrow_storage else {}
+        return self.lif_multi_step(x_seq, v, node.tau, node.decay_input, *reset, node.store_v_seq, **storage)[0]
+
+
+class SpikingJellyTriton(SpikingJellyKernel):
+    """The Triton kernels, which any install has."""
+
+    name = "spikingjelly-triton"
+    implementation = "triton"
+
+
+class SpikingJellyPrecision(SpikingJellyTriton):
+    """The same with narrow storage, the fewest bytes that SpikingJelly moves in 16 bits."""
+
+    name = "spikingjelly-precision"
+    narrow_storage = True
+
+
+class SpikingJellyNative(SpikingJellyKernel):
+    """The CUDA kernels, which its sdist builds under SJ_BUILD_NATIVE_CUDA=1."""
+
+    name = "spikingjelly-native"
+    implementation = "cuda"
+
+
+class SpikingJellyCupy(SpikingJelly):
+    """The CuPy kernels of 0.0.0.0.14, whose package goes by another name, since a process can also hold 2.0.0.
+
+    `pip install --no-deps --target DIR spikingjelly==0.0.0.0.14`, `DIR/spikingjelly` renamed to `spikingjelly_cupy`,
+    and `DIR` on PYTHONPATH.
+    """
+
+    name = "spikingjelly-cupy"
+    package = "spikingjelly_cupy"
+    devices = ("cuda",)
+
+    def __init__(self):
+        import_module("cupy")
+        super().__init__()
+
+    @property
+    def version(self):
+        return "0.0.0.0.14"
+
+    def lif(self):
+        # Its setter refuses a backend that the node does not support.
+        return self._node("m", backend="cupy")
+
+
+class SinabsExodus(Contender):
+    """EXODUS' kernels behind sinabs' LIF, batch first. Another neuron: it resets in the step that fires."""
+
+    name = "sinabs-exodus"
+    package = "sinabs.exodus"
+    same_neuron = False
+    exact = False
+    devices = ("cuda",)
+
+    def __init__(self):
+        super().__init__()
+        self.activation = import_module("sinabs.activation")
+
+    @property
+    def version(self):
+        return metadata.version("sinabs-exodus")
+
+    def _batch_first(self, layers):
+        return BatchFirst(
+            import_module(layers).LIF(
+                tau_mem=-1 / math.log(BETA),
+                spike_threshold=THRESHOLD,
+                spike_fn=self.activation.SingleSpike,
+                reset_fn=self.activation.MembraneSubtract(),
+                norm_input=False,
+            )
+        )
+
+    def lif(self):
+        return self._batch_first("sinabs.exodus.layers")
+
+    def step(self):
+        raise NotImplementedError("EXODUS has no call of one step")
+
+    def specification(self):
+        """Sinabs' own layer, in plain PyTorch."""
+        return self._batch_first("sinabs.layers")
+
+    def reset(self, module):
+        for layer in module.modules():
+            if isinstance(layer, BatchFirst):
+                layer.layer.reset_states()
+
+
+class BatchFirst(nn.Module):
+    """A layer of [B, T, ...] as one of [T, B, ...]."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_seq):
+        return self.layer(x_seq.transpose(0, 1)).transpose(0, 1)
 
 
 class SnnFastRLeaky(SnnFast):
@@ -310,21 +545,6 @@ class SnnFastRLeaky(SnnFast):
 
     def rlif_step(self, features):
         return RLeakyStep(import_module("snntorch"), features)
-
-
-class CellLoop(nn.Module):
-    """Norse's published loop: a cell once per step, handed its state."""
-
-    def __init__(self, cell):
-        super().__init__()
-        self.cell = cell
-
-    def forward(self, x_seq):
-        state, spikes = None, []
-        for x in x_seq.unbind(0):
-            spk, state = self.cell(x, state)
-            spikes.append(spk)
-        return torch.stack(spikes)
 
 
 class Norse(Contender):
@@ -347,6 +567,49 @@ class Norse(Contender):
 
     def rlif_step(self, features):
         return _norse_cell(published, features)
+
+
+class NorseBox(Contender):
+    """Norse's LIF without a synaptic current, a cell once per step; its Linears go over whole sequences.
+
+    Another neuron than Leaky: it fires and resets in one step, with a gradient through the reset, by SuperSpike. Norse
+    scales the input by 1 - beta, and so is the threshold.
+    """
+
+    name = "norse-lifbox"
+    package = "norse"
+    same_neuron = False
+    exact = False
+    wide_state = False
+    dt = 0.001
+
+    def __init__(self):
+        super().__init__()
+        self.norse = import_module("norse.torch")
+        functional = import_module("norse.torch.functional.reset")
+        self.parameters = self.norse.LIFBoxParameters(
+            tau_mem_inv=torch.as_tensor((1 - BETA) / self.dt),
+            v_th=torch.as_tensor((1 - BETA) * THRESHOLD),
+            reset_method=functional.reset_subtract,
+        )
+
+    def lif(self):
+        return CellLoop(self.step())
+
+    def step(self):
+        return self.norse.LIFBoxCell(self.parameters, dt=self.dt)
+
+    def specification(self):
+        """The Euler step that Norse documents, in units of the membrane."""
+        fire, v_th = self.norse.functional.superspike.super_fn, (1 - BETA) * THRESHOLD
+
+        def step(x, v):
+            v = torch.zeros_like(x) if v is None else v
+            decayed = v + (1 - BETA) * (x - v)
+            spk = fire(decayed - v_th)
+            return spk, decayed - spk * v_th
+
+        return CellLoop(step)
 
 
 class NorseCompiled(Norse):
@@ -438,7 +701,11 @@ class SnnFastCompiled(SnnFast):
         return self.library.accelerate(_on_own_code(network))
 
 
-LAYER_CONTENDERS = (SnnFast, Reference, SnnTorch, SnnTorchCompiled, SpikingJelly)
+LAYER_CONTENDERS = (
+    *(SnnFast, Reference, SnnTorch, SnnTorchCompiled, NorseBox),
+    *(SpikingJelly, SpikingJellyTriton, SpikingJellyPrecision, SpikingJellyNative, SpikingJellyCupy),
+    SinabsExodus,
+)
 RLIF_CONTENDERS = (SnnFast, Norse, NorseCompiled, SnnFastRLeaky, SnnTorch, SnnTorchCompiled, TorchRnn)
 ENCODING_CONTENDERS = (SnnFast, SnnTorch)
 LOOP_CONTENDERS = (SnnTorch, Torch, SnnFastLoop, SnnFastCompiled, SnnTorchCompiled, TorchCompiled)

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import math
+import operator
 import os
 import platform
 import random
@@ -83,6 +84,7 @@ class Timing:
         return {
             "forward_ms": statistics.median(self.forward),
             "forward_min_ms": min(self.forward),
+            "backward_ms": statistics.median(map(operator.sub, self.whole, self.forward)),
             "forward_backward_ms": statistics.median(self.whole),
             "forward_backward_min_ms": min(self.whole),
             "forward_backward_iqr_ms": high - low,

@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,12 @@ import torch
 
 import measure
 import table
-from benches import BENCHES, LoopsBench, Size, check, outcome
-from contenders import CONTENDERS, Contender
+from benches import BENCHES, MATMULS, CallsBench, LoopsBench, Size, check, dtype_name, outcome
+from calls import CALLS, described, measure_apart
+from contenders import CONTENDERS, Contender, Refused
 from published import LOOPS
 
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-}
+DTYPES = {dtype_name(dtype): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
 LIMIT = "limit"
 NOT_MEASURED = dict.fromkeys(
     (
@@ -35,6 +35,7 @@ NOT_MEASURED = dict.fromkeys(
         "first_call_s",
         "forward_ms",
         "forward_min_ms",
+        "backward_ms",
         "forward_backward_ms",
         "forward_backward_min_ms",
         "forward_backward_iqr_ms",
@@ -44,12 +45,9 @@ NOT_MEASURED = dict.fromkeys(
         "retained_bytes",
         "limit_ms",
         "limit_share",
+        *CALLS,
     )
 )
-
-
-class Refused(Exception):
-    """A contender is not run at this size."""
 
 
 @dataclass
@@ -71,12 +69,17 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def check_contender(contender: Contender, bench, compile_max_t: int) -> tuple[dict, object]:
-    """The row's first entries and the workload, once the result is the specified one."""
+def refuse_long_graphs(contender: Contender, bench, compile_max_t: int) -> None:
+    """Raises `Refused` where compiling would take minutes."""
     if contender.unrolls and compile_max_t < bench.size.T:
         raise Refused(
             f"not compiled: the graph unrolls T={bench.size.T} steps, more than --compile-max-t {compile_max_t}"
         )
+
+
+def check_contender(contender: Contender, bench, compile_max_t: int) -> tuple[dict, object]:
+    """The row's first entries and the workload, once the result is the specified one."""
+    refuse_long_graphs(contender, bench, compile_max_t)
     if contender.compiles:
         start_compiler(bench.device)
     workload = bench.workload(contender)
@@ -109,25 +112,30 @@ def memory(workload, device: torch.device) -> dict:
     return {"peak_bytes": peak, "retained_bytes": retained}
 
 
-def enter(contender_class: type[Contender], bench, compile_max_t: int, common: dict) -> Entry:
-    """Constructs and checks a contender; whatever goes wrong becomes its row's `error`."""
-    row = {
+def empty_row(contender_class: type[Contender], bench, common: dict) -> dict:
+    """A contender's row before anything is measured."""
+    return {
         "bench": bench.name,
         "contender": contender_class.name,
         "version": None,
-        "same_neuron": contender_class.same_neuron,
+        "same_neuron": bench.same_neuron(contender_class),
         "compiles": contender_class.compiles,
         **common,
         **NOT_MEASURED,
         "error": None,
     }
+
+
+def enter(contender_class: type[Contender], bench, compile_max_t: int, common: dict) -> Entry:
+    """Constructs and checks a contender; whatever goes wrong becomes its row's `error`."""
+    row = empty_row(contender_class, bench, common)
     try:
-        contender = contender_class()
+        contender = contender_class.on(bench.device)
         row["version"] = contender.version
         checked, workload = check_contender(contender, bench, compile_max_t)
         checked |= memory(workload, bench.device)
     except Exception as error:
-        row["error"] = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        row["error"] = described(error)
         return Entry(row)
     return Entry(row | checked, workload)
 
@@ -142,7 +150,6 @@ def start_compiler(device: torch.device) -> None:
 
 def run_size(bench, contenders: list[type[Contender]], options, common: dict) -> list[dict]:
     """The rows of every contender at one size, timed against each other in the same rounds."""
-    common = common | {"dtype": str(bench.dtype).removeprefix("torch."), **bench.described()}
     # Graphs of earlier sizes would turn the next ones dynamic or exhaust the recompile limit.
     torch.compiler.reset()
     entries = [enter(each, bench, options.compile_max_t, common) for each in contenders]
@@ -152,7 +159,10 @@ def run_size(bench, contenders: list[type[Contender]], options, common: dict) ->
     limit = bench.limit()
     clock = measure.Clock(bench.device)
     timed = workloads | ({LIMIT: limit} if limit else {})
-    timings = measure.interleave(timed, clock, options.rounds, options.seconds)
+    try:
+        timings = measure.interleave(timed, clock, options.rounds, options.seconds)
+    except torch.OutOfMemoryError as error:
+        return [entry.row | {"error": entry.row["error"] or described(error)} for entry in entries]
     limit_row = bench.limit_row(limit, timings.pop(LIMIT)) if limit else {}
     for entry in entries:
         if timing := timings.get(entry.row["contender"]):
@@ -162,15 +172,31 @@ def run_size(bench, contenders: list[type[Contender]], options, common: dict) ->
     return [entry.row for entry in entries]
 
 
-def run_bench(name: str, options, common: dict) -> list[dict]:
-    """The rows of one bench at all its sizes, or of all chosen loops."""
+def run_calls(bench: CallsBench, contenders: list[type[Contender]], options, common: dict) -> list[dict]:
+    """The rows of every contender, each in a process of its own."""
     rows = []
+    for contender_class in contenders:
+        row = empty_row(contender_class, bench, common)
+        try:
+            contender = contender_class.on(bench.device)
+            row["version"] = contender.version
+            refuse_long_graphs(contender, bench, options.compile_max_t)
+            row |= measure_apart(contender.name, bench.size, bench.device)
+        except Exception as error:
+            row["error"] = described(error)
+        rows.append(row)
+    return rows
+
+
+def run_bench(name: str, options, common: dict) -> Iterator[list[dict]]:
+    """The rows of one bench at each of its sizes, or of each chosen loop."""
+    run = run_calls if name == CallsBench.name else run_size
     for line in BENCHES[name].left_out(options):
         print(f"{name}: {line}", flush=True)
     for bench in BENCHES[name].chosen(options):
         contenders = [each for each in bench.contenders() if each.name in options.contenders]
-        rows += run_size(bench, contenders, options, common)
-    return rows
+        with bench.settings():
+            yield run(bench, contenders, options, common | {"dtype": dtype_name(bench.dtype), **bench.described()})
 
 
 def environment(options) -> dict:
@@ -217,7 +243,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--bench", nargs="+", choices=BENCHES, default=list(BENCHES))
     add("--sizes", nargs="+", type=parse_size, metavar="T,B,N", help="instead of every bench's but the loops'")
     add("--loops", nargs="+", choices=LOOPS, default=list(LOOPS), help="those of the bench loops (all)")
-    add("--dtype", choices=DTYPES, default="float32")
+    add("--dtype", nargs="+", choices=DTYPES, help="instead of every bench's; onm's is float32 with --matmul")
+    add("--matmul", nargs="+", choices=MATMULS, default=list(MATMULS), help="how onm's products are computed (all)")
     add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, help="CPU threads of torch")
     add("--rounds", type=int, default=30, help="rounds at most per size (default 30)")
@@ -227,7 +254,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--json", type=Path, help="one file for all rows, not benchmarks/results/<bench>-...json")
     add("--quick", action="store_true", help="tiny sizes, few rounds; no JSON without --json")
     options = parser.parse_args(arguments)
-    options.dtype = DTYPES[options.dtype]
+    options.dtype = options.dtype and [DTYPES[name] for name in options.dtype]
     if options.quick:
         options.rounds, options.seconds = min(options.rounds, 5), min(options.seconds, 2)
     return options
@@ -241,10 +268,15 @@ def main(arguments: list[str] | None = None) -> int:
     common = environment(options)
     all_rows = []
     for bench in options.bench:
-        rows = run_bench(bench, options, common)
+        rows = []
+        for of_size in run_bench(bench, options, common):
+            rows += of_size
+            # After every size: a run that is cut off keeps what it measured.
+            if options.json:
+                write_json([*all_rows, *rows], options.json)
+            elif not options.quick:
+                write_json(rows, default_path(bench, options.loops, common))
         print(table.bench_tables(rows), flush=True)
-        if rows and not options.json and not options.quick:
-            write_json(rows, default_path(bench, options.loops, common))
         all_rows += rows
     if options.json:
         write_json(all_rows, options.json)

@@ -1,6 +1,7 @@
 """The README's tables, made from benchmarks/results/*.json: `python benchmarks/table.py --help`."""
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
@@ -10,6 +11,7 @@ from pathlib import Path
 START = "<!-- benchmarks:start -->"
 END = "<!-- benchmarks:end -->"
 BASELINE = "snntorch"
+OURS = "snnfast"
 AUTHORS = ("snntorch", "torch")
 EAGER = "snnfast-loop"
 COLUMNS = (
@@ -40,7 +42,29 @@ ENCODING_COLUMNS = (
     "share of the limit",
     "peak MB",
 )
-# Which contender of snnfast's computes what a peer does, where one bench has several neurons.
+ONM_COLUMNS = (
+    "size",
+    "products",
+    "contender",
+    "forward ms",
+    "backward ms",
+    "forward + backward ms",
+    "speed-up over snnTorch's loop",
+    "share of the products alone",
+    "peak MB",
+)
+CALLS_COLUMNS = (
+    "contender",
+    "first call ms",
+    "later call ms",
+    "first with T + 1 ms",
+    "first with B + 1 ms",
+    "first with N + 1 ms",
+    "one step's call µs",
+)
+# Beyond so many sizes a bench of layers is one table with a line a size.
+SIZES_APART = 4
+# Which contender of snnfast's computes what a peer of rlif's does; in lif it is OURS for all.
 COUNTERPARTS = {
     "norse": "snnfast",
     "norse-compile": "snnfast",
@@ -60,9 +84,9 @@ RECIPE_COLUMNS = (
 
 
 def load(results: Path) -> list[dict]:
-    """All rows in the JSON files of a folder; a file holds a list of rows or a single one."""
+    """All rows in a JSON file, or in those of a folder; a file holds a list of rows or a single one."""
     rows = []
-    for path in sorted(results.glob("*.json")):
+    for path in [results] if results.is_file() else sorted(results.glob("*.json")):
         content = json.loads(path.read_text())
         rows += content if isinstance(content, list) else [content]
     return rows
@@ -143,13 +167,33 @@ def _bench_table(rows):
     if timed:
         baseline_ms = _milliseconds_of((BASELINE,), timed)
         parts.append(_markdown(COLUMNS, [_bench_line(row, baseline_ms) for row in timed]))
-    parts += [f"No figures for {_name(row)}: {row['error']}" for row in rows if row["error"]]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_missing(rows)]) + "\n"
+
+
+def _missing(rows):
+    """Why there are no figures: a line for each reason, with all contenders that it holds for."""
+    names = {}
+    for row in rows:
+        if row["error"]:
+            names.setdefault(row["error"], []).append(_name(row))
+    return [f"No figures for {', '.join(of)}: {reason}" for reason, of in names.items()]
 
 
 def _newest_run(rows):
     newest = _newest(rows)
     return [row for row in rows if row["date"] == newest]
+
+
+# What tells a bench's runs apart, beside its hardware and dtype.
+RUN_KEYS = {"onm": ("T", "B", "N", "matmul"), "encoding": ("encoder", "T", "B", "N"), "loops": ("loop", "T", "B")}
+
+
+def newest_runs(rows: list[dict]) -> list[list[list[dict]]]:
+    """Rows of benches: for each bench, hardware and dtype the newest run of every size."""
+    return [
+        [_newest_run(run) for run in _grouped(group, *RUN_KEYS.get(group[0]["bench"], ("T", "B", "N")))]
+        for group in _grouped(rows, "bench", "device", "dtype")
+    ]
 
 
 def _loop_title(row):
@@ -184,55 +228,50 @@ def _title_of_runs(name, rows):
     return f"{title}, commit {all_of('commit')}"
 
 
-def _loops_table(runs):
-    """One table for several runs, each of one loop."""
-    rows = [row for run in runs for row in run]
-    parts = [_title_of_runs("loops", rows)]
-    if lines := [line for run in runs for line in _loop_lines(run)]:
-        parts.append(_markdown(LOOP_COLUMNS, lines))
-    parts += [f"No figures for {_loop_title(row)}, {_name(row)}: {row['error']}" for row in rows if row["error"]]
-    return "\n\n".join(parts) + "\n"
-
-
 def _size(row):
     return f"T={row['T']}, B={row['B']}, N={row['N']}"
 
 
-def _rlif_cell(row, timed):
+def _grid_cell(row, timed):
     if row is None:
         return "-"
-    counterpart = timed.get(COUNTERPARTS.get(row["contender"]))
     cell = _number(row["forward_backward_ms"])
+    if row["bench"] == "lif" and row["contender"] == OURS:
+        return f"{cell} ({row['limit_share']:.0%})"
+    counterpart = timed.get(COUNTERPARTS.get(row["contender"]) if row["bench"] == "rlif" else OURS)
     if counterpart is None:
         return cell
     return f"{cell} ({_number(row['forward_backward_ms'] / counterpart['forward_backward_ms'])}x)"
 
 
-def _rlif_line(rows, contenders):
+def _grid_line(rows, contenders):
     timed = {row["contender"]: row for row in rows if not row["error"]}
     limit_ms = next(row["limit_ms"] for row in timed.values())
-    return [_size(rows[0]), _number(limit_ms), *(_rlif_cell(timed.get(each), timed) for each in contenders)]
+    return [_size(rows[0]), _number(limit_ms), *(_grid_cell(timed.get(each), timed) for each in contenders)]
 
 
-def _missing_lines(rows):
-    """Why there are no figures: a line for each contender and reason, with all its sizes."""
-    sizes = {}
+def _missing_lines(rows, size=_size):
+    """Why there are no figures: a line for each contender and reason, with its sizes, if they are not all."""
+    sizes, every = {}, {size(row) for row in rows}
     for row in rows:
         if row["error"]:
-            sizes.setdefault(f"{_name(row)}: {row['error']}", []).append(_size(row))
-    return [f"No figures for {reason} ({'; '.join(of)})" for reason, of in sizes.items()]
+            sizes.setdefault(f"{_name(row)}: {row['error']}", []).append(size(row))
+    return [
+        f"No figures for {reason}" + ("" if set(of) == every else f" ({'; '.join(of)})") for reason, of in sizes.items()
+    ]
 
 
-def _rlif_table(runs):
+def _grid_table(name, runs):
     """One table for several runs, each of one size and a line."""
     rows = [row for run in runs for row in run]
     # Names of the newest run: versions may differ between runs.
     names = {row["contender"]: _name(row) for row in sorted(rows, key=lambda row: row["date"]) if not row["error"]}
     contenders = [each for each in dict.fromkeys(row["contender"] for row in rows) if each in names]
-    parts = [f"{_title_of_runs('rlif', rows)}: ms of forward + backward (and how many times its counterpart's)"]
+    compared = "its counterpart's" if name == "rlif" else f"{OURS}'s, and {OURS}'s share of the limit"
+    parts = [f"{_title_of_runs(name, rows)}: ms of forward + backward (and how many times {compared})"]
     if contenders:
         columns = ["size", "limit", *(names[each] for each in contenders)]
-        lines = [_rlif_line(run, contenders) for run in runs if any(not row["error"] for row in run)]
+        lines = [_grid_line(run, contenders) for run in runs if any(not row["error"] for row in run)]
         parts.append(_markdown(columns, lines))
     return "\n\n".join([*parts, *_missing_lines(rows)]) + "\n"
 
@@ -257,33 +296,78 @@ def _encoding_lines(rows):
     ]
 
 
-def _encoding_table(runs):
-    """One table for several runs, each of one encoder and size."""
+def _missing_each(rows, title):
+    """Why there are no figures: a line for each row."""
+    return [f"No figures for {title(row)}, {_name(row)}: {row['error']}" for row in rows if row["error"]]
+
+
+def _table_of_runs(name, runs, columns, lines_of, missing):
+    """One table for several runs, with lines of each."""
     rows = [row for run in runs for row in run]
-    parts = [_title_of_runs("encoding", rows)]
-    if lines := [line for run in runs for line in _encoding_lines(run)]:
-        parts.append(_markdown(ENCODING_COLUMNS, lines))
-    parts += [f"No figures for {_encoding_title(row)}, {_name(row)}: {row['error']}" for row in rows if row["error"]]
-    return "\n\n".join(parts) + "\n"
+    parts = [_title_of_runs(name, rows)]
+    if lines := [line for run in runs for line in lines_of(run)]:
+        parts.append(_markdown(columns, lines))
+    return "\n\n".join([*parts, *missing(rows)]) + "\n"
+
+
+def _onm_lines(rows):
+    timed = [row for row in rows if not row["error"]]
+    baseline_ms = _milliseconds_of((BASELINE,), timed)
+    return [
+        [
+            _size(row),
+            row["matmul"],
+            _name(row),
+            _number(row["forward_ms"]),
+            _number(row["backward_ms"]),
+            _number(row["forward_backward_ms"]),
+            _speed_up(row, baseline_ms),
+            f"{row['limit_share']:.0%}",
+            _megabytes(row["peak_bytes"]),
+        ]
+        for row in timed
+    ]
+
+
+def _onm_size(row):
+    return f"{_size(row)}, {row['matmul']}"
+
+
+def _calls_table(rows):
+    parts = [_bench_title(rows)]
+    keys = ("first_call_ms", "repeated_call_ms", "new_t_ms", "new_b_ms", "new_n_ms", "step_us")
+    if lines := [[_name(row), *(_number(row[key]) for key in keys)] for row in rows if not row["error"]]:
+        parts.append(_markdown(CALLS_COLUMNS, lines))
+    return "\n\n".join([*parts, *_missing(rows)]) + "\n"
+
+
+def _tables(runs):
+    """Those of a bench's runs on one hardware in one dtype."""
+    name = runs[0][0]["bench"]
+    if name == "rlif" or (name == "lif" and len(runs) > SIZES_APART):
+        return [_grid_table(name, runs)]
+    if name in TABLES:
+        return [_table_of_runs(name, runs, *TABLES[name])]
+    return [_calls_table(run) if name == "calls" else _bench_table(run) for run in runs]
+
+
+# Columns, lines and why there are no figures, of benches with one table for all their sizes.
+TABLES = {
+    "onm": (ONM_COLUMNS, _onm_lines, functools.partial(_missing_lines, size=_onm_size)),
+    "encoding": (ENCODING_COLUMNS, _encoding_lines, functools.partial(_missing_each, title=_encoding_title)),
+    "loops": (LOOP_COLUMNS, _loop_lines, functools.partial(_missing_each, title=_loop_title)),
+}
 
 
 def bench_tables(rows: list[dict]) -> str:
-    """One Markdown table per bench, hardware, dtype and size; for loops, encoding and rlif one per hardware and dtype.
+    """One Markdown table per bench, hardware, dtype and size; for many sizes, and some benches, the sizes are lines.
 
     Speed-ups hold only within a run, so a table, or a loop, an encoder or a size within one, shows its newest run
     alone.
     """
-    tables = []
-    layers = [row for row in rows if row["bench"] not in ("rlif", "encoding", "loops")]
-    for group in _grouped(layers, "bench", "device", "dtype", "T", "B", "N"):
-        tables.append(_bench_table(_newest_run(group)))
-    for group in _grouped([row for row in rows if row["bench"] == "rlif"], "device", "dtype"):
-        tables.append(_rlif_table([_newest_run(size) for size in _grouped(group, "T", "B", "N")]))
-    for group in _grouped([row for row in rows if row["bench"] == "encoding"], "device", "dtype"):
-        tables.append(_encoding_table([_newest_run(size) for size in _grouped(group, "encoder", "T", "B", "N")]))
-    for group in _grouped([row for row in rows if row["bench"] == "loops"], "device", "dtype"):
-        tables.append(_loops_table([_newest_run(loop) for loop in _grouped(group, "loop", "T", "B")]))
-    return "\n".join(tables)
+    order = ("lif", "onm", "rate-fc", "calls", "rlif", "encoding", "loops")
+    runs = sorted(newest_runs(rows), key=lambda runs: order.index(runs[0][0]["bench"]))
+    return "\n".join(table for group in runs for table in _tables(group))
 
 
 def _mean(rows, key):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,14 @@ REQUIRED = (
     *("limit_share", "commit", "date"),
 )
 T, B, N = 8, 4, 64
-LAYER_CONTENDERS = ("snnfast", "reference", "snntorch", "snntorch-compile", "spikingjelly")
+GPU_CONTENDERS = (
+    *("spikingjelly-triton", "spikingjelly-precision", "spikingjelly-native", "spikingjelly-cupy"),
+    "sinabs-exodus",
+)
+LAYER_CONTENDERS = (
+    *("snnfast", "reference", "snntorch", "snntorch-compile", "norse-lifbox", "spikingjelly"),
+    *GPU_CONTENDERS,
+)
 RLIF_CONTENDERS = (
     *("snnfast", "norse", "norse-compile"),
     *("snnfast-rleaky", "snntorch", "snntorch-compile", "torch-rnn"),
@@ -42,14 +50,16 @@ LOOPS = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """All rows of a tiny run in which SpikingJelly cannot be imported."""
+    """All rows of a tiny run in which SpikingJelly and Norse cannot be imported, but for those of calls."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    blocked = folder / "spikingjelly"
-    blocked.mkdir()
-    (blocked / "__init__.py").write_text("raise ImportError('blocked by the test')")
+    for library in ("spikingjelly", "norse"):
+        blocked = folder / library
+        blocked.mkdir()
+        (blocked / "__init__.py").write_text("raise ImportError('blocked by the test')")
     command = [sys.executable, BENCHMARKS / "run.py", "--quick", "--json", folder / "rows.json"]
     command += ["--sizes", f"{T},{B},{N}", "--device", "cpu", "--threads", "1"]
     command += ["--rounds", "3", "--compile-max-t", "1"]
+    command += ["--bench", "lif", "onm", "rate-fc", "rlif", "encoding", "loops"]
     command += ["--contenders", *{*LAYER_CONTENDERS, *RLIF_CONTENDERS, *ON_SNNTORCH, *ON_TORCH}]
     path = os.pathsep.join([str(folder), *filter(None, sys.path)])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
@@ -61,7 +71,14 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(written):
     """The rows of the benches of layers and network, by bench and contender."""
-    return {(row["bench"], row["contender"]): row for row in written if row["bench"] not in ("encoding", "loops")}
+    layers = ("lif", "rate-fc", "rlif")
+    return {(row["bench"], row["contender"]): row for row in written if row["bench"] in layers}
+
+
+@pytest.fixture(scope="module")
+def onm_rows(written):
+    """The rows of Open Neuromorphic's benchmark, by kind of product and contender."""
+    return {(row["matmul"], row["contender"]): row for row in written if row["bench"] == "onm"}
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +158,40 @@ def test_compiled_recurrent_loops_are_refused_beyond_the_bound(rows):
 
 def test_peers_without_figures_say_why(rows):
     for bench in ("lif", "rate-fc"):
-        missing, refused = rows[bench, "spikingjelly"], rows[bench, "snntorch-compile"]
-        assert "blocked by the test" in missing["error"]
-        assert "--compile-max-t 1" in refused["error"]
-        assert missing["forward_backward_ms"] is None
-        assert refused["limit_share"] is None
+        for name in ("spikingjelly", "norse-lifbox"):
+            assert "blocked by the test" in rows[bench, name]["error"]
+            assert rows[bench, name]["forward_backward_ms"] is None
+        assert "--compile-max-t 1" in rows[bench, "snntorch-compile"]["error"]
+        assert rows[bench, "snntorch-compile"]["limit_share"] is None
+        for name in GPU_CONTENDERS:
+            assert rows[bench, name]["error"] == "Refused: not on cpu"
+
+
+def test_open_neuromorphics_rows_are_checked_and_timed(onm_rows):
+    assert set(onm_rows) == set(itertools.product(("float32", "bf16"), LAYER_CONTENDERS))
+    for matmul, name in itertools.product(("float32", "bf16"), ("snnfast", "reference", "snntorch")):
+        row = onm_rows[matmul, name]
+        unchecked = matmul == "bf16" and name == "snntorch"
+        assert (row["error"], row["check"]) == (None, None if unchecked else "close")
+        assert row["same_neuron"] is not unchecked
+        assert row["forward_ms"] > 0 and row["backward_ms"] > 0
+        assert row["limit_share"] == pytest.approx(row["limit_ms"] / row["forward_backward_ms"])
+        # The gradient of the weight and the spikes are held at once.
+        assert row["peak_bytes"] >= 4 * N * N + 2 * T * B * N
+
+
+def test_calls_are_timed_in_a_process_of_their_own(module, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    arguments = ["--bench", "calls", "--quick", "--device", "cpu", "--compile-max-t", "1", "--json", str(path)]
+    arguments += ["--contenders", "snnfast", "snntorch-compile", *GPU_CONTENDERS]
+    assert module("run").main(arguments) == 0
+    snnfast_row, compiled, *others = json.loads(path.read_text())
+    assert set(REQUIRED) <= set(snnfast_row) and snnfast_row["error"] is None
+    for name in module("calls").CALLS:
+        assert 0 < snnfast_row[name] < 1e5
+    assert "--compile-max-t 1" in compiled["error"]
+    assert [row["contender"] for row in others] == list(GPU_CONTENDERS)
+    assert "sinabs-exodus (another neuron): Refused: not on cpu\n" in capsys.readouterr().out
 
 
 def test_encoders_are_checked_and_timed(encoding_rows):
@@ -174,6 +220,216 @@ def test_a_wrong_encoder_is_refused(module, encoder):
 
     bench = benches.EncodingBench(encoder, benches.Size(T, B, N), torch.float32, torch.device("cpu"))
     assert "spikes: off" in run.enter(Injected, bench, compile_max_t=0, common={}).row["error"]
+
+
+def _measured_with(module, contender_class):
+    """What calls.py prints of a contender that is not one of the list's."""
+    calls = module("calls")
+    return calls.measured(contender_class(), module("benches").Size(T, B, N), torch.device("cpu"))
+
+
+def test_a_layer_that_compiles_for_every_size_shows_it(module):
+    class Compiling(module("contenders").SnnFast):
+        def lif(self):
+            seen, layer = set(), super().lif()
+
+            class Module(nn.Module):
+                def forward(self, x):
+                    if x.shape not in seen:
+                        seen.add(x.shape)
+                        time.sleep(0.2)
+                    return layer(x)
+
+            return Module()
+
+    row = _measured_with(module, Compiling)
+    for name in ("first_call_ms", "new_t_ms", "new_b_ms", "new_n_ms"):
+        assert row[name] > 200 > row["repeated_call_ms"]
+
+
+def test_calls_say_what_went_wrong_and_do_without_a_step(module):
+    contenders = module("contenders")
+
+    class WithoutStep(contenders.SnnFast):
+        def step(self):
+            raise NotImplementedError
+
+    class Broken(contenders.SnnFast):
+        def lif(self):
+            raise ValueError("no\nlayer")
+
+    row = _measured_with(module, WithoutStep)
+    assert row["step_us"] is None and row["first_call_ms"] > 0
+    assert _measured_with(module, Broken) == {"error": "ValueError: no"}
+
+
+@pytest.mark.parametrize("name", ["SnnFast", "Reference", "SnnTorch"])
+def test_steps_are_the_layers(module, name):
+    contenders = module("contenders")
+    contender, x_seq = getattr(contenders, name)(), 0.3 + torch.randn(T, B, N)
+    spikes = contenders.CellLoop(contender.step())(x_seq)
+    assert spikes.any() and torch.equal(spikes, contender.lif()(x_seq))
+
+
+def _onm_entry(module, wrong, matmul):
+    class Injected(module("contenders").SnnFast):
+        def network(self, *linears):
+            return wrong(super().network(*linears))
+
+    bench = module("benches").OnmBench(module("benches").Size(40, B, N), matmul, torch.device("cpu"))
+    return module("run").enter(Injected, bench, compile_max_t=0, common={})
+
+
+@pytest.mark.parametrize("matmul", ["float32", "bf16"])
+def test_a_wrong_network_is_refused(module, matmul):
+    assert _onm_entry(module, lambda network: network, matmul).row["error"] is None
+    assert "spikes: off" in _onm_entry(module, _EveryStepAlone, matmul).row["error"]
+    assert "gradient of weight: off" in _onm_entry(module, _DoubledGradient, matmul).row["error"]
+
+
+def test_products_are_computed_as_asked(module):
+    benches = module("benches")
+    before = torch.get_float32_matmul_precision()
+    for matmul, precision, dtype in (
+        ("float32", "highest", torch.float32),
+        ("tf32", "high", torch.float32),
+        ("bf16", "highest", torch.bfloat16),
+    ):
+        bench = benches.OnmBench(benches.Size(T, B, N), matmul, torch.device("cpu"))
+        with bench.settings():
+            assert torch.get_float32_matmul_precision() == precision
+        assert torch.get_float32_matmul_precision() == before
+        (product,) = bench.limit().forward()
+        _, (gradient,) = bench.limit().backward((product,))
+        assert (product.dtype, gradient.dtype) == (dtype, dtype)
+        assert (product.shape, gradient.shape) == ((T * B, N), (N, N))
+        seen = []
+        linear = nn.Linear(N, N)
+        linear.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output.dtype))
+        bench._workload(linear, lambda module: None, linear).forward()
+        assert seen == [dtype]
+
+
+def test_what_a_cpu_has_no_product_for_is_left_out(module):
+    benches, run = module("benches"), module("run")
+    options = run.parse_options(["--device", "cpu"])
+    assert "Left out, not on cpu: tf32" in benches.OnmBench.left_out(options)
+    assert [bench.matmul for bench in benches.OnmBench.chosen(options)] == ["float32", "bf16"]
+    assert [size.N for size in benches.OnmBench._sizes(options)] == [512]
+
+
+def test_a_gpu_has_a_grid_in_two_dtypes_as_far_as_its_memory_goes(module, monkeypatch):
+    benches, run = module("benches"), module("run")
+    options = run.parse_options(["--device", "cuda"])
+    monkeypatch.setattr(module("measure"), "free_bytes", lambda device: 139e9)
+    sizes = benches.LifBench._sizes(options)
+    assert {size.T for size in sizes} == {4, 16, 64, 250, 1000}
+    assert {size.B * size.N for size in sizes} == {2**12, 2**15, 2**18, 2**20, 2**22, 2**24}
+    assert benches.LifBench._dtypes(options) == (torch.float32, torch.bfloat16)
+    (line,) = benches.LifBench.left_out(options)
+    start = "Left out, too much for 139.0 GB of free memory: T=250, B=64, N=262144, float32; "
+    assert line.startswith(start) and line.count("T=1000") == 4 and line.count("T=") == 6
+    assert {size.N for size in benches.OnmBench._sizes(options)} == {512, 4096, 8192, 16384}
+    assert len(benches.OnmBench.left_out(options)) == 0
+
+
+@pytest.mark.parametrize("name", ["snnfast", "reference"])
+def test_the_limit_halves_with_the_width_and_snnfast_stays_exact(module, name):
+    benches, contenders = module("benches"), module("contenders")
+    wide, narrow = (
+        benches.LifBench(benches.Size(40, B, N), dtype, torch.device("cpu"))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert (wide.least_bytes(), narrow.least_bytes()) == (24 * 40 * B * N, 12 * 40 * B * N)
+    row = module("run").enter(contenders.CONTENDERS[name], narrow, compile_max_t=0, common={}).row
+    assert (row["error"], row["check"], row["same_neuron"]) == (None, "exact", True)
+
+
+def test_snntorch_with_membranes_of_16_bits_is_another_neuron(module):
+    benches, contenders = module("benches"), module("contenders")
+    bench = benches.LifBench(benches.Size(40, B, N), torch.bfloat16, torch.device("cpu"))
+    entry = module("run").enter(contenders.SnnTorch, bench, compile_max_t=0, common={})
+    assert (entry.row["error"], entry.row["check"], entry.row["same_neuron"]) == (None, None, False)
+    assert entry.workload is not None
+
+
+class _Selection:
+    """SpikingJelly's choice of kernels, on a machine without GPU; `runs` is what it has in truth."""
+
+    def __init__(self, runs):
+        self._requested, self._selections, self._runs = "auto", {}, runs
+
+    def _select(self, index):
+        if self._requested not in self._runs:
+            raise RuntimeError(f"No available sj_lif CUDA implementation. {self._requested}: not built")
+        return self._runs[self._requested]
+
+    def implementation(self, neuron, device):
+        return {"implementation": self._selections[device.index]}
+
+
+@pytest.fixture
+def kernels(module, monkeypatch):
+    """Makes the contenders of SpikingJelly's kernels, Triton's first, on a choice of kernels that is given."""
+
+    def make(runs):
+        selection = _Selection(runs)
+        modules = {
+            "spikingjelly._ops.lif": SimpleNamespace(_selection=selection),
+            "spikingjelly.activation_based.functional": SimpleNamespace(
+                neuron_implementation=selection.implementation, lif_multi_step=None
+            ),
+            "spikingjelly.activation_based.neuron": SimpleNamespace(LIFNode=lambda **options: nn.Identity()),
+            "spikingjelly.activation_based.surrogate": SimpleNamespace(ATan=lambda alpha: None),
+            "spikingjelly": SimpleNamespace(),
+        }
+        contenders = module("contenders")
+        monkeypatch.setattr(contenders, "import_module", modules.__getitem__)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        return selection, contenders.SpikingJellyTriton(), contenders.SpikingJellyNative()
+
+    return make
+
+
+def test_each_pass_selects_spikingjellys_kernel_anew(kernels):
+    selection, triton, native = kernels({"triton": "triton", "cuda": "cuda"})
+    triton_layer, native_layer = triton.lif(), native.lif()
+    triton.reset(triton_layer)
+    assert (selection._requested, selection._selections) == ("triton", {0: "triton"})
+    native.reset(native_layer)
+    assert (selection._requested, selection._selections) == ("cuda", {0: "cuda"})
+
+
+@pytest.mark.parametrize(("name", "storage"), [("SpikingJellyTriton", None), ("SpikingJellyPrecision", torch.bfloat16)])
+def test_spikingjellys_kernels_get_a_float32_membrane(module, name, storage):
+    given = {}
+
+    def lif_multi_step(x_seq, v, *options, neuron_storage=None):
+        given.update(x=x_seq.dtype, v=v.dtype, storage=neuron_storage, options=options)
+        return (x_seq, None, None)
+
+    node = SimpleNamespace(
+        tau=20.0,
+        decay_input=False,
+        v_threshold=1.0,
+        v_reset=None,
+        surrogate_function="atan",
+        detach_reset=True,
+        store_v_seq=False,
+    )
+    contenders = module("contenders")
+    layer = contenders.WideLif(lif_multi_step, node, getattr(contenders, name).narrow_storage)
+    layer(torch.zeros(T, B, N, dtype=torch.bfloat16))
+    assert (given["x"], given["v"], given["storage"]) == (torch.bfloat16, torch.float32, storage)
+    assert given["options"] == (20.0, False, 1.0, None, "atan", True, False)
+
+
+def test_spikingjelly_may_not_run_another_kernel_or_none(kernels):
+    _, triton, native = kernels({"triton": "torch"})
+    with pytest.raises(RuntimeError, match="runs 'torch' in place of 'triton'"):
+        triton.lif()
+    with pytest.raises(RuntimeError, match="cuda: not built"):
+        native.lif()
 
 
 class _DoubledGradient(nn.Module):
@@ -562,6 +818,40 @@ def test_json_is_written_whole_or_not_at_all(module, tmp_path):
     assert os.listdir(path.parent) == ["lif.json"]
 
 
+def _tiny_run(module, path, *sizes):
+    arguments = ["--bench", "lif", "--device", "cpu", "--contenders", "snnfast", "--rounds", "3", "--json", str(path)]
+    return module("run").main([*arguments, "--sizes", *sizes])
+
+
+def test_a_run_that_is_cut_off_keeps_its_sizes(module, tmp_path, monkeypatch):
+    run, path = module("run"), tmp_path / "rows.json"
+    run_size = run.run_size
+
+    def cut_off(bench, *arguments):
+        if bench.size.N == 65:
+            raise KeyboardInterrupt
+        return run_size(bench, *arguments)
+
+    monkeypatch.setattr(run, "run_size", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        _tiny_run(module, path, "20,4,64", "20,4,65")
+    assert [row["N"] for row in json.loads(path.read_text())] == [64]
+
+
+def test_memory_that_runs_out_while_timing_is_a_row_of_its_size(module, tmp_path, monkeypatch):
+    interleave, path, calls = module("measure").interleave, tmp_path / "rows.json", []
+
+    def runs_out_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("too much")
+        return interleave(*arguments)
+
+    monkeypatch.setattr(module("measure"), "interleave", runs_out_once)
+    assert _tiny_run(module, path, "20,4,64", "20,4,65") == 1
+    assert [row["error"] for row in json.loads(path.read_text())] == ["OutOfMemoryError: too much", None]
+
+
 def _bench_row(contender, whole_ms, date, **others):
     row = dict.fromkeys(REQUIRED) | {
         "bench": "lif",
@@ -710,6 +1000,112 @@ def test_tables_compare_within_the_newest_run(module):
     assert "copies at 20.0 GB/s" in text
     assert "No figures for absent: ImportError: no such | peer" in text
     assert "2026-01-01" not in text and "| 50 |" not in text
+
+
+def test_open_neuromorphics_table_has_forward_and_backward_apart(module):
+    old, new = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
+
+    def row(matmul, contender, ms, date, **others):
+        return _bench_row(contender, ms, date, bench="onm", matmul=matmul, backward_ms=2.5, **others)
+
+    text = module("table").render(
+        [
+            row("float32", "snntorch", 30.0, old),
+            row("float32", "snntorch", 20.0, new),
+            row("float32", "snnfast", 4.0, new),
+            row("bf16", "snnfast", 3.0, old),
+            row("bf16", "absent", None, old, error="ImportError: no such peer"),
+        ]
+    )
+    assert text.count("| backward ms |") == 1
+    assert "| T=2, B=3, N=5 | float32 | snnfast | 1 | 2.5 | 4 | 5x | 50% | 3.0 |" in text
+    assert "| T=2, B=3, N=5 | bf16 | snnfast | 1 | 2.5 | 3 | - | 50% | 3.0 |" in text
+    assert "No figures for absent: ImportError: no such peer (T=2, B=3, N=5, bf16)" in text and "| 30 |" not in text
+
+
+def test_calls_have_a_table(module):
+    calls = {"first_call_ms": 1500.0, "repeated_call_ms": 2.0, "new_t_ms": 3.0, "new_b_ms": 4.0, "new_n_ms": 5.0}
+    date, gpu = "2026-01-01T00:00:00+00:00", {"bench": "calls", "error": "Refused: not on cpu"}
+    text = module("table").render(
+        [
+            _bench_row("snnfast", None, date, bench="calls", step_us=6.0, **calls),
+            _bench_row("without-step", None, date, bench="calls", step_us=None, **calls),
+            _bench_row("one", None, date, **gpu),
+            _bench_row("two", None, date, **gpu),
+        ]
+    )
+    assert "| snnfast | 1500 | 2 | 3 | 4 | 5 | 6 |" in text
+    assert "| without-step | 1500 | 2 | 3 | 4 | 5 | - |" in text
+    assert "No figures for one, two: Refused: not on cpu" in text
+
+
+def _lif_grid(steps, neurons, contender, ms, **others):
+    return _bench_row(contender, ms, "2026-01-01T00:00:00+00:00", T=steps, N=neurons, limit_ms=ms and 0.5, **others)
+
+
+GRID = [
+    _lif_grid(steps, neurons, contender, ms)
+    for steps in (4, 16, 64)
+    for neurons in (1024, 2048)
+    for contender, ms in (("snnfast", 2.0), ("snntorch", 10.0))
+] + [_lif_grid(4, 1024, "absent", None, error="ImportError: no such peer")]
+
+
+def test_many_sizes_are_lines_of_one_table(module):
+    text = module("table").render(GRID)
+    assert text.count("| size | limit | snnfast | snntorch |") == 1
+    assert "(and how many times snnfast's, and snnfast's share of the limit)" in text
+    assert "| T=64, B=3, N=2048 | 0.5 | 2 (50%) | 10 (5x) |" in text
+    assert "No figures for absent: ImportError: no such peer (T=4, B=3, N=1024)" in text
+    assert module("table").render(GRID[:4]).count("| contender |") == 2
+
+
+def test_pictures_show_every_contender_and_the_limit(module, tmp_path):
+    plots = module("plots")
+    date = "2026-01-01T00:00:00+00:00"
+    onm = [
+        _bench_row("snnfast", ms, date, bench="onm", matmul="bf16", N=neurons, limit_ms=1.0)
+        for neurons, ms in ((512, 2.0), (4096, 40.0))
+    ]
+    calls = dict.fromkeys(("first_call_ms", "repeated_call_ms", "new_t_ms", "new_b_ms", "new_n_ms"), 3.0)
+    rows = [
+        *(*GRID, *onm),
+        _bench_row("snnfast", 2.0, date, bench="rate-fc", limit_ms=1.0),
+        _bench_row("snnfast", None, date, bench="calls", **calls),
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert plots.main([str(tmp_path / "rows.json"), "--out", str(tmp_path / "out")]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("lif-over-t-float32-a-cpu.png", "lif-over-bn-float32-a-cpu.png", "onm-over-n-float32-a-cpu.png"),
+        *("rate-fc-t2-b3-n5-float32-a-cpu.png", "calls-t2-b3-n5-float32-a-cpu.png"),
+    }
+    timed = [row for row in GRID if not row["error"]]
+    figure = dict(plots._lif(timed, "title"))["over-t"]
+    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert titles == ["B·N = 3k", "B·N = 6k"]
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert set(lines) == {"snnfast", "snntorch", "copy bandwidth"}
+    assert list(lines["copy bandwidth"].get_xdata()) == [4, 16, 64]
+    # Milliseconds to nanoseconds a neuron-step.
+    assert lines["copy bandwidth"].get_ydata()[0] == pytest.approx(0.5e6 / (4 * 3 * 1024))
+    assert lines["snntorch"].get_ydata()[2] == pytest.approx(10e6 / (64 * 3 * 1024))
+    (floor,) = (
+        line
+        for line in dict(plots._onm(onm, "title"))["over-n"].axes[0].get_lines()
+        if line.get_label() == "the products alone"
+    )
+    assert [*floor.get_ydata()] == [1.0, 1.0]
+
+
+def test_without_timed_rows_there_is_nothing_to_draw(module, tmp_path, capsys):
+    (tmp_path / "rows.json").write_text(json.dumps(GRID[-1:]))
+    assert module("plots").main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert "nothing to draw" in capsys.readouterr().err
+
+
+def test_the_backward_is_what_the_forward_leaves_of_a_pass(module):
+    summary = module("measure").Timing(forward=[1.0, 2.0, 6.0], whole=[4.0, 4.0, 9.0]).summary()
+    assert (summary["forward_ms"], summary["backward_ms"], summary["forward_backward_ms"]) == (2.0, 3.0, 4.0)
 
 
 def test_recipes_show_the_mean_over_seeds(module):
