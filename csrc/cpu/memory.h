@@ -15,8 +15,8 @@ namespace snnfast {
 
 // A training step frees its tensors and takes as many again. glibc maps those above 32 MiB anew each time, and gives
 // smaller ones back as soon as enough of them lie together. Kept, they are found again only if torch starts them on a
-// page (snnfast/_ext.py asks for it): at its usual 64 bytes, what alignment cuts off a freed block stays in small lists,
-// and the next tensor of the same size does not fit. A limit that the user set stays in force.
+// page (snnfast/_ext.py asks for it): at its usual 64 bytes, what alignment cuts off a freed block stays in small
+// lists, and the next tensor of the same size does not fit. A limit that the user set stays in force.
 inline void keep_freed_memory([[maybe_unused]] bool on_pages) {
 #ifdef __GLIBC__
   for (const char* setting :
