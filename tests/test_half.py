@@ -34,9 +34,13 @@ def outcome(model, tensors, options):
     return [result.spk, *result.last, *torch.autograd.grad(loss, wanted)]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+SIZES = [(0, 4), (1, 5), (15, 4), (16, 3), (17, 32), (33, 7), (48, 64)]
+
+
 @pytest.mark.parametrize("learn", [False, True])
-@pytest.mark.parametrize("steps, neurons", [(0, 4), (1, 5), (15, 4), (16, 3), (17, 32), (33, 7), (48, 64)])
+@pytest.mark.parametrize(
+    "steps, neurons, dtype", [*((*size, torch.bfloat16) for size in SIZES), (17, 32, torch.float16)]
+)
 def test_steps_run_again_change_no_bit(steps, neurons, learn, dtype, half_device, monkeypatch):
     for model, (reset, delay), spike_grad in itertools.product([LEAKY, LAPICQUE], RESETS, SURROGATES):
         if not (delay or model.delay_optional):

@@ -8,9 +8,9 @@ namespace {
 template <typename S>
 __global__ void __launch_bounds__(kThreads, 1) pack_kernel(const Packing<S> packing) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t stride = int64_t{gridDim.x} * kThreads, bytes = bytes_of(packing.spikes);
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x, bytes = bytes_of(packing.spikes);
   // The whole warp goes round: a ballot needs every lane.
-  for (int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x - lane; first < packing.spikes; first += stride) {
+  for (int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x - lane; first < packing.spikes; first += stride) {
     const int64_t i = first + lane;
     const unsigned word = __ballot_sync(~0u, i < packing.spikes && packing.fired(i));
     const int64_t byte = first / kByte + lane;
@@ -20,21 +20,18 @@ __global__ void __launch_bounds__(kThreads, 1) pack_kernel(const Packing<S> pack
 
 template <typename S>
 __global__ void __launch_bounds__(kThreads, 1) unpack_kernel(const Unpacking<S> unpacking) {
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < unpacking.spikes; i += stride) {
-    unpacking.unpack(i);
-  }
+  for_neurons<1>(unpacking.spikes, [&](int64_t i) { unpacking.unpack(i); });
 }
 
 struct CudaBits : Cuda {
   template <typename S>
   static void pack(const Tensor& on, const Packing<S>& packing) {
-    launch(on, grid(packing.spikes), pack_kernel<S>, packing);
+    launch(on, grid(on, packing.spikes, 1), pack_kernel<S>, packing);
   }
 
   template <typename S>
   static void unpack(const Tensor& on, const Unpacking<S>& unpacking) {
-    launch(on, grid(unpacking.spikes), unpack_kernel<S>, unpacking);
+    launch(on, grid(on, unpacking.spikes, 1), unpack_kernel<S>, unpacking);
   }
 };
 
