@@ -22,9 +22,9 @@ namespace snnfast {
 inline constexpr int kThreads = 128;  // at one block a multiprocessor at least: registers hold kAhead steps, unspilled
 
 // How a thread works: on how many neurons at once, and how many steps ahead it asks for inputs.
-template <int kLanesOf, int kAheadOf>
+template <int lanes, int ahead>
 struct Regime {
-  static constexpr int kLanes = kLanesOf, kAhead = kAheadOf;
+  static constexpr int kLanes = lanes, kAhead = ahead;
 };
 
 // What few neurons need: as many threads as there are neurons, each far ahead.
