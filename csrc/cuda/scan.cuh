@@ -304,11 +304,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
 }
 
-// What a step that is run again leaves to its way back.
+// What a step that is run again leaves to its way back: of each lane the states, then the extras.
 template <typename Neuron, int kLanes>
-struct Kept {
-  LaneStates<Neuron, kLanes> states;
-  typename Neuron::Scalar extras[kLanes][Neuron::kExtras + 1];
+struct alignas(kLanes * sizeof(typename Neuron::Scalar)) Kept {
+  typename Neuron::Scalar values[kLanes][Neuron::kStates + Neuron::kExtras];
 };
 
 // From currents and the states before each chunk: a chunk of steps is run again into shared memory, then walked back.
@@ -354,9 +353,12 @@ __global__ void __launch_bounds__(kThreads, 1)
           Kept<Neuron, kLanes>& to = kept_at(first + j);
 #pragma unroll
           for (int w = 0; w < kLanes; ++w) {
-            step(back.neurons.lanes[w], static_cast<T>(x_now.lanes[w]), T(0), states[w], to.extras[w]);
+            T extra[Neuron::kExtras + 1];
+            step(back.neurons.lanes[w], static_cast<T>(x_now.lanes[w]), T(0), states[w], extra);
 #pragma unroll
-            for (int k = 0; k < Neuron::kStates; ++k) to.states[w][k] = states[w][k];
+            for (int k = 0; k < Neuron::kStates; ++k) to.values[w][k] = states[w][k];
+#pragma unroll
+            for (int k = 0; k < Neuron::kExtras; ++k) to.values[w][Neuron::kStates + k] = extra[k];
           }
         }
       }
@@ -368,6 +370,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           ask(grad_spk[j], scan.grad_spk, t - kAhead);
           if (t >= scan.steps) continue;
           const Kept<Neuron, kLanes>& from = kept_at(first + j);
+          const bool is_first = first + j == 0;
           BackwardInputs<Neuron> inputs[kLanes];
 #pragma unroll
           for (int w = 0; w < kLanes; ++w) {
@@ -376,12 +379,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
             for (int k = 0; k < Neuron::kStates; ++k) {
               inputs[w].grad_states[k] = kAbsent<T>;
-              inputs[w].previous[k] = first + j > 0 ? kept_at(first + j - 1).states[w][k] : before[w][k];
+              inputs[w].previous[k] = is_first ? before[w][k] : kept_at(first + j - 1).values[w][k];
+              states[w][k] = from.values[w][k];
             }
 #pragma unroll
-            for (int k = 0; k < Neuron::kExtras; ++k) inputs[w].extras[k] = from.extras[w][k];
+            for (int k = 0; k < Neuron::kExtras; ++k) inputs[w].extras[k] = from.values[w][Neuron::kStates + k];
           }
-          back.step(t, inputs, from.states);
+          back.step(t, inputs, states);
         }
       }
     }
