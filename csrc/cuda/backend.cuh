@@ -37,17 +37,18 @@ struct Cuda {
   template <typename Neuron, typename S>
   static void scan_backward(const Tensor& on, const ScanBackward<Neuron, S>& scan, const NeuronOptions& options,
                             const SurrogateChoice& choice) {
+    using T = typename Neuron::Scalar;
     if (scan.grad_params[0]) {
-      return scan_backward_in<true, Narrow>(on, scan, options, any_surrogate<typename Neuron::Scalar>(choice));
+      return scan_backward_in<true, NarrowBackward<T>>(on, scan, options, any_surrogate<T>(choice));
     }
-    dispatch_surrogate<typename Neuron::Scalar>(choice, [&](const auto& known, const auto& any) {
+    dispatch_surrogate<T>(choice, [&](const auto& known, const auto& any) {
       if constexpr (kHasWide<Neuron, S> && kIsCommon<std::decay_t<decltype(known)>>) {
         const bool wide = is_wide(on, scan.neurons, scan.x, scan.grad_spk, scan.grad_states[0], scan.grad_last[0],
                                   scan.states[0], scan.initial[0]);
         if (wide) return scan_backward_in<false, Wide>(on, scan, options, known);
-        scan_backward_in<false, Narrow>(on, scan, options, known);
+        scan_backward_in<false, NarrowBackward<T>>(on, scan, options, known);
       } else {
-        scan_backward_in<false, Narrow>(on, scan, options, any);
+        scan_backward_in<false, NarrowBackward<T>>(on, scan, options, any);
       }
     });
   }

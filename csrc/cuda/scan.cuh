@@ -28,8 +28,9 @@ struct Regime {
 };
 
 // What few neurons need: as many threads as there are neurons, each far ahead.
-using Narrow = Regime<1, 8>;
-using NarrowForward = Regime<1, 16>;  // which reads less a step
+using NarrowForward = Regime<1, 16>;
+template <typename T>
+using NarrowBackward = Regime<1, sizeof(T) == sizeof(float) ? 8 : 4>;  // which reads more a step
 
 // What many neurons need: states move 16 bytes at a time, currents and spikes 16 or, in half precision, 8.
 using Wide = Regime<4, 4>;
