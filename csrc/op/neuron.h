@@ -224,8 +224,7 @@ struct NeuronOp {
                                const std::optional<Tensor>& evaluated) {
     if (!x.has_value()) return;
     STD_TORCH_CHECK(sequence.unroll && can_recompute(x->scalar_type()),
-                    "x must not be given for a model, dtype or device "
-                    "whose steps are not run again");
+                    "x must not be given for a model, dtype or device whose steps are not run again");
     STD_TORCH_CHECK(seqs.size() == Some::kStates && grad_seqs.empty() && !evaluated.has_value(),
                     "with x, seqs must be given, and neither grad_seqs nor evaluated");
   }
