@@ -69,7 +69,7 @@ def _panels(rows, groups, titles, labels, title, **drawn):
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
     figure, grid = plt.subplots(
-        lines, columns, figsize=(max(6, width * columns), height * lines + 0.7), sharey=True, squeeze=False
+        lines, columns, figsize=(max(8, width * columns), height * lines + 0.7), sharey=True, squeeze=False
     )
     for axes, group, heading in zip(grid.flat, groups, titles, strict=False):
         _panel(axes, group, contenders, **drawn)
