@@ -19,7 +19,7 @@ uint8_t gathered(const uint8_t* flags) {
 
 // A byte for each bit, not 0 where it is 1.
 void scatter(uint8_t byte, uint8_t* flags) {
-  const uint64_t word = byte * 0x0101010101010101 & 0x8040201008040201;
+  const uint64_t word = uint64_t{byte} * 0x0101010101010101 & 0x8040201008040201;
   for (int k = 0; k < kByte; ++k) flags[k] = static_cast<uint8_t>(word >> kByte * k);
 }
 
