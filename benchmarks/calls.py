@@ -17,7 +17,6 @@ import torch
 from benches import Size
 from contenders import CONTENDERS, Contender
 
-CALLS = ("first_call_ms", "repeated_call_ms", "new_t_ms", "new_b_ms", "new_n_ms", "step_us")
 REPEATED = 10
 # A layer so small that a step's time is its call's.
 STEP_SHAPE = (1, 100)

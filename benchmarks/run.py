@@ -23,7 +23,7 @@ import torch
 import measure
 import table
 from benches import BENCHES, MATMULS, CallsBench, LoopsBench, Size, check, dtype_name, outcome
-from calls import CALLS, described, measure_apart
+from calls import described, measure_apart
 from contenders import CONTENDERS, Contender, Refused
 from published import LOOPS
 
@@ -45,7 +45,7 @@ NOT_MEASURED = dict.fromkeys(
         "retained_bytes",
         "limit_ms",
         "limit_share",
-        *CALLS,
+        *table.CALLS,
     )
 )
 

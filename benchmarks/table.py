@@ -53,15 +53,15 @@ ONM_COLUMNS = (
     "share of the products alone",
     "peak MB",
 )
-CALLS_COLUMNS = (
-    "contender",
-    "first call ms",
-    "later call ms",
-    "first with T + 1 ms",
-    "first with B + 1 ms",
-    "first with N + 1 ms",
-    "one step's call µs",
-)
+# What calls.py measures, and its columns.
+CALLS = {
+    "first_call_ms": "first call ms",
+    "repeated_call_ms": "later call ms",
+    "new_t_ms": "first with T + 1 ms",
+    "new_b_ms": "first with B + 1 ms",
+    "new_n_ms": "first with N + 1 ms",
+    "step_us": "one step's call µs",
+}
 # Beyond so many sizes a bench of layers is one table with a line a size.
 SIZES_APART = 4
 # Which contender of snnfast's computes what a peer of rlif's does; in lif it is OURS for all.
@@ -335,9 +335,8 @@ def _onm_size(row):
 
 def _calls_table(rows):
     parts = [_bench_title(rows)]
-    keys = ("first_call_ms", "repeated_call_ms", "new_t_ms", "new_b_ms", "new_n_ms", "step_us")
-    if lines := [[_name(row), *(_number(row[key]) for key in keys)] for row in rows if not row["error"]]:
-        parts.append(_markdown(CALLS_COLUMNS, lines))
+    if lines := [[_name(row), *(_number(row[key]) for key in CALLS)] for row in rows if not row["error"]]:
+        parts.append(_markdown(("contender", *CALLS.values()), lines))
     return "\n\n".join([*parts, *_missing(rows)]) + "\n"
 
 

@@ -187,7 +187,7 @@ def test_calls_are_timed_in_a_process_of_their_own(module, tmp_path, capsys):
     assert module("run").main(arguments) == 0
     snnfast_row, compiled, *others = json.loads(path.read_text())
     assert set(REQUIRED) <= set(snnfast_row) and snnfast_row["error"] is None
-    for name in module("calls").CALLS:
+    for name in module("table").CALLS:
         assert 0 < snnfast_row[name] < 1e5
     assert "--compile-max-t 1" in compiled["error"]
     assert [row["contender"] for row in others] == list(GPU_CONTENDERS)

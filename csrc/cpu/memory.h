@@ -42,9 +42,10 @@ inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std:
 #endif
 }
 
+inline constexpr int kPage = 4096;  // bytes
+
 inline void prepare_fresh_memory(void* data, std::size_t bytes) {
   constexpr std::size_t kLarge = std::size_t{2} << 20;
-  constexpr std::uintptr_t kPage = 4096;
   if (bytes < kLarge) return;
   static const bool kept = (keep_freed_memory(reinterpret_cast<std::uintptr_t>(data) % kPage == 0), true);
   static_cast<void>(kept);

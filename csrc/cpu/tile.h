@@ -10,6 +10,7 @@
 
 #include "../neuron/model.h"
 #include "../op/scan.h"
+#include "memory.h"
 #include "product.h"
 #include "simd.h"
 
@@ -40,7 +41,7 @@ void load_params(Row<T> (&rows)[kCount], const Periodic<T> (&params)[kCount], in
   }
 }
 
-inline constexpr int kPage = 4096, kLine = 64;  // bytes
+inline constexpr int kLine = 64;  // bytes
 
 // The next step's row lies far from this one, where no hardware prefetcher looks: touch its pages, or all its lines,
 // while this one is computed. Null rows are passed over.

@@ -167,7 +167,7 @@ __device__ T sum_fired(const volatile unsigned* fired, const Team& team, const T
 // Step t of neuron i. Returns the spike as it is stored.
 template <typename Neuron, typename S, typename T = typename Neuron::Scalar>
 __device__ T step_at(const Scan<Neuron, S>& scan, const NeuronOptions& options, int64_t t, int64_t i, T rec) {
-  const Neuron neuron = load_neuron<Neuron, S>(scan.params, options, i);
+  const Neuron neuron = load_neuron<Neuron>(scan.params, options, i);
   const int64_t at = t * scan.neurons + i;
   T state[Neuron::kStates], extra[Neuron::kExtras + 1];
 #pragma unroll
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   const Share share(team);
   T* matrix = shared_memory<T>();
   load_columns(matrix, weight_t, team, share, [&](int row) {
-    return static_cast<T>(static_cast<S>(spike_height(load_neuron<Neuron, S>(scan.params, options, row))));
+    return static_cast<T>(static_cast<S>(spike_height(load_neuron<Neuron>(scan.params, options, row))));
   });
   const int64_t samples = team.shares_bits ? team.samples : team.all_samples;
   volatile unsigned* bits = team.shares_bits ? reinterpret_cast<unsigned*>(matrix + team.matrix())
@@ -270,7 +270,7 @@ __device__ Quad<T> fed_back(const Quad<T>* grads, const T* column, const Team& t
 template <bool kWithParams, typename Neuron, typename S, typename T = typename Neuron::Scalar>
 __device__ void step_back_at(const ScanBackward<Neuron, S>& scan, const NeuronOptions& options,
                              const AnySurrogate<T>& surrogate, int64_t t, int64_t i, T fed) {
-  const Neuron neuron = load_neuron<Neuron, S>(scan.params, options, i);
+  const Neuron neuron = load_neuron<Neuron>(scan.params, options, i);
   const int64_t at = t * scan.neurons + i;
   const bool is_last = t + 1 == scan.steps;
   BackwardInputs<Neuron> lanes[1];

@@ -72,7 +72,7 @@ __device__ void for_neurons(int64_t neurons, const Body& body) {
   for (int64_t i = thread * kLanes; i < neurons; i += stride) body(i);
 }
 
-template <typename Neuron, typename S>
+template <typename Neuron>
 __device__ Neuron load_neuron(const Periodic<typename Neuron::Scalar> (&params)[Neuron::kParams],
                               const NeuronOptions& options, int64_t i) {
   typename Neuron::Scalar values[Neuron::kParams];
@@ -93,7 +93,7 @@ struct Neurons {
  private:
   template <typename Params, std::size_t... W>
   __device__ Neurons(const Params& params, const NeuronOptions& options, int64_t i, std::index_sequence<W...>)
-      : lanes{load_neuron<Neuron, void>(params, options, i + static_cast<int64_t>(W))...} {}
+      : lanes{load_neuron<Neuron>(params, options, i + static_cast<int64_t>(W))...} {}
 };
 
 template <typename Neuron, int kLanes>
