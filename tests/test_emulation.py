@@ -51,6 +51,8 @@ def kernels(tmp_path_factory):
     [
         ("test_leaky.py", "special or strides or last or steps or memory", ONE_BLOCK),
         ("test_leaky.py", "special or steps", FEW_THREADS),
+        ("test_ops.py", "row and (leaky or lapicque or lif)", ONE_BLOCK),
+        ("test_ops.py", "row and leaky", FEW_THREADS),
         ("test_half.py", "", ONE_BLOCK),
         ("test_half.py", "", FEW_THREADS),
         ("test_recompute.py", "bits_hold or bits_of or is_a_spike or three", ONE_BLOCK),

@@ -54,6 +54,19 @@ def test_steps_run_again_change_no_bit(steps, neurons, learn, dtype, half_device
         assert all(map(torch.equal, again, stored)), (model.name, options)
 
 
+def test_steps_that_share_a_row_are_run_again_to_the_same_bits(half_device):
+    x, mem, *params = leaves(LEAKY, 33, 32, torch.bfloat16, half_device, learn=False)
+
+    def trained(x, gradient):
+        x = x.detach().requires_grad_()
+        spk = ops.run(LEAKY, x, None, (mem,), tuple(params), OPTIONS, False).spk
+        return spk, *torch.autograd.grad(spk, x, gradient)
+
+    shared = x[:1].expand_as(x)
+    copied = shared.clone(memory_format=torch.contiguous_format)
+    assert all(map(torch.equal, trained(shared, shared), trained(copied, copied)))
+
+
 def test_memory_kept_is_that_of_the_currents(half_device):
     x, mem, *params = leaves(LEAKY, 64, 100, torch.bfloat16, half_device, learn=False)
     kept = {}

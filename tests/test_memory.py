@@ -1,10 +1,13 @@
-"""Training on the CPU takes its memory from the system once, not once an iteration."""
+"""Training takes no memory it does not need, and on the CPU takes it from the system once, not once an iteration."""
 
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from snnfast import functional
 
 PROGRAM = """
 import resource, sys
@@ -38,3 +41,21 @@ def test_iterations_reuse_freed_memory(shape):
 def _page_faults_once_settled(shape) -> int:
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, *map(str, shape)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_steps_that_share_a_row_are_not_copied(module, device):
+    """A steady current is read where it lies, and so is the gradient of a sum over time."""
+    steps, row = 64, torch.randn(8, 512, device=device, requires_grad=True)
+    sequence = steps * row.numel() * row.element_size()
+    peak_bytes = module("measure").peak_bytes
+    kept = {}
+
+    def forward():
+        kept["spk"] = functional.leaky(row.expand(steps, -1, -1), beta=0.9)[0]
+
+    def backward():
+        kept["spk"].sum().backward()
+
+    spikes_and_membranes, gradient_and_its_sum = 2, 1
+    assert peak_bytes(forward, row.device) < (spikes_and_membranes + 0.5) * sequence
+    assert peak_bytes(backward, row.device) < (gradient_and_its_sum + 0.5) * sequence

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from snnfast import ops, surrogate
 from snnfast.reference import MODELS
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -14,9 +15,9 @@ def operators(model):
     return (getattr(torch.ops.snnfast, f"{model.name}_{direction}").default for direction in ("fwd", "bwd"))
 
 
-def inputs(model, unroll, initial, dtype, device):
+def inputs(model, unroll, initial, dtype, device, batch=3):
     """x, rec, states and parameters, the first of them one value per neuron."""
-    x = torch.randn(5, 3, 4, device=device, dtype=dtype)
+    x = torch.randn(5, batch, 4, device=device, dtype=dtype)
     shape = x.shape[1:] if unroll else x.shape
     state = {"device": device, "dtype": torch.float64 if dtype == torch.float64 else torch.float32}
     params = [torch.rand((4,) if k == 0 else (), **state) + 0.5 for k in range(len(model.params))]
@@ -79,3 +80,38 @@ def test_outputs_nobody_wants_are_absent(model, device):
     how = (True, "subtract", False, False, "atan", [3.14, 1.0], torch.float32)
     (grad_x,) = bwd(spk, None, spk, [], [], [spk], extras, states, params, None, *how, False, False)
     assert grad_x.shape == (5, 3, 4)
+
+
+def steady(row, steps):
+    """A row at every step, as an expansion and as a tensor of its own."""
+    shared = row.expand(steps, *row.shape)
+    return shared, shared.clone(memory_format=torch.contiguous_format)
+
+
+@pytest.mark.parametrize(
+    "model, dense",
+    [pytest.param(model, dense, id=model.name) for model in MODELS for dense in {False, model.recurrent}],
+)
+def test_steps_that_share_a_row_give_the_bits_of_copies(model, dense, device):
+    """A steady current, and the gradients of sums over time."""
+    options = ops.Options(surrogate.atan(2.0), "subtract", model.delay_optional, True)
+    _, rec, states, params = inputs(model, True, True, torch.float32, device, batch=8)
+    weight = torch.randn(4, 4, device=device)
+
+    def outcome(x, kind):
+        x = x.detach().requires_grad_()
+        if dense:
+            result = ops.run_dense(model, x, ops.Recurrence(weight, None), None, states, params, options, True)
+        else:
+            result = ops.run(model, x, rec, states, params, options, True)
+        outputs = (result.spk, *(seq for seq in result.seqs if seq is not result.spk))
+        return [*outputs, *result.last, *torch.autograd.grad(outputs, x, [gradients[kind]] * len(outputs))]
+
+    rows = [torch.randn(4, 8, device=device).t(), torch.randn(8, 4, device=device)]
+    for row in rows:
+        currents = steady(row, 5)
+        assert currents[0].stride(0) == 0 and currents[1].is_contiguous()
+        for gradient in (*rows, torch.ones((), device=device).expand(8, 4)):
+            gradients = steady(gradient, 5)
+            for shared, copied in zip(*(outcome(x, kind) for kind, x in enumerate(currents)), strict=True):
+                assert torch.equal(shared, copied)

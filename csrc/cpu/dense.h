@@ -37,7 +37,7 @@ void scan_dense_slab(const Scan<Neuron, T>& scan, const NeuronOptions& options, 
     for (int64_t t = 0; t < scan.steps; ++t) {
       // Its lines: there is time for them beside the product.
       const int all = static_cast<int>(end - begin);
-      if (t + 1 < scan.steps) prefetch_step<kLine>(scan, (t + 1) * scan.neurons + begin, all);
+      if (t + 1 < scan.steps) prefetch_step<kLine>(scan, t + 1, begin, all);
       const T* spikes = t > 0 ? scan.spk + (t - 1) * scan.neurons : spk0;
       feed_back(spikes ? spikes + begin : nullptr, weight_t, bias, samples, rec.data());
       for (int64_t first = begin; first < end; first += kTile) {
@@ -49,7 +49,7 @@ void scan_dense_slab(const Scan<Neuron, T>& scan, const NeuronOptions& options, 
         T* extras[Neuron::kExtras + 1] = {};
         for (int k = 0; k < Neuron::kStates; ++k) previous[k] = next[k] = scan.last[k] + first;
         for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan.extras[k] ? scan.extras[k] + offset : unwanted[k];
-        step_row<Neuron>(params, options, scan.x + offset, rec.data() + (first - begin), previous, next, extras,
+        step_row<Neuron>(params, options, scan.x.at(t) + first, rec.data() + (first - begin), previous, next, extras,
                          scan.spk + offset, width);
         for (int k = 0; k < Neuron::kStates; ++k) {
           if (scan.states[k]) std::copy_n(next[k], width, scan.states[k] + offset);

@@ -52,8 +52,9 @@ void prefetch_row(const T* sequence, int64_t offset, int width) {
 }
 
 template <int kBytes, typename Neuron, typename T = typename Neuron::Scalar>
-void prefetch_step(const Scan<Neuron, T>& scan, int64_t offset, int width) {
-  prefetch_row<kBytes>(scan.x, offset, width);
+void prefetch_step(const Scan<Neuron, T>& scan, int64_t t, int64_t first, int width) {
+  const int64_t offset = t * scan.neurons + first;
+  prefetch_row<kBytes>(scan.x.at(t), first, width);
   prefetch_row<kBytes>(scan.spk, offset, width);
   for (int k = 0; k < Neuron::kStates; ++k) prefetch_row<kBytes>(scan.states[k], offset, width);
   for (int k = 0; k < Neuron::kExtras; ++k) prefetch_row<kBytes>(scan.extras[k], offset, width);
@@ -89,10 +90,10 @@ void scan_tile(const Scan<Neuron, T>& scan, const NeuronOptions& options, int64_
     }
     for (int64_t t = 0; t < scan.steps; ++t) {
       const int64_t offset = t * scan.neurons + first;
-      const T* x = scan.x + offset;
+      const T* x = scan.x.at(t) + first;
       const T* rec = scan.rec ? scan.rec + offset : zeros;
       T* spk = scan.spk + offset;
-      if (t + 1 < scan.steps) prefetch_step<kPage>(scan, offset + scan.neurons, width);
+      if (t + 1 < scan.steps) prefetch_step<kPage>(scan, t + 1, first, width);
       for (int k = 0; k < Neuron::kStates; ++k) next[k] = scan.states[k] ? scan.states[k] + offset : carried[k];
       for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan.extras[k] ? scan.extras[k] + offset : unwanted[k];
       step_row<Neuron>(params, options, x, rec, previous, next, extras, spk, width);
@@ -125,19 +126,19 @@ class BackwardTile {
   // fed [width] or null.
   void step(int64_t t, const T* fed) {
     const int64_t offset = t * scan_.neurons + first_;
-    const T* grad_spk = scan_.grad_spk ? scan_.grad_spk + offset : absent_;
+    const T* grad_spk = row(scan_.grad_spk, t);
     const T* evaluated = scan_.evaluated ? scan_.evaluated + offset : zeros_;
     T* grad_x = scan_.grad_x + offset;
     if (!fed) fed = absent_;
     if (t > 1) {
-      prefetch_row(scan_.grad_spk, offset - scan_.neurons, width_);
+      prefetch_row(scan_.grad_spk.at(t - 1), first_, width_);
       prefetch_row(scan_.grad_x, offset - scan_.neurons, width_);
       for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan_.states[k], offset - 2 * scan_.neurons, width_);
     }
     const T *grad_states[Neuron::kStates], *states[Neuron::kStates], *previous[Neuron::kStates];
     const T* extras[Neuron::kExtras + 1] = {};
     for (int k = 0; k < Neuron::kStates; ++k) {
-      grad_states[k] = scan_.grad_states[k] ? scan_.grad_states[k] + offset : absent_;
+      grad_states[k] = row(scan_.grad_states[k], t);
       states[k] = scan_.states[k] ? scan_.states[k] + offset : zeros_;
       const T* initial = scan_.initial[k] ? scan_.initial[k] + first_ : zeros_;
       const T* before = scan_.states[k] ? states[k] - scan_.neurons : zeros_;
@@ -187,6 +188,8 @@ class BackwardTile {
   }
 
  private:
+  const T* row(const Rows<T>& gradient, int64_t t) const { return gradient ? gradient.at(t) + first_ : absent_; }
+
   const ScanBackward<Neuron, T>& scan_;
   const NeuronOptions& options_;
   const Surrogate& surrogate_;

@@ -29,7 +29,7 @@ struct Cuda {
   template <typename Neuron, typename S>
   static void scan(const Tensor& on, const Scan<Neuron, S>& scan, const NeuronOptions& options) {
     if constexpr (kHasWide<Neuron, S>) {
-      if (is_wide(on, scan.neurons, scan.x, scan.initial[0])) return scan_in<Wide>(on, scan, options);
+      if (is_wide(on, scan.neurons, scan.x.data, scan.initial[0])) return scan_in<Wide>(on, scan, options);
     }
     scan_in<NarrowForward>(on, scan, options);
   }
@@ -43,8 +43,8 @@ struct Cuda {
     }
     dispatch_surrogate<T>(choice, [&](const auto& known, const auto& any) {
       if constexpr (kHasWide<Neuron, S> && kIsCommon<std::decay_t<decltype(known)>>) {
-        const bool wide = is_wide(on, scan.neurons, scan.x, scan.grad_spk, scan.grad_states[0], scan.grad_last[0],
-                                  scan.states[0], scan.initial[0]);
+        const bool wide = is_wide(on, scan.neurons, scan.x.data, scan.grad_spk.data, scan.grad_states[0].data,
+                                  scan.grad_last[0], scan.states[0], scan.initial[0]);
         if (wide) return scan_backward_in<false, Wide>(on, scan, options, known);
         scan_backward_in<false, NarrowBackward<T>>(on, scan, options, known);
       } else {

@@ -175,7 +175,7 @@ __device__ T step_at(const Scan<Neuron, S>& scan, const NeuronOptions& options, 
     const T* before = t > 0 ? scan.last[k] : scan.initial[k];
     state[k] = before ? before[i] : T(0);
   }
-  const S spk = static_cast<S>(step(neuron, static_cast<T>(scan.x[at]), rec, state, extra));
+  const S spk = static_cast<S>(step(neuron, static_cast<T>(scan.x.at(t)[i]), rec, state, extra));
   scan.spk[at] = spk;
 #pragma unroll
   for (int k = 0; k < Neuron::kStates; ++k) {
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
       const int column = static_cast<int>(task % own_words) * kWarp + lane, feature = share.first_feature + column;
       const int64_t i = (share.first_sample + sample) * team.features + feature;
       const bool inside = feature < team.features;
-      if (inside && t + 1 < scan.steps) prefetch(scan.x + (t + 1) * scan.neurons + i);
+      if (inside && t + 1 < scan.steps) prefetch(scan.x.at(t + 1) + i);
       T rec = T(0), spk = T(0);
       if (t > 0) rec = sum_fired(fired + row, team, matrix + column);
       if (inside && t == 0 && scan.rec) rec = scan.rec[i];

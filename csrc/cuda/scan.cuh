@@ -54,6 +54,11 @@ __device__ Pack<T, kLanes> load_or(T otherwise, const T* from, int64_t at) {
   return pack;
 }
 
+template <int kLanes, typename T>
+__device__ Pack<T, kLanes> load_or(T otherwise, const Rows<T>& from, int64_t t, int64_t i) {
+  return load_or<kLanes>(otherwise, from.data, t * from.stride + i);
+}
+
 // of(w): the value of lane w. Null: nobody wants it.
 template <int kLanes, typename T, typename Of>
 __device__ void store(T* to, int64_t at, const Of& of) {
@@ -130,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 1) scan_kernel(const Scan<Neuron, S>
     Pack<T, kLanes> rec[kAhead];
     const auto ask = [&](int j, int64_t t) {
       if (t >= scan.steps) return;
-      x[j] = load<kLanes>(scan.x, t * scan.neurons + i);
+      x[j] = load<kLanes>(scan.x.at(t), i);
       if constexpr (Recurrent<Neuron>) rec[j] = load_or<kLanes>(T(0), scan.rec, t * scan.neurons + i);
     };
 #pragma unroll
@@ -181,7 +186,7 @@ __device__ void load_inputs(BackwardInputs<Neuron> (&inputs)[kLanes], const Scan
                             int64_t i) {
   using T = typename Neuron::Scalar;
   const int64_t at = t * scan.neurons + i;
-  const auto grad_spk = load_or<kLanes>(static_cast<S>(kAbsent<T>), scan.grad_spk, at);
+  const auto grad_spk = load_or<kLanes>(static_cast<S>(kAbsent<T>), scan.grad_spk, t, i);
   const auto evaluated = load_or<kLanes>(T(0), scan.evaluated, at);
   LaneStates<Neuron, kLanes> previous;
   if (t > 0) load_states<kLanes, Neuron>(previous, scan.states, at - scan.neurons);
@@ -194,7 +199,7 @@ __device__ void load_inputs(BackwardInputs<Neuron> (&inputs)[kLanes], const Scan
   }
 #pragma unroll
   for (int k = 0; k < Neuron::kStates; ++k) {
-    const auto grad_state = load_or<kLanes>(kAbsent<T>, scan.grad_states[k], at);
+    const auto grad_state = load_or<kLanes>(kAbsent<T>, scan.grad_states[k], t, i);
 #pragma unroll
     for (int w = 0; w < kLanes; ++w) {
       inputs[w].grad_states[k] = grad_state.lanes[w];
@@ -322,9 +327,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   for_neurons<kLanes>(scan.neurons, [&](int64_t i) {
     WayBack<kWithParams, kLanes, Neuron, S, Surrogate> back(scan, options, surrogate, i);
     Pack<S, kLanes> x[kAhead]{}, grad_spk[kAhead]{};
-    const auto ask = [&](Pack<S, kLanes>& place, const S* sequence, int64_t t) {
+    const auto ask = [&](Pack<S, kLanes>& place, const Rows<S>& sequence, int64_t t) {
       if (t < 0 || t >= scan.steps) return;
-      place = load_or<kLanes>(static_cast<S>(kAbsent<T>), sequence, t * scan.neurons + i);
+      place = load_or<kLanes>(static_cast<S>(kAbsent<T>), sequence, t, i);
     };
     LaneStates<Neuron, kLanes> next, before, states;  // next: before the chunk that is to come
     const auto ask_start = [&](int64_t start) {

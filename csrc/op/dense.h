@@ -26,7 +26,7 @@ struct DenseOp : NeuronOp<Backend, Model> {
     Base::check_forward(x, sequence, states, params, saved);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
-    x = contiguous(x);
+    x = readable(x, sequence);
     spk = contiguous(spk);
     bias = contiguous(bias);
     const Tensor weight_t = contiguous(torch::stable::transpose(weight, 0, 1));
@@ -62,8 +62,9 @@ struct DenseOp : NeuronOp<Backend, Model> {
                       evaluated, dtype, surrogate, reset_delay);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
-    grad_spk = contiguous(grad_spk);
-    make_contiguous(grad_last, grad_seqs, seqs, extras, states, params);
+    grad_spk = readable(grad_spk, sequence);
+    for (auto& grad : grad_seqs) grad = readable(grad, sequence);
+    make_contiguous(grad_last, seqs, extras, states, params);
     evaluated = contiguous(evaluated);
     weight = contiguous(weight);
     std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
@@ -111,7 +112,7 @@ struct DenseOp : NeuronOp<Backend, Model> {
     using T = typename Neuron::Scalar;
     const ScalarType dtype = weight_t.scalar_type();
     const int64_t steps = scan.steps;
-    const Tensor zeros = torch::stable::new_zeros(x, Sequence(x, true).neuron_shape(), dtype);
+    const Tensor zeros = torch::stable::new_zeros(x, Sequence(spikes, true).neuron_shape(), dtype);
     scan.steps = 1;
     for (int64_t t = 0; t < steps; ++t) {
       Tensor rec = zeros;
@@ -120,7 +121,7 @@ struct DenseOp : NeuronOp<Backend, Model> {
       scan.rec = data<T>(rec);
       Backend::scan(x, scan, options);
       spk = to_state(torch::stable::select(spikes, 0, t), dtype);
-      scan.x += scan.neurons;
+      scan.x.data += scan.x.stride;
       scan.spk += scan.neurons;
       for (int k = 0; k < Neuron::kStates; ++k) {
         scan.initial[k] = scan.last[k];
@@ -144,12 +145,12 @@ struct DenseOp : NeuronOp<Backend, Model> {
     for (int64_t t = all.steps - 1; t >= 0; --t) {
       const int64_t at = t * all.neurons;
       const auto row = [at](auto* sequence) { return sequence ? sequence + at : nullptr; };
-      scan.grad_spk = row(all.grad_spk);
+      scan.grad_spk.data = all.grad_spk.at(t);
       scan.evaluated = row(all.evaluated);
       scan.grad_x = all.grad_x + at;
       for (int k = 0; k < Neuron::kStates; ++k) {
         scan.states[k] = row(all.states[k]);
-        scan.grad_states[k] = row(all.grad_states[k]);
+        scan.grad_states[k].data = all.grad_states[k].at(t);
         if (t > 0) scan.initial[k] = all.states[k] ? scan.states[k] - all.neurons : nullptr;
         if (t == 0) scan.initial[k] = all.initial[k];
         if (t + 1 < all.steps) scan.grad_last[k] = scan.grad_initial[k];

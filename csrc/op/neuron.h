@@ -38,7 +38,7 @@ struct NeuronOp {
     check_every(every, x, sequence);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
-    x = contiguous(x);
+    x = readable(x, sequence);
     rec = contiguous(rec);
     make_contiguous(states, params);
     const int64_t seqs = unroll ? saved : 0;
@@ -74,9 +74,10 @@ struct NeuronOp {
                 surrogate, reset_delay);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
-    x = contiguous(x);
-    grad_spk = contiguous(grad_spk);
-    make_contiguous(grad_last, grad_seqs, seqs, extras, states, params);
+    x = readable(x, sequence);
+    grad_spk = readable(grad_spk, sequence);
+    for (auto& grad : grad_seqs) grad = readable(grad, sequence);
+    make_contiguous(grad_last, seqs, extras, states, params);
     evaluated = contiguous(evaluated);
     std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
     const int wanted = want_states ? Some::kStates : 0;
@@ -91,7 +92,7 @@ struct NeuronOp {
         auto scan = scan_back<Neuron, S>(results[0], sequence, grad_spk, grad_last, grad_seqs, seqs, extras, states,
                                          params, evaluated);
         if (x.has_value()) {
-          scan.x = data<S>(*x);
+          scan.x = rows<S>(x, sequence);
           std::swap(scan.states, scan.starts);
         }
         for (int k = 0; k < wanted; ++k) scan.grad_initial[k] = mutable_data<T>(results[1 + k]);
@@ -133,12 +134,12 @@ struct NeuronOp {
   static std::vector<Tensor> outputs(const Tensor& x, const Sequence& sequence, int64_t seqs, int64_t every,
                                      int extras) {
     const ScalarType dtype = state_dtype(x.scalar_type());
-    std::vector<Tensor> results{Backend::empty(x, x.sizes(), x.scalar_type())};
+    std::vector<Tensor> results{Backend::empty(x, sequence.shape, x.scalar_type())};
     for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(x, sequence.neuron_shape(), dtype));
     std::vector<int64_t> stored = sequence.shape;
     if (every > 1) stored[0] = chunk_starts(sequence.steps);
     for (int64_t k = 0; k < seqs; ++k) results.push_back(Backend::empty(x, stored, dtype));
-    for (int k = 0; k < extras; ++k) results.push_back(Backend::empty(x, x.sizes(), dtype));
+    for (int k = 0; k < extras; ++k) results.push_back(Backend::empty(x, sequence.shape, dtype));
     return results;
   }
 
@@ -150,7 +151,7 @@ struct NeuronOp {
     Scan<Neuron, S> scan{};
     scan.steps = sequence.steps;
     scan.neurons = sequence.neurons;
-    scan.x = data<S>(x);
+    scan.x = rows<S>(x, sequence);
     scan.spk = mutable_data<S>(results[0]);
     for (std::size_t k = 0; k < states.size(); ++k) scan.initial[k] = data<T>(states[k]);
     for (int k = 0; k < Neuron::kParams; ++k) scan.params[k] = periodic<T>(params[k]);
@@ -172,9 +173,9 @@ struct NeuronOp {
     ScanBackward<Neuron, S> scan{};
     scan.steps = sequence.steps;
     scan.neurons = sequence.neurons;
-    scan.grad_spk = data<S>(grad_spk);
+    scan.grad_spk = rows<S>(grad_spk, sequence);
     for (std::size_t k = 0; k < grad_last.size(); ++k) scan.grad_last[k] = data<T>(grad_last[k]);
-    for (std::size_t k = 0; k < grad_seqs.size(); ++k) scan.grad_states[k] = data<T>(grad_seqs[k]);
+    for (std::size_t k = 0; k < grad_seqs.size(); ++k) scan.grad_states[k] = rows<T>(grad_seqs[k], sequence);
     for (std::size_t k = 0; k < seqs.size(); ++k) scan.states[k] = data<T>(seqs[k]);
     for (std::size_t k = 0; k < extras.size(); ++k) scan.extras[k] = data<T>(extras[k]);
     for (std::size_t k = 0; k < states.size(); ++k) scan.initial[k] = data<T>(states[k]);

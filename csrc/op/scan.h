@@ -18,6 +18,15 @@ inline int64_t chunk_starts(int64_t steps) { return steps > 0 ? (steps - 1) / kC
 template <typename P, int kCount>
 using Slots = P[kCount > 0 ? kCount : 1];
 
+// A sequence that is read: a step's row lies `stride` values after the row before it, 0 where all steps have the same.
+template <typename T>
+struct Rows {
+  const T* data;  // null: absent
+  int64_t stride;
+  C10_HOST_DEVICE const T* at(int64_t step) const { return data + step * stride; }
+  C10_HOST_DEVICE explicit operator bool() const { return data != nullptr; }
+};
+
 // A parameter over the trailing neuron dimensions, repeated with this period.
 template <typename T>
 struct Periodic {
@@ -31,7 +40,7 @@ template <typename Neuron, typename S>
 struct Scan {
   using T = typename Neuron::Scalar;
   int64_t steps, neurons;
-  const S* x;                         // [steps, neurons]
+  Rows<S> x;                          // [steps, neurons]
   const T* rec;                       // [steps, neurons]; a recurrent model's second current, null: zeros
   const T* initial[Neuron::kStates];  // [neurons]; null: zeros
   Periodic<T> params[Neuron::kParams];
@@ -46,11 +55,11 @@ template <typename Neuron, typename S>
 struct ScanBackward {
   using T = typename Neuron::Scalar;
   int64_t steps, neurons;
-  const S* grad_spk;                        // [steps, neurons]
+  Rows<S> grad_spk;                         // [steps, neurons]
   const T* fed;                             // [neurons]; what reaches the last step's spikes from the step after it
-  const T* grad_states[Neuron::kStates];    // [steps, neurons]
+  Rows<T> grad_states[Neuron::kStates];     // [steps, neurons]
   const T* grad_last[Neuron::kStates];      // [neurons]
-  const S* x;                               // [steps, neurons]; from which, and from starts, steps are run again
+  Rows<S> x;                                // [steps, neurons]; from which, and from starts, steps are run again
   const T* starts[Neuron::kStates];         // [chunk_starts(steps), neurons], as forward wrote them
   const T* states[Neuron::kStates];         // [steps, neurons], as forward wrote them, where there is no x
   Slots<const T*, Neuron::kExtras> extras;  // [steps, neurons], as forward wrote them, where there is no x

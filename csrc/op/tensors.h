@@ -55,6 +55,22 @@ const T* data(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? data<T>(*tensor) : nullptr;
 }
 
+// A sequence as kernels read it: contiguous, or one row where it is that of all steps.
+inline Tensor readable(const Tensor& tensor, const Sequence& sequence) {
+  const bool one_row = sequence.steps > 1 && tensor.size(0) == sequence.steps && tensor.stride(0) == 0;
+  return contiguous(one_row ? torch::stable::select(tensor, 0, 0) : tensor);
+}
+
+inline std::optional<Tensor> readable(const std::optional<Tensor>& tensor, const Sequence& sequence) {
+  return tensor.has_value() ? std::optional<Tensor>(readable(*tensor, sequence)) : std::nullopt;
+}
+
+template <typename T>
+Rows<T> rows(const std::optional<Tensor>& tensor, const Sequence& sequence) {
+  const T* first = data<T>(tensor);
+  return {first, first && tensor->numel() > sequence.neurons ? sequence.neurons : 0};
+}
+
 template <typename T>
 T* mutable_data(const Tensor& tensor) {
   return tensor.numel() > 0 ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
