@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "../dispatch.h"
+#include "../integers.h"
 #include "../op/tensors.h"
 #include "dense.h"
 #include "memory.h"
@@ -103,7 +104,7 @@ struct Cpu {
   static void for_tiles(int64_t steps, int64_t neurons, Order order, const Body& body) {
     const int64_t grain = std::max<int64_t>(64, kStepsPerTask / std::max<int64_t>(steps, 1));
     torch::stable::parallel_for(0, neurons, grain, [&](int64_t begin, int64_t end) {
-      const int64_t tiles = (end - begin + kTile - 1) / kTile;
+      const int64_t tiles = divided_up(end - begin, kTile);
       for (int64_t k = 0; k < tiles; ++k) {
         const int64_t first = begin + kTile * (order == Order::kForward ? k : tiles - 1 - k);
         body(first, static_cast<int>(std::min<int64_t>(kTile, end - first)));

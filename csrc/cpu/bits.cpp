@@ -71,12 +71,11 @@ struct CpuBits : Cpu {
  private:
   template <typename Body>
   static void for_pieces(int64_t spikes, const Body& body) {
-    torch::stable::parallel_for(0, (spikes + kPiece - 1) / kPiece, kStepsPerTask / kPiece,
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t k = begin; k < end; ++k) {
-                                    body(k * kPiece, static_cast<int>(std::min<int64_t>(kPiece, spikes - k * kPiece)));
-                                  }
-                                });
+    torch::stable::parallel_for(0, divided_up(spikes, kPiece), kStepsPerTask / kPiece, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        body(k * kPiece, static_cast<int>(std::min<int64_t>(kPiece, spikes - k * kPiece)));
+      }
+    });
   }
 };
 

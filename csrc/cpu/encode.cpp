@@ -64,7 +64,7 @@ void encode_piece(const RateCode<X, S, T>& code, int64_t row, int64_t first, int
       std::fill_n(spk, width, S(0));
       continue;
     }
-    const bool changed = !known || code.stride != 0;
+    const bool changed = !known || code.x.stride != 0;
     vectorized([&] {
       const auto own = code;
       const int64_t from = first;
@@ -85,7 +85,7 @@ void encode_piece(const RateCode<X, S, T>& code, int64_t row, int64_t first, int
 struct CpuEncoders : Cpu {
   template <typename Code>
   static void encode(const Tensor&, const Code& code) {
-    const int64_t pieces = (code.neurons + kWidth - 1) / kWidth;
+    const int64_t pieces = divided_up(code.neurons, kWidth);
     const int64_t grain = std::max<int64_t>(1, kStepsPerTask / std::min<int64_t>(code.neurons, kWidth));
     torch::stable::parallel_for(0, code.rows() * pieces, grain, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) {

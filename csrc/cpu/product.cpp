@@ -68,7 +68,7 @@ void multiply_rows(int64_t terms, const Factor& factor, const Row& row, T* out, 
   constexpr int64_t kWidth = 4 * Matrix<T>::kLanes;
   int64_t first = 0;
   for (; first + kWidth <= columns; first += kWidth) block.template operator()<4>(first);
-  with_vectors<4>((columns - first + Matrix<T>::kLanes - 1) / Matrix<T>::kLanes,
+  with_vectors<4>(divided_up(columns - first, Matrix<T>::kLanes),
                   [&]<int kVectors>() { block.template operator()<kVectors>(first); });
 }
 
@@ -177,7 +177,7 @@ class ColumnSums {
     const int64_t features = sums_.columns();
     int64_t first = 0;
     for (; first + 8 * kLanes <= features; first += 8 * kLanes) add_to_rows<8>(events_, values, sums_, first);
-    with_vectors<8>((features - first + kLanes - 1) / kLanes,
+    with_vectors<8>(divided_up(features - first, kLanes),
                     [&]<int kVectors>() { add_to_rows<kVectors>(events_, values, sums_, first); });
   }
 

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <vector>
 
+#include "../integers.h"
+
 namespace snnfast {
 
 // A matrix whose rows are whole vectors, padded with zeros, at addresses that vectors are read from at once.
@@ -17,7 +19,7 @@ class Matrix {
   static constexpr int64_t kLanes = 64 / sizeof(T);
 
   Matrix(int64_t rows, int64_t columns)
-      : columns_(columns), stride_((columns + kLanes - 1) / kLanes * kLanes), values_(rows * stride_ + kLanes) {
+      : columns_(columns), stride_(divided_up(columns, kLanes) * kLanes), values_(rows * stride_ + kLanes) {
     const auto address = reinterpret_cast<std::uintptr_t>(values_.data());
     first_ = values_.data() + (64 - address % 64) % 64 / sizeof(T);
   }

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "../dispatch.h"
+#include "../integers.h"
 #include "../op/tensors.h"
 #include "dense.cuh"
 #include "launch.cuh"

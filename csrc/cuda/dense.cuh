@@ -13,6 +13,7 @@
 #include <cstring>
 #include <optional>
 
+#include "../integers.h"
 #include "../neuron/model.h"
 #include "../op/scan.h"
 #include "launch.cuh"
@@ -23,8 +24,6 @@ namespace snnfast {
 inline constexpr int kMostWarps = 16;
 inline constexpr int kQuad = 4;
 inline constexpr unsigned kAllLanes = 0xffffffff;
-
-inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What a device has room for.
 struct Chip {

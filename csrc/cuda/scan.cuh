@@ -104,6 +104,15 @@ struct Neurons {
 template <typename Neuron, int kLanes>
 using LaneStates = typename Neuron::Scalar[kLanes][Neuron::kStates];
 
+template <typename States>
+__device__ void assign(States& to, const States& from) {
+#pragma unroll
+  for (int w = 0; w < static_cast<int>(std::extent_v<States, 0>); ++w) {
+#pragma unroll
+    for (int k = 0; k < static_cast<int>(std::extent_v<States, 1>); ++k) to[w][k] = from[w][k];
+  }
+}
+
 template <int kLanes, typename Neuron, typename T>
 __device__ void load_states(LaneStates<Neuron, kLanes>& states, T* const* from, int64_t at) {
 #pragma unroll
@@ -316,14 +325,67 @@ struct alignas(kLanes * sizeof(typename Neuron::Scalar)) Kept {
   typename Neuron::Scalar values[kLanes][Neuron::kStates + Neuron::kExtras];
 };
 
-// From currents and the states before each chunk: a chunk of steps is run again into shared memory, then walked back.
+// A chunk of steps that are run again into shared memory, where every thread of the block has a place for each.
+template <typename Neuron, int kLanes>
+class Chunk {
+ public:
+  using T = typename Neuron::Scalar;
+  using States = LaneStates<Neuron, kLanes>;
+
+  __device__ Chunk() : kept_(shared_memory<Kept<Neuron, kLanes>>()) {}
+
+  // The states before its first step.
+  __device__ void begin(const States& states) { assign(before_, states); }
+
+  // Takes the states through step j.
+  template <typename S>
+  __device__ void run(int j, const Neurons<Neuron, kLanes>& neurons, const Pack<S, kLanes>& x, States& states) {
+    Kept<Neuron, kLanes>& to = at(j);
+#pragma unroll
+    for (int w = 0; w < kLanes; ++w) {
+      T extra[Neuron::kExtras + 1];
+      step(neurons.lanes[w], static_cast<T>(x.lanes[w]), T(0), states[w], extra);
+#pragma unroll
+      for (int k = 0; k < Neuron::kStates; ++k) to.values[w][k] = states[w][k];
+#pragma unroll
+      for (int k = 0; k < Neuron::kExtras; ++k) to.values[w][Neuron::kStates + k] = extra[k];
+    }
+  }
+
+  // What step j read, and the states that it left.
+  template <typename S>
+  __device__ void recall(int j, const Pack<S, kLanes>& grad_spk, BackwardInputs<Neuron> (&inputs)[kLanes],
+                         States& states) const {
+    const Kept<Neuron, kLanes>& from = at(j);
+#pragma unroll
+    for (int w = 0; w < kLanes; ++w) {
+      inputs[w].grad_spk = static_cast<T>(grad_spk.lanes[w]);
+      inputs[w].evaluated = T(0);
+#pragma unroll
+      for (int k = 0; k < Neuron::kStates; ++k) {
+        inputs[w].grad_states[k] = kAbsent<T>;
+        inputs[w].previous[k] = j == 0 ? before_[w][k] : at(j - 1).values[w][k];
+        states[w][k] = from.values[w][k];
+      }
+#pragma unroll
+      for (int k = 0; k < Neuron::kExtras; ++k) inputs[w].extras[k] = from.values[w][Neuron::kStates + k];
+    }
+  }
+
+ private:
+  __device__ Kept<Neuron, kLanes>& at(int j) const { return kept_[j * blockDim.x + threadIdx.x]; }
+
+  Kept<Neuron, kLanes>* kept_;
+  States before_;
+};
+
+// From currents and the states before each chunk: a chunk of steps is run again, then walked back.
 template <bool kWithParams, typename Regime, typename Neuron, typename S, typename Surrogate>
 __global__ void __launch_bounds__(kThreads, 1)
     scan_again_kernel(const ScanBackward<Neuron, S> scan, const NeuronOptions options, const Surrogate surrogate) {
   using T = typename Neuron::Scalar;
   constexpr int kLanes = Regime::kLanes, kAhead = Regime::kAhead, kSteps = kChunk;
-  auto* kept = shared_memory<Kept<Neuron, kLanes>>();
-  const auto kept_at = [&](int j) -> Kept<Neuron, kLanes>& { return kept[j * blockDim.x + threadIdx.x]; };
+  Chunk<Neuron, kLanes> chunk;
   for_neurons<kLanes>(scan.neurons, [&](int64_t i) {
     WayBack<kWithParams, kLanes, Neuron, S, Surrogate> back(scan, options, surrogate, i);
     Pack<S, kLanes> x[kAhead]{}, grad_spk[kAhead]{};
@@ -331,7 +393,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (t < 0 || t >= scan.steps) return;
       place = load_or<kLanes>(static_cast<S>(kAbsent<T>), sequence, t, i);
     };
-    LaneStates<Neuron, kLanes> next, before, states;  // next: before the chunk that is to come
+    LaneStates<Neuron, kLanes> next, states;  // next: before the chunk that is to come
     const auto ask_start = [&](int64_t start) {
       if (start > 0) load_states<kLanes, Neuron>(next, scan.starts, (start / kSteps - 1) * scan.neurons + i);
       if (start == 0) load_states<kLanes, Neuron>(next, scan.initial, i);
@@ -344,11 +406,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       ask(grad_spk[j], scan.grad_spk, last + kSteps - kAhead + j);
     }
     for (int64_t start = last; start >= 0; start -= kSteps) {
-#pragma unroll
-      for (int w = 0; w < kLanes; ++w) {
-#pragma unroll
-        for (int k = 0; k < Neuron::kStates; ++k) before[w][k] = states[w][k] = next[w][k];
-      }
+      assign(states, next);
+      chunk.begin(next);
       ask_start(start - kSteps);
       for (int first = 0; first < kSteps; first += kAhead) {
         const int64_t after = first + kAhead < kSteps ? start + first + kAhead : start - kSteps;
@@ -356,16 +415,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int j = 0; j < kAhead; ++j) {
           const Pack<S, kLanes> x_now = x[j];
           ask(x[j], scan.x, after + j);
-          Kept<Neuron, kLanes>& to = kept_at(first + j);
-#pragma unroll
-          for (int w = 0; w < kLanes; ++w) {
-            T extra[Neuron::kExtras + 1];
-            step(back.neurons.lanes[w], static_cast<T>(x_now.lanes[w]), T(0), states[w], extra);
-#pragma unroll
-            for (int k = 0; k < Neuron::kStates; ++k) to.values[w][k] = states[w][k];
-#pragma unroll
-            for (int k = 0; k < Neuron::kExtras; ++k) to.values[w][Neuron::kStates + k] = extra[k];
-          }
+          chunk.run(first + j, back.neurons, x_now, states);
         }
       }
       for (int first = kSteps - kAhead; first >= 0; first -= kAhead) {
@@ -375,22 +425,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           const Pack<S, kLanes> grad_now = grad_spk[j];
           ask(grad_spk[j], scan.grad_spk, t - kAhead);
           if (t >= scan.steps) continue;
-          const Kept<Neuron, kLanes>& from = kept_at(first + j);
-          const bool is_first = first + j == 0;
           BackwardInputs<Neuron> inputs[kLanes];
-#pragma unroll
-          for (int w = 0; w < kLanes; ++w) {
-            inputs[w].grad_spk = static_cast<T>(grad_now.lanes[w]);
-            inputs[w].evaluated = T(0);
-#pragma unroll
-            for (int k = 0; k < Neuron::kStates; ++k) {
-              inputs[w].grad_states[k] = kAbsent<T>;
-              inputs[w].previous[k] = is_first ? before[w][k] : kept_at(first + j - 1).values[w][k];
-              states[w][k] = from.values[w][k];
-            }
-#pragma unroll
-            for (int k = 0; k < Neuron::kExtras; ++k) inputs[w].extras[k] = from.values[w][Neuron::kStates + k];
-          }
+          chunk.recall(first + j, grad_now, inputs, states);
           back.step(t, inputs, states);
         }
       }

@@ -6,13 +6,14 @@
 #include <cstdint>
 
 #include "../dispatch.h"
+#include "../integers.h"
 #include "../op/scan.h"
 
 namespace snnfast {
 
 inline constexpr int kByte = 8;
 
-C10_HOST_DEVICE inline int64_t bytes_of(int64_t spikes) { return (spikes + kByte - 1) / kByte; }
+C10_HOST_DEVICE inline int64_t bytes_of(int64_t spikes) { return divided_up(spikes, kByte); }
 
 template <typename S>
 struct Packing {

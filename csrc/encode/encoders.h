@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../integers.h"
+#include "../op/scan.h"
 #include "philox.h"
 
 namespace snnfast {
@@ -35,16 +37,15 @@ template <typename X, typename S, typename T>
 struct RateCode {
   int64_t steps, neurons;
   int64_t silent;  // steps before the first that may fire
-  int64_t stride;  // from one step's data to the next one's; 0: all steps have the same
-  const X* x;
+  Rows<X> x;       // of the steps after those
   const int64_t* seed;
   Odds<T> odds;
   S* spk;
 
-  C10_HOST_DEVICE int64_t rows() const { return (steps + kWords - 1) / kWords; }
+  C10_HOST_DEVICE int64_t rows() const { return divided_up(steps, kWords); }
 
   C10_HOST_DEVICE int32_t firing(int64_t step, int64_t i) const {
-    return odds.firing(static_cast<T>(x[(step - silent) * stride + i]));
+    return odds.firing(static_cast<T>(x.at(step - silent)[i]));
   }
 
   C10_HOST_DEVICE void encode(int64_t row, int64_t i) const {

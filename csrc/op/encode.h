@@ -27,16 +27,15 @@ struct EncodeOp {
     check_count("silent", silent);
     check_count("steps", total);
     check_tensor("seed", seed, x, ScalarType::Long, 1);
-    x = contiguous(x);
+    x = readable(x, sequence);
     const Tensor spk = fresh(x, total, sequence.neuron_shape(), dtype);
     if (spk.numel() == 0) return spk;
-    const int64_t stride = steps.has_value() ? 0 : sequence.neurons;
     dispatch_both(x.scalar_type(), dtype, [&](auto value, auto spike) {
       using X = decltype(value);
       using S = decltype(spike);
       using T = StateOf<X>;
       const Odds<T> odds{static_cast<T>(gain), static_cast<T>(offset)};
-      Backend::encode(x, RateCode<X, S, T>{total, sequence.neurons, silent, stride, data<X>(x), data<int64_t>(seed),
+      Backend::encode(x, RateCode<X, S, T>{total, sequence.neurons, silent, rows<X>(x, sequence), data<int64_t>(seed),
                                            odds, mutable_data<S>(spk)});
     });
     return spk;
