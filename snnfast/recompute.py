@@ -11,7 +11,7 @@ from .functional import runs_reference
 from .neurons import SpikingNeuron
 
 # What draws no random numbers, whatever its options and mode. A CUDA graph being captured cannot restore a generator.
-_DRAWS_NOTHING = (
+DRAWS_NOTHING = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
@@ -80,7 +80,7 @@ def _may_run_again(group: list[nn.Module], x: Tensor) -> bool:
     stateless = (m for layer in group if not isinstance(layer, SpikingNeuron) for m in layer.modules())
     if any(module.training and list(module.buffers(recurse=False)) for module in stateless):
         return False
-    known = (isinstance(module, SpikingNeuron) or type(module) in _DRAWS_NOTHING for module in modules)
+    known = (isinstance(module, SpikingNeuron) or type(module) in DRAWS_NOTHING for module in modules)
     return not _is_capturing(x) or all(known)
 
 

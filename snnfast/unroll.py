@@ -15,7 +15,9 @@ class Unroll(nn.Sequential):
 
     Takes layers, or one `nn.Sequential` whose layers (and parameter names) it takes over; sequentials may nest. The
     input is [T, B, ...], the output the last layer's [T, B, ...]; where that is a neuron with output=True, its
-    (spikes, membranes). Sequences start from zero membranes, except in neurons with init_hidden=True.
+    (spikes, membranes). Sequences start from zero membranes, except in neurons with init_hidden=True. Where all steps
+    have the same input (`x.expand(T, ...)`), the layers of torch up to the first neuron see it once, [B, ...], but
+    those that draw random numbers, learn from the batch or have hooks, and all that follow them.
 
     Args:
         recompute: keep for backward, of each group of layers up to a neuron, the input alone, and run the group again
@@ -51,7 +53,7 @@ class Unroll(nn.Sequential):
         if not isinstance(x, Tensor) or x.dim() < 2:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x must be a tensor [T, B, ...], got {got}")
-        layers = _flat(self) or [nn.Identity()]
+        x, layers = _run_steady(_flat(self) or [nn.Identity()], x)
         if not self.recompute or not recompute.applies():
             return _run(layers, x)
         *inner, last = recompute.groups(layers)
@@ -71,6 +73,24 @@ def _flat(layers: nn.Sequential) -> list[nn.Module]:
             _warn_of_hooks(layer)
         flat += _flat(layer) if nested else [layer]
     return flat
+
+
+def _run_steady(layers: list[nn.Module], x: Tensor) -> tuple[Tensor, list[nn.Module]]:
+    """An input that is the same at every step, through the layers that leave it so, and the layers that are left."""
+    count = next((k for k, layer in enumerate(layers) if not _keeps_steady(layer)), 0)
+    if count == 0 or len(x) < 2 or x.stride(0) != 0:
+        return x, layers
+    step = x[0]
+    for layer in layers[:count]:
+        step = layer(step)
+    return step.expand(len(x), *step.shape), layers[count:]
+
+
+def _keeps_steady(layer: nn.Module) -> bool:
+    """Whether the same input gives the same output, whoever else is in the batch and however often it is run."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    learns = layer.training and list(layer.buffers())
+    return type(layer) in recompute.DRAWS_NOTHING and not hooked and not learns
 
 
 def _run(layers: list[nn.Module], x: Tensor):

@@ -549,6 +549,49 @@ def test_unroll_container_respects_a_layers_own_forward():
         snn.Unroll(Residual(snn.Leaky(0.9)))
 
 
+@pytest.mark.parametrize("options", [{}, {"recompute": True}])
+def test_unroll_container_takes_a_steady_input_once(options, monkeypatch, device):
+    """All numbers are binary fractions of few digits: their sums have the same bits in every order."""
+    rows = []
+
+    def linear(self, x):
+        rows.append(x.flatten(0, -2).shape[0])
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    monkeypatch.setattr(nn.Linear, "forward", linear)
+    exact = {"beta": 0.5, "spike_grad": snn.surrogate.straight_through_estimator()}
+    layers = [nn.Flatten(), nn.Linear(12, 5), snn.Leaky(**exact), nn.Linear(5, 2), snn.Leaky(**exact, output=True)]
+    net = snn.Unroll(*layers, **options).to(device)
+    for param in net.parameters():
+        param.data = torch.randint(-3, 4, param.shape, device=device) / 8
+    image = torch.randint(0, 4, (3, 4, 3), device=device).float().requires_grad_()
+    steady = image.expand(6, *image.shape)
+    found = []
+    for x in (steady, steady.clone(memory_format=torch.contiguous_format)):
+        spk, mem = net(x)
+        found.append((spk, mem, *torch.autograd.grad(mem.sum() + spk.sum(), [image, *net.parameters()])))
+    assert all(map(torch.equal, *found))
+    assert rows[:2] == [3, 18] and 18 in rows[2:4]
+
+
+def test_unroll_container_repeats_what_differs_from_step_to_step(device):
+    """Dropout's masks, batch-norm's statistics, hooks."""
+    image = torch.rand(3, 12, device=device)
+    steady = image.expand(6, -1, -1)
+    spk = snn.Unroll(nn.Dropout(0.5), snn.Leaky(0.5, threshold=0.4)).to(device)(steady)
+    assert not spk[0].equal(spk[-1] * spk[0])
+    norms = [nn.BatchNorm1d(12).to(device) for _ in range(2)]
+    for norm, x in zip(norms, (steady, steady.contiguous()), strict=True):
+        snn.Unroll(norm, snn.Leaky(0.5))(x)
+    assert norms[0].running_var.equal(norms[1].running_var)
+    linear, seen = nn.Linear(12, 2).to(device), []
+    linear.register_forward_hook(lambda layer, inputs, output: seen.append(len(output)))
+    snn.Unroll(linear, snn.Leaky(0.5))(steady)
+    assert seen == [18]
+    alone = snn.Unroll(linear, nn.ReLU())(steady)
+    alone += 1
+
+
 def test_unroll_container_says_that_it_skips_hooks():
     net = snn.Unroll(nn.Linear(10, 10), snn.Leaky(0.9))
     net[1].register_forward_hook(lambda *_: None)

@@ -25,7 +25,7 @@ def network(library: str, shape: torch.Size) -> nn.Module:
         return StepLoop(*_layers(snntorch.Leaky, shape.numel()))
     import snnfast
 
-    return SteadyInput(*_layers(snnfast.Leaky, shape.numel()))
+    return snnfast.Unroll(*_layers(snnfast.Leaky, shape.numel()))
 
 
 def encode(images: Tensor, steps: int, generator: torch.Generator, library: str) -> Tensor:
@@ -38,15 +38,6 @@ def membrane_loss(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
     _, mem = output
     steps = len(mem)
     return steps * F.cross_entropy(mem.flatten(0, 1), target.repeat(steps))
-
-
-class SteadyInput(nn.Sequential):
-    """The layers on an input that is the same at every step: its product with the weights is made once."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        fc1, lif1, fc2, lif2 = self
-        spk1 = lif1.unroll_spikes(fc1(x[0]).expand(len(x), -1, -1))
-        return lif2.unroll(fc2(spk1))
 
 
 def _layers(leaky: type[nn.Module], pixels: int) -> list[nn.Module]:
