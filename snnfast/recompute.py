@@ -10,7 +10,7 @@ from . import ops
 from .functional import runs_reference
 from .neurons import SpikingNeuron
 
-# What draws no random numbers, whatever its options and mode. A CUDA graph being captured cannot restore a generator.
+# What draws no random numbers, whatever its options and mode: a CUDA graph being captured cannot restore a generator.
 DRAWS_NOTHING = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),

@@ -15,9 +15,11 @@ class Unroll(nn.Sequential):
 
     Takes layers, or one `nn.Sequential` whose layers (and parameter names) it takes over; sequentials may nest. The
     input is [T, B, ...], the output the last layer's [T, B, ...]; where that is a neuron with output=True, its
-    (spikes, membranes). Sequences start from zero membranes, except in neurons with init_hidden=True. Where all steps
-    have the same input (`x.expand(T, ...)`), the layers of torch up to the first neuron see it once, [B, ...], but
-    those that draw random numbers, learn from the batch or have hooks, and all that follow them.
+    (spikes, membranes). Sequences start from zero membranes, except in neurons with init_hidden=True.
+
+    An input that all steps share, `image.expand(T, *image.shape)`, goes through the layers before the first neuron
+    once, as [B, ...], where it needs no gradient and these are linear, convolutions, pooling, flattening, ReLU or
+    normalisation that does not depend on the batch, without hooks.
 
     Args:
         recompute: keep for backward, of each group of layers up to a neuron, the input alone, and run the group again
@@ -53,7 +55,9 @@ class Unroll(nn.Sequential):
         if not isinstance(x, Tensor) or x.dim() < 2:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x must be a tensor [T, B, ...], got {got}")
-        x, layers = _run_steady(_flat(self) or [nn.Identity()], x)
+        layers = _flat(self) or [nn.Identity()]
+        if _is_steady(x):
+            x, layers = _run_steady(layers, x)
         if not self.recompute or not recompute.applies():
             return _run(layers, x)
         *inner, last = recompute.groups(layers)
@@ -75,22 +79,30 @@ def _flat(layers: nn.Sequential) -> list[nn.Module]:
     return flat
 
 
+def _is_steady(x: Tensor) -> bool:
+    """Whether all steps are the same memory. An input that needs a gradient needs one of every step."""
+    return len(x) > 1 and x.stride(0) == 0 and not x.requires_grad
+
+
 def _run_steady(layers: list[nn.Module], x: Tensor) -> tuple[Tensor, list[nn.Module]]:
-    """An input that is the same at every step, through the layers that leave it so, and the layers that are left."""
-    count = next((k for k, layer in enumerate(layers) if not _keeps_steady(layer)), 0)
-    if count == 0 or len(x) < 2 or x.stride(0) != 0:
+    """A steady input through the layers before the first neuron, and the layers that are left."""
+    first = next((k for k, layer in enumerate(layers) if isinstance(layer, SpikingNeuron)), 0)
+    if first == 0 or not all(map(_keeps_steady, layers[:first])):
         return x, layers
-    step = x[0]
-    for layer in layers[:count]:
+    step = x[0].clone()  # which layers may overwrite
+    for layer in layers[:first]:
         step = layer(step)
-    return step.expand(len(x), *step.shape), layers[count:]
+    return step.expand(len(x), *step.shape), layers[first:]
 
 
 def _keeps_steady(layer: nn.Module) -> bool:
-    """Whether the same input gives the same output, whoever else is in the batch and however often it is run."""
+    """Whether the same input gives the same output, at every run and in any batch, and nobody looks on."""
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+        own = not layer.training and layer.running_mean is not None
+    else:
+        own = "forward" not in vars(layer)
     hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    learns = layer.training and list(layer.buffers())
-    return type(layer) in recompute.DRAWS_NOTHING and not hooked and not learns
+    return type(layer) in recompute.DRAWS_NOTHING and own and not hooked
 
 
 def _run(layers: list[nn.Module], x: Tensor):

@@ -276,7 +276,7 @@ def test_whole_numbers_are_taken_as_the_default_dtype(encode, dtype, device):
 @every_encoder
 def test_layouts_and_shapes(encode, device):
     data = features(6, 7, 8, device=device)
-    for given in (data.transpose(0, 2), data[:, ::2], data[0, 0], data[:1], data[:, :0]):
+    for given in (data.transpose(0, 2), data[:, ::2], data[0, 0], data[:1], data[:, :0], data[:1].expand(6, 7, 8)):
         torch.manual_seed(0)
         expected = encode(given.contiguous())
         torch.manual_seed(0)

@@ -15,12 +15,12 @@ def operators(model):
     return (getattr(torch.ops.snnfast, f"{model.name}_{direction}").default for direction in ("fwd", "bwd"))
 
 
-def inputs(model, unroll, initial, dtype, device, batch=3):
+def inputs(model, unroll, initial, dtype, device, sizes=(3, 4)):
     """x, rec, states and parameters, the first of them one value per neuron."""
-    x = torch.randn(5, batch, 4, device=device, dtype=dtype)
+    x = torch.randn(5, *sizes, device=device, dtype=dtype)
     shape = x.shape[1:] if unroll else x.shape
     state = {"device": device, "dtype": torch.float64 if dtype == torch.float64 else torch.float32}
-    params = [torch.rand((4,) if k == 0 else (), **state) + 0.5 for k in range(len(model.params))]
+    params = [torch.rand(sizes[-1:] if k == 0 else (), **state) + 0.5 for k in range(len(model.params))]
     states = [torch.randn(shape, **state) for _ in model.states] if initial else []
     return x, torch.randn(x.shape, **state) if model.recurrent else None, states, params
 
@@ -88,15 +88,21 @@ def steady(row, steps):
     return shared, shared.clone(memory_format=torch.contiguous_format)
 
 
-@pytest.mark.parametrize(
-    "model, dense",
-    [pytest.param(model, dense, id=model.name) for model in MODELS for dense in {False, model.recurrent}],
-)
-def test_steps_that_share_a_row_give_the_bits_of_copies(model, dense, device):
+def steady_cases():
+    """One a model, and all-to-all recurrence in one launch and, where the weights do not fit, step by step."""
+    for model in MODELS:
+        yield pytest.param(model, False, torch.float32, (8, 4), id=model.name)
+        if model.recurrent:
+            yield pytest.param(model, True, torch.float32, (8, 4), id=f"{model.name}-dense")
+            yield pytest.param(model, True, torch.float64, (2, 200), id=f"{model.name}-dense-by-step")
+
+
+@pytest.mark.parametrize("model, dense, dtype, sizes", list(steady_cases()))
+def test_steps_that_share_a_row_give_the_bits_of_copies(model, dense, dtype, sizes, device):
     """A steady current, and the gradients of sums over time."""
     options = ops.Options(surrogate.atan(2.0), "subtract", model.delay_optional, True)
-    _, rec, states, params = inputs(model, True, True, torch.float32, device, batch=8)
-    weight = torch.randn(4, 4, device=device)
+    _, rec, states, params = inputs(model, True, True, dtype, device, sizes)
+    weight = torch.randn(sizes[-1], sizes[-1], device=device, dtype=dtype)
 
     def outcome(x, kind):
         x = x.detach().requires_grad_()
@@ -107,11 +113,41 @@ def test_steps_that_share_a_row_give_the_bits_of_copies(model, dense, device):
         outputs = (result.spk, *(seq for seq in result.seqs if seq is not result.spk))
         return [*outputs, *result.last, *torch.autograd.grad(outputs, x, [gradients[kind]] * len(outputs))]
 
-    rows = [torch.randn(4, 8, device=device).t(), torch.randn(8, 4, device=device)]
+    rows = [torch.randn(sizes[::-1], device=device, dtype=dtype).t(), torch.randn(sizes, device=device, dtype=dtype)]
     for row in rows:
         currents = steady(row, 5)
         assert currents[0].stride(0) == 0 and currents[1].is_contiguous()
-        for gradient in (*rows, torch.ones((), device=device).expand(8, 4)):
+        for gradient in (*rows, torch.ones((), device=device, dtype=dtype).expand(sizes)):
             gradients = steady(gradient, 5)
             for shared, copied in zip(*(outcome(x, kind) for kind, x in enumerate(currents)), strict=True):
                 assert torch.equal(shared, copied)
+
+
+def moved(tensor):
+    """The same values at an address that is a multiple of no more than the size of one."""
+    place = tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape)
+    return place.copy_(tensor.detach())
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_inputs_may_lie_at_any_address(model, device):
+    """Also where there are so many neurons that a thread reads four of them at once."""
+    options = ops.Options(surrogate.atan(2.0), "subtract", model.delay_optional, True)
+    given = inputs(model, True, True, torch.float32, device, sizes=(8, 4))
+    gradient = torch.randn(given[0].shape, device=device)
+
+    def outcome(x, rec, states, params, gradient):
+        x = x.detach().requires_grad_()
+        result = ops.run(model, x, rec, states, params, options, True)
+        outputs = (result.spk, *(seq for seq in result.seqs if seq is not result.spk))
+        return [*outputs, *result.last, *torch.autograd.grad(outputs, x, [gradient] * len(outputs))]
+
+    expected = outcome(*given, gradient)
+    x, rec, states, params = given
+    for arguments in (
+        (moved(x), rec, states, params, gradient),
+        (x, rec if rec is None else moved(rec), states, params, gradient),
+        (x, rec, [moved(state) for state in states], params, gradient),
+        (x, rec, states, params, moved(gradient)),
+    ):
+        assert all(map(torch.equal, outcome(*arguments), expected))

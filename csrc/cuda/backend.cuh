@@ -30,7 +30,7 @@ struct Cuda {
   template <typename Neuron, typename S>
   static void scan(const Tensor& on, const Scan<Neuron, S>& scan, const NeuronOptions& options) {
     if constexpr (kHasWide<Neuron, S>) {
-      if (is_wide(on, scan.neurons, scan.x.data, scan.initial[0])) return scan_in<Wide>(on, scan, options);
+      if (is_wide(on, scan.neurons, scan.x.data, scan.rec, scan.initial[0])) return scan_in<Wide>(on, scan, options);
     }
     scan_in<NarrowForward>(on, scan, options);
   }
