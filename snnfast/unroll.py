@@ -97,12 +97,13 @@ def _run_steady(layers: list[nn.Module], x: Tensor) -> tuple[Tensor, list[nn.Mod
 
 def _keeps_steady(layer: nn.Module) -> bool:
     """Whether the same input gives the same output, at every run and in any batch, and nobody looks on."""
-    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-        own = not layer.training and layer.running_mean is not None
-    else:
-        own = "forward" not in vars(layer)
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return type(layer) in recompute.DRAWS_NOTHING and own and not hooked
+    if type(layer) not in recompute.DRAWS_NOTHING or "forward" in vars(layer):
+        return False
+    normalises = isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+    if normalises and (layer.training or layer.running_mean is None):
+        return False
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return not any(hooks)
 
 
 def _run(layers: list[nn.Module], x: Tensor):

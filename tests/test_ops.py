@@ -82,6 +82,18 @@ def test_outputs_nobody_wants_are_absent(model, device):
     assert grad_x.shape == (5, 3, 4)
 
 
+def outcome(model, x, rec, states, params, gradient, weight=None):
+    """Spikes, states and dL/dx for this gradient of the spikes and of all states; weight: of all-to-all recurrence."""
+    options = ops.Options(surrogate.atan(2.0), "subtract", model.delay_optional, True)
+    x = x.detach().requires_grad_()
+    if weight is None:
+        result = ops.run(model, x, rec, states, params, options, True)
+    else:
+        result = ops.run_dense(model, x, ops.Recurrence(weight, None), None, states, params, options, True)
+    outputs = (result.spk, *(seq for seq in result.seqs if seq is not result.spk))
+    return [*outputs, *result.last, *torch.autograd.grad(outputs, x, [gradient] * len(outputs))]
+
+
 def steady(row, steps):
     """A row at every step, as an expansion and as a tensor of its own."""
     shared = row.expand(steps, *row.shape)
@@ -100,27 +112,16 @@ def steady_cases():
 @pytest.mark.parametrize("model, dense, dtype, sizes", list(steady_cases()))
 def test_steps_that_share_a_row_give_the_bits_of_copies(model, dense, dtype, sizes, device):
     """A steady current, and the gradients of sums over time."""
-    options = ops.Options(surrogate.atan(2.0), "subtract", model.delay_optional, True)
     _, rec, states, params = inputs(model, True, True, dtype, device, sizes)
-    weight = torch.randn(sizes[-1], sizes[-1], device=device, dtype=dtype)
-
-    def outcome(x, kind):
-        x = x.detach().requires_grad_()
-        if dense:
-            result = ops.run_dense(model, x, ops.Recurrence(weight, None), None, states, params, options, True)
-        else:
-            result = ops.run(model, x, rec, states, params, options, True)
-        outputs = (result.spk, *(seq for seq in result.seqs if seq is not result.spk))
-        return [*outputs, *result.last, *torch.autograd.grad(outputs, x, [gradients[kind]] * len(outputs))]
-
+    weight = torch.randn(sizes[-1], sizes[-1], device=device, dtype=dtype) if dense else None
     rows = [torch.randn(sizes[::-1], device=device, dtype=dtype).t(), torch.randn(sizes, device=device, dtype=dtype)]
     for row in rows:
         currents = steady(row, 5)
         assert currents[0].stride(0) == 0 and currents[1].is_contiguous()
         for gradient in (*rows, torch.ones((), device=device, dtype=dtype).expand(sizes)):
-            gradients = steady(gradient, 5)
-            for shared, copied in zip(*(outcome(x, kind) for kind, x in enumerate(currents)), strict=True):
-                assert torch.equal(shared, copied)
+            pairs = zip(currents, steady(gradient, 5), strict=True)
+            found = [outcome(model, x, rec, states, params, grad, weight) for x, grad in pairs]
+            assert all(map(torch.equal, *found))
 
 
 def moved(tensor):
@@ -132,17 +133,10 @@ def moved(tensor):
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_inputs_may_lie_at_any_address(model, device):
     """Also where there are so many neurons that a thread reads four of them at once."""
-    options = ops.Options(surrogate.atan(2.0), "subtract", model.delay_optional, True)
     given = inputs(model, True, True, torch.float32, device, sizes=(8, 4))
     gradient = torch.randn(given[0].shape, device=device)
 
-    def outcome(x, rec, states, params, gradient):
-        x = x.detach().requires_grad_()
-        result = ops.run(model, x, rec, states, params, options, True)
-        outputs = (result.spk, *(seq for seq in result.seqs if seq is not result.spk))
-        return [*outputs, *result.last, *torch.autograd.grad(outputs, x, [gradient] * len(outputs))]
-
-    expected = outcome(*given, gradient)
+    expected = outcome(model, *given, gradient)
     x, rec, states, params = given
     for arguments in (
         (moved(x), rec, states, params, gradient),
@@ -150,4 +144,4 @@ def test_inputs_may_lie_at_any_address(model, device):
         (x, rec, [moved(state) for state in states], params, gradient),
         (x, rec, states, params, moved(gradient)),
     ):
-        assert all(map(torch.equal, outcome(*arguments), expected))
+        assert all(map(torch.equal, outcome(model, *arguments), expected))
