@@ -83,21 +83,8 @@ struct Cpu {
   // body(whether the parameters want gradients, surrogate)
   template <typename Neuron, typename T, typename Body>
   static void dispatch_backward(const ScanBackward<Neuron, T>& scan, const SurrogateChoice& choice, const Body& body) {
-    dispatch_bool(scan.grad_params[0] != nullptr, [&](auto with_params) {
-      const auto run = [&](const auto& surrogate) { body(with_params, surrogate); };
-      if constexpr (Spiking<Neuron>) {
-        // A loop for each surrogate, but in double, where one that asks again at every element spares half the binary.
-        dispatch_surrogate<T>(choice, [&](const auto& known, const auto& any) {
-          if constexpr (std::is_same_v<T, double>) {
-            run(any);
-          } else {
-            run(known);
-          }
-        });
-      } else {
-        run(Disabled<T>(nullptr));
-      }
-    });
+    const SurrogateRow<T> surrogate(choice);
+    dispatch_bool(scan.grad_params[0] != nullptr, [&](auto with_params) { body(with_params, surrogate); });
   }
 
   template <typename Body>

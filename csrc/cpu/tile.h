@@ -13,6 +13,7 @@
 #include "memory.h"
 #include "product.h"
 #include "simd.h"
+#include "surrogate.h"
 
 namespace snnfast {
 
@@ -103,13 +104,31 @@ void scan_tile(const Scan<Neuron, T>& scan, const NeuronOptions& options, int64_
   });
 }
 
+// A step asks its surrogate through the first of these, gets the answer from the second, and is computed twice for it:
+// of the first time the compiler keeps what leads to the question. So surrogates are compiled once, not once a neuron.
+template <typename T>
+struct Question {
+  T *grad, *u;
+  T backward(T grad_spk, T mem_shift, T) const {
+    *grad = grad_spk;
+    *u = mem_shift;
+    return T(0);
+  }
+};
+
+template <typename T>
+struct Answer {
+  T grad_u;
+  T backward(T, T, T) const { return grad_u; }
+};
+
 // The steps of a tile, from the last to the first, each with what comes back to its spikes from the step after it.
-template <bool kWithParams, typename Neuron, typename Surrogate>
+template <bool kWithParams, typename Neuron>
 class BackwardTile {
  public:
   using T = typename Neuron::Scalar;
 
-  BackwardTile(const ScanBackward<Neuron, T>& scan, const NeuronOptions& options, const Surrogate& surrogate,
+  BackwardTile(const ScanBackward<Neuron, T>& scan, const NeuronOptions& options, const SurrogateRow<T>& surrogate,
                int64_t first, int width)
       : scan_(scan), options_(options), surrogate_(surrogate), first_(first), width_(width) {
     load_params(params_, scan.params, first, width);
@@ -125,49 +144,18 @@ class BackwardTile {
 
   // fed [width] or null.
   void step(int64_t t, const T* fed) {
-    const int64_t offset = t * scan_.neurons + first_;
-    const T* grad_spk = row(scan_.grad_spk, t);
-    const T* evaluated = scan_.evaluated ? scan_.evaluated + offset : zeros_;
-    T* grad_x = scan_.grad_x + offset;
-    if (!fed) fed = absent_;
-    if (t > 1) {
-      prefetch_row(scan_.grad_spk.at(t - 1), first_, width_);
-      prefetch_row(scan_.grad_x, offset - scan_.neurons, width_);
-      for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan_.states[k], offset - 2 * scan_.neurons, width_);
-    }
-    const T *grad_states[Neuron::kStates], *states[Neuron::kStates], *previous[Neuron::kStates];
-    const T* extras[Neuron::kExtras + 1] = {};
-    for (int k = 0; k < Neuron::kStates; ++k) {
-      grad_states[k] = row(scan_.grad_states[k], t);
-      states[k] = scan_.states[k] ? scan_.states[k] + offset : zeros_;
-      const T* initial = scan_.initial[k] ? scan_.initial[k] + first_ : zeros_;
-      const T* before = scan_.states[k] ? states[k] - scan_.neurons : zeros_;
-      previous[k] = t > 0 ? before : initial;
-    }
-    for (int k = 0; k < Neuron::kExtras; ++k) extras[k] = scan_.extras[k] + offset;
-#pragma GCC ivdep
-    for (int i = 0; i < width_; ++i) {
-      T lane_params[Neuron::kParams], grad_params[Neuron::kParams];
-      T terms[Neuron::kCarries], state[Neuron::kStates], before[Neuron::kStates], extra[Neuron::kExtras + 1];
-      for (int k = 0; k < Neuron::kParams; ++k) lane_params[k] = params_[k][i];
-      for (int k = 0; k < Neuron::kStates; ++k) {
-        terms[k] = grad_states[k][i] + carry_[k][i];
-        state[k] = states[k][i];
-        before[k] = previous[k][i];
+    if (t > 1) prefetch(t);
+    const Given given = given_at(t, fed);
+    T* grad_x = scan_.grad_x + t * scan_.neurons + first_;
+    for (int begin = 0; begin < width_; begin += kBlock) {
+      const int end = std::min(begin + kBlock, width_);
+      T grad[kBlock] = {};  // dL/dspike, then dL/du
+      if constexpr (Spiking<Neuron>) {
+        T u[kBlock];
+        ask(given, begin, end, grad, u);
+        surrogate_(grad, u, given.evaluated + begin, end - begin);
       }
-      for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) terms[k] = carry_[k][i];
-      for (int k = 0; k < Neuron::kExtras; ++k) extra[k] = extras[k][i];
-      grad_x[i] = step_backward(Neuron(lane_params, options_), surrogate_, grad_spk[i] + fed[i], evaluated[i], state,
-                                extra, before, terms, grad_params);
-      for (int k = 0; k < Neuron::kCarries; ++k) carry_[k][i] = terms[k];
-      if constexpr (kWithParams) {
-        for (int k = 0; k < Neuron::kParams; ++k) {
-          CompensatedSum<T> total{sums_[k][i], lost_[k][i]};
-          total.add(grad_params[k]);
-          sums_[k][i] = total.sum;
-          lost_[k][i] = total.lost;
-        }
-      }
+      finish_step(given, begin, end, grad, grad_x);
     }
   }
 
@@ -188,11 +176,85 @@ class BackwardTile {
   }
 
  private:
+  static constexpr int kBlock = 256;  // neurons between question and answer: they stay in the first cache
+
+  // The rows that a step reads.
+  struct Given {
+    const T *grad_spk, *fed, *evaluated;
+    const T *grad_states[Neuron::kStates], *states[Neuron::kStates], *previous[Neuron::kStates];
+    const T* extras[Neuron::kExtras + 1];
+  };
+
+  Given given_at(int64_t t, const T* fed) const {
+    const int64_t offset = t * scan_.neurons + first_;
+    Given given{};
+    given.grad_spk = row(scan_.grad_spk, t);
+    given.fed = fed ? fed : absent_;
+    given.evaluated = scan_.evaluated ? scan_.evaluated + offset : zeros_;
+    for (int k = 0; k < Neuron::kStates; ++k) {
+      given.grad_states[k] = row(scan_.grad_states[k], t);
+      given.states[k] = scan_.states[k] ? scan_.states[k] + offset : zeros_;
+      const T* initial = scan_.initial[k] ? scan_.initial[k] + first_ : zeros_;
+      const T* before = scan_.states[k] ? given.states[k] - scan_.neurons : zeros_;
+      given.previous[k] = t > 0 ? before : initial;
+    }
+    for (int k = 0; k < Neuron::kExtras; ++k) given.extras[k] = scan_.extras[k] + offset;
+    return given;
+  }
+
+  void prefetch(int64_t t) const {
+    const int64_t offset = t * scan_.neurons + first_;
+    prefetch_row(scan_.grad_spk.at(t - 1), first_, width_);
+    prefetch_row(scan_.grad_x, offset - scan_.neurons, width_);
+    for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan_.states[k], offset - 2 * scan_.neurons, width_);
+  }
+
+  // One neuron. Returns dL/dx[t].
+  template <typename Surrogate>
+  T neuron(const Given& given, int i, const Surrogate& surrogate, T* terms, T* grad_params) const {
+    T params[Neuron::kParams], state[Neuron::kStates], before[Neuron::kStates], extra[Neuron::kExtras + 1];
+    for (int k = 0; k < Neuron::kParams; ++k) params[k] = params_[k][i];
+    for (int k = 0; k < Neuron::kStates; ++k) {
+      terms[k] = given.grad_states[k][i] + carry_[k][i];
+      state[k] = given.states[k][i];
+      before[k] = given.previous[k][i];
+    }
+    for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) terms[k] = carry_[k][i];
+    for (int k = 0; k < Neuron::kExtras; ++k) extra[k] = given.extras[k][i];
+    return step_backward(Neuron(params, options_), surrogate, given.grad_spk[i] + given.fed[i], given.evaluated[i],
+                         state, extra, before, terms, grad_params);
+  }
+
+  void ask(const Given& given, int begin, int end, T* grad, T* u) const {
+#pragma GCC ivdep
+    for (int i = begin; i < end; ++i) {
+      T terms[Neuron::kCarries], grad_params[Neuron::kParams];
+      neuron(given, i, Question<T>{grad + (i - begin), u + (i - begin)}, terms, grad_params);
+    }
+  }
+
+  void finish_step(const Given& given, int begin, int end, const T* grad_u, T* grad_x) {
+#pragma GCC ivdep
+    for (int i = begin; i < end; ++i) {
+      T terms[Neuron::kCarries], grad_params[Neuron::kParams];
+      grad_x[i] = neuron(given, i, Answer<T>{grad_u[i - begin]}, terms, grad_params);
+      for (int k = 0; k < Neuron::kCarries; ++k) carry_[k][i] = terms[k];
+      if constexpr (kWithParams) {
+        for (int k = 0; k < Neuron::kParams; ++k) {
+          CompensatedSum<T> total{sums_[k][i], lost_[k][i]};
+          total.add(grad_params[k]);
+          sums_[k][i] = total.sum;
+          lost_[k][i] = total.lost;
+        }
+      }
+    }
+  }
+
   const T* row(const Rows<T>& gradient, int64_t t) const { return gradient ? gradient.at(t) + first_ : absent_; }
 
   const ScanBackward<Neuron, T>& scan_;
   const NeuronOptions& options_;
-  const Surrogate& surrogate_;
+  const SurrogateRow<T>& surrogate_;
   const int64_t first_;
   const int width_;
   Row<T> params_[Neuron::kParams], carry_[Neuron::kCarries], zeros_, absent_;
@@ -206,11 +268,11 @@ struct FedBack {
   T* fed;                   // [neurons]; left with what reaches the spikes before the first step
 };
 
-template <bool kWithParams, typename Neuron, typename Surrogate, typename T = typename Neuron::Scalar>
-void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const NeuronOptions& options, const Surrogate& surrogate,
-                        const FedBack<T>& back, int64_t first, int width) {
+template <bool kWithParams, typename Neuron, typename T = typename Neuron::Scalar>
+void scan_backward_tile(const ScanBackward<Neuron, T>& scan, const NeuronOptions& options,
+                        const SurrogateRow<T>& surrogate, const FedBack<T>& back, int64_t first, int width) {
   vectorized([&] {
-    BackwardTile<kWithParams, Neuron, Surrogate> tile(scan, options, surrogate, first, width);
+    BackwardTile<kWithParams, Neuron> tile(scan, options, surrogate, first, width);
     const T* fed = scan.fed ? scan.fed + first : nullptr;
     for (int64_t t = scan.steps - 1; t >= 0; --t) {
       tile.step(t, fed);
