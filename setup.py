@@ -1,16 +1,36 @@
-"""Builds snnfast's two extensions: `_C` (operators, CPU kernels) and, with nvcc and a CUDA torch, `_C_cuda`.
+"""Builds snnfast's extensions: `_C` (operators, CPU kernels), and for a GPU `_C_cuda`. toolchain.py says when.
 
-SNNFAST_CUDA=0|1 overrides the detection; TORCH_CUDA_ARCH_LIST chooses the GPUs (no GPU is needed to build).
+SNNFAST_CUDA=0|1 chooses instead; TORCH_CUDA_ARCH_LIST names the GPUs to compile for (none is needed to build).
 """
 
+import logging
 import os
+import sys
 from glob import glob
 
-import torch
 from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+
+import toolchain  # noqa: E402
+
+try:
+    toolchain.check()
+    toolchain.check_setuptools()
+    torch = toolchain.import_torch()
+    cuda = toolchain.wanted_cuda(torch)
+except toolchain.Missing as lack:
+    sys.exit(f"snnfast: {lack}")
+if cuda:
+    # torch asks the environment, once, when it is imported.
+    os.environ["CUDA_HOME"] = str(cuda.home)
+    os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(cuda.architectures)
+
+# It warns of toolkits that nobody asked for.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 # torch 2.10 is the oldest runtime the wheel supports; with it defined, only the stable ABI compiles.
 COMMON = ["-O3", "-std=c++20", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
@@ -26,36 +46,33 @@ CXX = [
 NVCC = [*COMMON, "--fmad=false", "-lineinfo", "-DUSE_CUDA", "--expt-relaxed-constexpr"]
 
 
-def wants_cuda() -> bool:
-    """Whether to build `_C_cuda`: as SNNFAST_CUDA says, else where nvcc and a CUDA build of torch are found."""
-    choice = os.environ.get("SNNFAST_CUDA", "")
-    if choice not in ("", "0", "1"):
-        raise SystemExit(f"SNNFAST_CUDA must be 0 or 1, got {choice!r}")
-    return choice == "1" or (not choice and bool(CUDA_HOME) and torch.version.cuda is not None)
+class Build(BuildExtension):
+    """Keeps its objects, so that only what changed is compiled again, and says which file of how many it is at."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.build_temp = os.path.join(HERE, "build", "objects")
+
+    def build_extensions(self):
+        with toolchain.progress():
+            super().build_extensions()
 
 
-extensions = [
-    CppExtension(
-        "snnfast._C",
-        ["csrc/ops.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-        extra_compile_args={"cxx": CXX},
-        py_limited_api=True,
-    )
-]
-if wants_cuda():
-    # Without a GPU to ask, torch would not know what to build for.
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0;12.0+PTX")
-    extensions.append(
-        CUDAExtension(
-            "snnfast._C_cuda",
-            ["csrc/cuda/module.cpp", *sorted(glob("csrc/cuda/*.cu"))],
-            extra_compile_args={"cxx": CXX, "nvcc": NVCC},
-            py_limited_api=True,
-        )
-    )
+def extension(kind, name, sources, **flags):
+    sources = [os.path.join("csrc", source) for source in sources]
+    return kind(f"snnfast.{name}", sources, extra_compile_args=flags, py_limited_api=True)
+
+
+extensions = [extension(CppExtension, "_C", ["ops.cpp", *sorted(glob("cpu/*.cpp", root_dir="csrc"))], cxx=CXX)]
+if cuda:
+    sources = ["cuda/module.cpp", *sorted(glob("cuda/*.cu", root_dir="csrc"))]
+    extensions.append(extension(CUDAExtension, "_C_cuda", sources, cxx=CXX, nvcc=NVCC))
+    extensions[-1].library_dirs.append(str(cuda.libraries))
 
 setup(
+    # Here, since setuptools before 77 knows no SPDX name and later ones no other.
+    license="MIT",
     ext_modules=extensions,
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -36,23 +36,30 @@ void with_vectors(int64_t count, const F& f) {
 }
 
 // out [kRows, width] = the sum over k of factor(r, k) * row(k), of which a block of kVectors vectors holds all of
-// width.
+// width. Terms come in parts, whose sums lose less than one long sum.
 template <int kRows, int kVectors, typename T, typename Factor, typename Row>
 void multiply_block(int64_t terms, const Factor& factor, const Row& row, T* out, int64_t columns, int64_t width) {
-  Vector<T> sum[kRows][kVectors] = {};
-  for (int64_t k = 0; k < terms; ++k) {
-    const T* from = row(k);
-    for (int v = 0; v < kVectors; ++v) {
-      Vector<T> values;
-      std::memcpy(&values, __builtin_assume_aligned(from + v * Matrix<T>::kLanes, 64), sizeof(values));
-      for (int r = 0; r < kRows; ++r) sum[r][v] += factor(r, k) * values;
+  constexpr int64_t kTerms = 64;
+  Vector<T> total[kRows][kVectors] = {};
+  for (int64_t begin = 0; begin < terms; begin += kTerms) {
+    Vector<T> sum[kRows][kVectors] = {};
+    for (int64_t k = begin; k < std::min(begin + kTerms, terms); ++k) {
+      const T* from = row(k);
+      for (int v = 0; v < kVectors; ++v) {
+        Vector<T> values;
+        std::memcpy(&values, __builtin_assume_aligned(from + v * Matrix<T>::kLanes, 64), sizeof(values));
+        for (int r = 0; r < kRows; ++r) sum[r][v] += factor(r, k) * values;
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) total[r][v] += sum[r][v];
     }
   }
   for (int r = 0; r < kRows; ++r) {
     if (width == kVectors * Matrix<T>::kLanes) {
-      std::memcpy(out + r * columns, sum[r], sizeof(sum[r]));
+      std::memcpy(out + r * columns, total[r], sizeof(total[r]));
     } else {
-      std::memcpy(out + r * columns, sum[r], width * sizeof(T));
+      std::memcpy(out + r * columns, total[r], width * sizeof(T));
     }
   }
 }

@@ -4,6 +4,11 @@
 
 #include "simd.h"
 
+#if defined(__x86_64__) && defined(__GLIBC__)
+// glibc 2.29 has a second exp, which sets errno otherwise. With the first one the wheel loads with older glibc too.
+__asm__(".symver exp,exp@GLIBC_2.2.5");
+#endif
+
 namespace snnfast {
 
 template <typename T>
