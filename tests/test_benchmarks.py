@@ -16,6 +16,8 @@ from torch import nn
 
 import snnfast
 
+pytestmark = pytest.mark.long
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 REQUIRED = (
     *("bench", "contender", "version", "device", "dtype", "T", "B"),

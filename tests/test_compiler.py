@@ -1884,10 +1884,13 @@ def test_functional_steps_are_fused():
     assert sum(graphs.calls().values()) == sum(graphs.sequences().values()) == 1
 
 
-def test_random_programs():
+@pytest.mark.parametrize(
+    "seeds", [range(PROGRAMS // 4), pytest.param((*range(PROGRAMS), *ONCE_WRONG), marks=pytest.mark.long)]
+)
+def test_random_programs(seeds):
     """Some programs, and those that found a mistake; `tests/fuzz_compiler.py` runs more of them."""
     counts, failures, skipped = Counter(), [], 0
-    for seed in (*range(PROGRAMS), *ONCE_WRONG):
+    for seed in seeds:
         try:
             counts.update(check(random_program(seed), random_options(seed)))
         except Raised:
@@ -1896,4 +1899,4 @@ def test_random_programs():
             failures.append(f"seed {seed}: {error}")
     assert not failures, "\n\n".join(failures)
     # What is left: windows of one step, feedback, states that a program changes between the steps.
-    assert skipped < PROGRAMS / 5 and counts["layers fused"] > counts["layers"] / 5
+    assert skipped < len(seeds) / 5 and counts["layers fused"] > counts["layers"] / 5

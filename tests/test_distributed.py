@@ -21,6 +21,8 @@ from files import InputError  # noqa: E402
 
 sys.path.remove(str(EXAMPLES))
 
+pytestmark = pytest.mark.long
+
 PROCESSES, STEPS, BATCH_SIZE, EPOCHS = 2, 5, 64, 2
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from torch.utils import cpp_extension
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
 CUDA_SOURCES = ("bits", "lapicque", "leaky", "lif", "rleaky")

@@ -177,6 +177,7 @@ def test_same_seed_same_numbers_with_progress_bars(command, data, straight, undr
     assert_same_run(straight[0], tmp_path)
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one(data, tmp_path):
     """Without random spikes and with the same batches, but for the order of sums; one that was stopped goes on."""
     given = ["--recipe", "norse-recurrent", "--steps", "8", "--batch-size", "50", "--data", data]
@@ -344,6 +345,7 @@ def test_poisson_fc_trains_on_images_drawn_by_the_seed(command, data):
     assert torch.equal(first.test_images, digits.test_images)
 
 
+@pytest.mark.long
 def test_compare_trains_both_libraries_and_prints_them_side_by_side(command, data, capfd, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(Path(snnfast.__file__).parents[1]))
     arguments = ["--recipe", "zero-reset-fc", "--compare", "--threads", 1, "--data", data, "--steps", 10, "--epochs", 1]
