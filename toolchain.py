@@ -118,15 +118,21 @@ def wanted_cuda(torch) -> Cuda | None:
 
 
 def find_cuda(torch) -> Cuda:
-    """The toolkit that CUDA_HOME names, nvcc on PATH belongs to, or lies in its usual place. Raises Missing."""
+    """The toolkit of `find_home`, where it fits torch. Raises Missing."""
     if torch.version.cuda is None:
         raise Missing(f"torch {torch.__version__} is built without CUDA")
+    home = find_home()
+    _check_version(home, torch)
+    return Cuda(home, _libraries(home), _architectures(home, torch))
+
+
+def find_home() -> Path:
+    """The toolkit that CUDA_HOME names, nvcc on PATH belongs to, or lies in its usual place. Raises Missing."""
     lacks = []
     for home in _homes():
         lack = _lack(home)
         if lack is None:
-            _check_version(home, torch)
-            return Cuda(home, _libraries(home), _architectures(home, torch))
+            return home
         lacks.append(lack)
     raise Missing(lacks[0] if lacks else "no nvcc: install the CUDA toolkit, or set CUDA_HOME to where it lies")
 
@@ -246,5 +252,7 @@ def run(command, **options) -> subprocess.CompletedProcess:
 if __name__ == "__main__":
     try:
         check()
+        if os.environ.get("SNNFAST_CUDA") == "1":
+            find_home()
     except Missing as lack:
         sys.exit(f"snnfast: {lack}")
