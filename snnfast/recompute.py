@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import ops
+from . import ops, over_time
 from .functional import runs_reference
 from .neurons import SpikingNeuron
 
@@ -25,11 +25,15 @@ def applies() -> bool:
 
 
 def groups(layers: list[nn.Module]) -> Iterator[list[nn.Module]]:
-    """The layers, cut after every neuron."""
+    """The layers, cut after every neuron, and around what holds neurons of its own: a sequential with hooks."""
     group = []
     for layer in layers:
+        holds_neurons = any(isinstance(module, SpikingNeuron) for module in layer.modules())
+        if group and holds_neurons and not isinstance(layer, SpikingNeuron):
+            yield group
+            group = []
         group.append(layer)
-        if isinstance(layer, SpikingNeuron):
+        if holds_neurons:
             yield group
             group = []
     if group:
@@ -40,7 +44,9 @@ def run_again_in_backward(run: Callable, group: list[nn.Module], before: nn.Modu
     """`run(group, x)`, of which nothing but x is kept until backward runs it again; before: the layer that gave x."""
     if not _may_run_again(group, x):
         return run(group, x)
-    given = _Input(x, before.height_of(x) if isinstance(before, SpikingNeuron) else None)
+    # What a hook of the neuron returned in place of its spikes may be anything.
+    spikes = isinstance(before, SpikingNeuron) and not over_time.is_hooked(before)
+    given = _Input(x, before.height_of(x) if spikes else None)
     written = _versions(group)
 
     def rerun(kept):
@@ -77,8 +83,9 @@ def _may_run_again(group: list[nn.Module], x: Tensor) -> bool:
     modules = [module for layer in group for module in layer.modules()]
     if any(isinstance(module, SpikingNeuron) and module.init_hidden for module in modules):
         return False
-    stateless = (m for layer in group if not isinstance(layer, SpikingNeuron) for m in layer.modules())
-    if any(module.training and list(module.buffers(recurse=False)) for module in stateless):
+    others = [module for layer in group if not isinstance(layer, SpikingNeuron) for module in layer.modules()]
+    # A sequential with hooks sees to the neurons in it.
+    if any(isinstance(module, SpikingNeuron) or over_time.keeps_state(module) for module in others):
         return False
     known = (isinstance(module, SpikingNeuron) or type(module) in DRAWS_NOTHING for module in modules)
     return not _is_capturing(x) or all(known)

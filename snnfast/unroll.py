@@ -1,12 +1,11 @@
 """Unroll: a sequential network run layer by layer over whole sequences."""
 
-import warnings
 from collections import OrderedDict
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 
-from . import recompute
+from . import over_time, recompute
 from .neurons import SpikingNeuron
 
 
@@ -26,13 +25,19 @@ class Unroll(nn.Sequential):
             in backward: a second forward for less memory. Inputs that are spikes are kept as one bit each, graded ones
             too; others (the network's own, the output of a neuron whose `spike_grad` is no plain step or whose spikes
             `inhibition` or `state_quant` picks) as they are. Spikes, gradients and dropout's masks are the same to the
-            bit. Groups with a neuron of init_hidden=True, or with a layer that has buffers and is in training mode
-            (batch-norm), run once, and keep what they keep without `recompute`; so do all layers under torch.compile,
-            and, while a CUDA graph is captured, groups with any layer that may draw random numbers. Hooks of layers
-            run in both. A nested Unroll runs as the outermost one says. Default False.
+            bit. Groups with a neuron of init_hidden=True, or with a layer that keeps state (batch-norm in training
+            mode), run once, and keep what they keep without `recompute`; so do all layers under torch.compile, and,
+            while a CUDA graph is captured, groups with any layer that may draw random numbers. Hooks run in both. A
+            nested Unroll runs as the outermost one says. Default False.
 
-    Training-mode batch-norm sees all T*B samples at once, not one step's B as in a loop over time. Forward hooks of
-    neurons and of nested sequentials do not run.
+    Every result is a loop's, in which all layers take one step after the other. So batch-norm in training mode (and
+    without running statistics) runs step by step: every step has statistics of its own, the running ones are updated T
+    times. Likewise any layer that has, or holds a module that has, buffers in training mode, which it may write to:
+    spectral norm, weight observers, a residual block around a batch-norm. A warning names it, unless it is a
+    normalisation of torch's. Its hooks, too, run at every step. An `nn.ModuleList` (`snntorch.BatchNormTT1d`) takes
+    step t through its t-th layer. A layer that mixes the samples of a call in other ways has to be a loop of yours.
+
+    Hooks of neurons and of nested sequentials run once and see [T, B, ...], those of other layers [T*B, ...].
 
     Raises:
         TypeError: a layer that hides neurons from the container, or snnTorch's own neuron (`snnfast.convert` it first).
@@ -55,27 +60,29 @@ class Unroll(nn.Sequential):
         if not isinstance(x, Tensor) or x.dim() < 2:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x must be a tensor [T, B, ...], got {got}")
-        layers = _flat(self) or [nn.Identity()]
-        if _is_steady(x):
-            x, layers = _run_steady(layers, x)
-        if not self.recompute or not recompute.applies():
-            return _run(layers, x)
-        *inner, last = recompute.groups(layers)
-        before = None
-        for group in inner:
-            x = recompute.run_again_in_backward(_run_to_spikes, group, before, x)
-            before = group[-1]
-        return recompute.run_again_in_backward(_run, last, before, x)
+        return _run(self, x, self.recompute)
+
+
+def _run(net: nn.Sequential, x: Tensor, again: bool, states: bool = True):
+    """All layers of a sequential; again: as `recompute` says; states: a last neuron of output=True returns its own."""
+    layers = _flat(net) or [nn.Identity()]
+    if _is_steady(x):
+        x, layers = _run_steady(layers, x)
+    if not again or not recompute.applies():
+        return _run_layers(layers, x, again, states)
+    *inner, last = recompute.groups(layers)
+    before = None
+    for group in inner:
+        x = recompute.run_again_in_backward(partial(_run_layers, again=again, states=False), group, before, x)
+        before = group[-1]
+    return recompute.run_again_in_backward(partial(_run_layers, again=again, states=states), last, before, x)
 
 
 def _flat(layers: nn.Sequential) -> list[nn.Module]:
-    """The layers, with those of nested sequentials in their place."""
+    """The layers, with those of nested sequentials in their place, but for sequentials that have hooks."""
     flat = []
     for layer in layers:
-        nested = _is_plain_sequential(layer)
-        if nested or isinstance(layer, SpikingNeuron):
-            _warn_of_hooks(layer)
-        flat += _flat(layer) if nested else [layer]
+        flat += _flat(layer) if _is_plain_sequential(layer) and not over_time.is_hooked(layer) else [layer]
     return flat
 
 
@@ -102,39 +109,25 @@ def _keeps_steady(layer: nn.Module) -> bool:
     normalises = isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
     if normalises and (layer.training or layer.running_mean is None):
         return False
-    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
-    return not any(hooks)
+    return not over_time.is_hooked(layer)
 
 
-def _run(layers: list[nn.Module], x: Tensor):
-    *inner, last = layers
-    x = _run_to_spikes(inner, x)
-    if isinstance(last, SpikingNeuron) and last.output:
-        return last.unroll(x)
-    return _run_to_spikes([last], x)
-
-
-def _run_to_spikes(layers: list[nn.Module], x: Tensor) -> Tensor:
-    for layer in layers:
+def _run_layers(layers: list[nn.Module], x: Tensor, again: bool, states: bool):
+    """The output of the last layer, of neurons the spikes; the last, where it has output=True, adds `states`."""
+    for place, layer in enumerate(layers, 1):
+        wanted = states and place == len(layers)
         if isinstance(layer, SpikingNeuron):
-            x = layer.unroll_spikes(x)
+            x = over_time.call(layer, layer.unroll if wanted and layer.output else layer.unroll_spikes, x)
+        elif _is_plain_sequential(layer):
+            x = over_time.call(layer, partial(_run, layer, again=again, states=wanted), x)
         else:
-            steps, batch = x.shape[:2]
-            x = layer(x.flatten(0, 1)).unflatten(0, (steps, batch))
+            x = over_time.run(layer, x)
     return x
 
 
 def _is_plain_sequential(layer: nn.Module) -> bool:
     """A sequential that runs its layers one after the other and does nothing else."""
     return type(layer).forward in (nn.Sequential.forward, Unroll.forward)
-
-
-def _warn_of_hooks(layer: nn.Module) -> None:
-    if (layer._forward_hooks or layer._forward_pre_hooks) and not torch.compiler.is_compiling():
-        warnings.warn(
-            f"{type(layer).__name__}: forward hooks do not run inside Unroll; hook its other layers or unroll by hand",
-            stacklevel=2,
-        )
 
 
 def _check_layer(name: str, layer: nn.Module) -> None:

@@ -610,13 +610,6 @@ def test_unroll_container_leaves_a_steady_input_as_it_is(device):
     snn.Unroll(norm, snn.Leaky(0.5))(image.expand(6, -1, -1))
 
 
-def test_unroll_container_says_that_it_skips_hooks():
-    net = snn.Unroll(nn.Linear(10, 10), snn.Leaky(0.9))
-    net[1].register_forward_hook(lambda *_: None)
-    with pytest.warns(UserWarning, match="Leaky: forward hooks do not run inside Unroll"):
-        net(X)
-
-
 def test_forward_mode_differentiation_is_refused():
     import torch.autograd.forward_ad as forward_ad
 

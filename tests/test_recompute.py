@@ -236,10 +236,10 @@ def test_without_a_backward_nothing_is_packed(device, monkeypatch):
 # What does not go again
 
 
-def test_batch_norm_sees_a_sequence_once(device):
+def test_batch_norm_sees_every_step_once(device):
     net = snn.Unroll(nn.Linear(20, 13), nn.BatchNorm1d(13), snn.Leaky(0.9), recompute=True).to(device)
     net(currents(T, B, device=device)).sum().backward()
-    assert net[1].num_batches_tracked == 1
+    assert net[1].num_batches_tracked == T
 
 
 def test_what_may_draw_runs_once_in_a_graph_being_captured(device, monkeypatch):

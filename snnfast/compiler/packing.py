@@ -212,11 +212,13 @@ class Packing:
         return pack
 
     def _stays(self, lanes) -> bool:
-        """Nothing is known of the lanes but their values: no effects, no memory that is written to."""
+        """Nothing is known of the lanes but their values: no memory that is written to, and no effects but those of
+        batch-norm, which happen in the lanes' order."""
+        in_order = list(lanes) == sorted(lanes)
         for lane in lanes:
-            if lane.op not in ("call_function", "call_method"):
+            if lane.op not in ("call_function", "call_method") or self.is_mutated(lane):
                 return False
-            if self._watcher.effects(lane) or self.is_mutated(lane):
+            if self._watcher.effects(lane) and not (in_order and rules.takes_statistics(lane)):
                 return False
         return True
 

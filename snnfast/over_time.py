@@ -1,0 +1,116 @@
+"""Modules over whole sequences [T, B, ...]: a layer without neurons, and a module's hooks around its sequence."""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.prune import BasePruningMethod
+
+OBSERVERS = ("ObserverBase", "FakeQuantizeBase")
+"""What quantisation collects ranges with, in eval mode too; by name, as torch.ao is slow to import."""
+
+_said = set()
+_HOOKED = threading.RLock()
+
+
+def run(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer without neurons over [T, B, ...]: on [T*B, ...], or step by step where a loop may give something else.
+
+    Of an `nn.ModuleList`, such as `snntorch.BatchNormTT1d` makes, every step has its own layer.
+    """
+    if isinstance(layer, nn.ModuleList):
+        if len(layer) < len(x):
+            raise ValueError(f"a ModuleList in Unroll must have a layer for each of {len(x)} steps, got {len(layer)}")
+        return _by_step(layer, x)
+    told = by_step(layer)
+    if told is None:
+        return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    # A normalisation holds up no layer but itself.
+    if not isinstance(layer, _NormBase):
+        _say_once(type(layer).__name__, *told)
+    return _by_step([layer] * len(x), x)
+
+
+def by_step(layer: nn.Module) -> tuple[str, str] | None:
+    """Name and type of the module for which a layer without neurons may need a call a step; None without any."""
+    for name, module in layer.named_modules():
+        if keeps_state(module) or _takes_statistics(module):
+            return name, type(module).__name__
+    return None
+
+
+def keeps_state(module: nn.Module) -> bool:
+    """Whether a call of a module without neurons may leave behind what the next call takes up, submodules aside."""
+    observes = any(cls.__name__ in OBSERVERS for cls in type(module).__mro__)
+    if not module.training and not observes:
+        return False
+    pruned = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, BasePruningMethod)]
+    masks = [f"{hook._tensor_name}_mask" for hook in pruned]
+    return any(buffer is not None and name not in masks for name, buffer in module._buffers.items())
+
+
+def _takes_statistics(module: nn.Module) -> bool:
+    """Batch-norm that normalises every call by its own samples."""
+    return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+
+
+def _by_step(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    if not len(x):
+        raise ValueError(f"x must have at least one step for layers that run step by step, got {tuple(x.shape)}")
+    # Stacked, channels-last steps would become contiguous ones.
+    steps = [layer(step) for layer, step in zip(layers, x.unbind(0), strict=False)]
+    return torch.cat(steps).unflatten(0, x.shape[:2])
+
+
+@torch.compiler.assume_constant_result
+def _say_once(layer: str, name: str, kind: str) -> None:
+    """Warns in Python, also where torch.compile traces the call."""
+    if (layer, name, kind) not in _said:
+        _said.add((layer, name, kind))
+        part = f"its {name} ({kind})" if name else "it"
+        warnings.warn(
+            f"{layer} runs step by step in Unroll, as in a loop: in the mode it is in, {part} may keep state from call "
+            "to call, or depend on a call's other samples. Layers that are Unroll's own (or an nn.Sequential's in it) "
+            "run at once wherever they can; one whose buffers never change does so in eval mode",
+            stacklevel=5,
+        )
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of the module is more than its forward: it has hooks, or all modules have."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or bool(_has_any_global_hook())
+
+
+def call(module: nn.Module, forward: Callable, x: Tensor):
+    """`module(x)`, hooks included, with `forward` in place of the module's own."""
+    return _call_hooked(module, forward, x) if is_hooked(module) else forward(x)
+
+
+@torch.compiler.disable(reason="hooks around a whole sequence are not captured")
+def _call_hooked(module, forward, x):
+    def once(*args, **kwargs):
+        # Before it runs, so that it finds the module as it is.
+        _put_forward(module, own)
+        return forward(*args, **kwargs)
+
+    # Threads may share a module.
+    with _HOOKED:
+        own = vars(module).get("forward")
+        module.forward = once
+        try:
+            return module(x)
+        finally:
+            _put_forward(module, own)
+
+
+def _put_forward(module, own):
+    """An instance's own forward, or None for its class'."""
+    if own is not None:
+        module.forward = own
+    else:
+        vars(module).pop("forward", None)
