@@ -17,14 +17,14 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 import snnfast as snn
 
 T, B = 4, 6
-LIF = {"beta": 0.8, "threshold": 0.25}
+LIF = {"beta": 0.8, "threshold": 0.2}
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(snn.over_time, "_said", set())
-    torch.manual_seed(5)
+    torch.manual_seed(6)
 
 
 class Loop(nn.Module):
@@ -126,7 +126,7 @@ QUIET = pytest.mark.filterwarnings("ignore:.*runs step by step in Unroll")
 
 
 def built(name):
-    torch.manual_seed(5)
+    torch.manual_seed(6)
     return nn.Sequential(*NETWORKS[name]()).double()
 
 
@@ -136,7 +136,7 @@ def trained(net, loop, xs):
     found = []
     for x in xs:
         optimizer.zero_grad()
-        loss = (net(x).mean(0) - 0.3).square().sum()
+        loss = (net(x).mean(0) - 0.3).square().mean()
         loss.backward()
         optimizer.step()
         found.append(loss.detach())
@@ -185,7 +185,7 @@ def test_lazy_batch_norm_takes_its_shape_from_the_first_step():
     xs = drives()
     found = []
     for run, net in zip((Loop, snn.Unroll), nets, strict=True):
-        torch.manual_seed(5)
+        torch.manual_seed(6)
         run = run(net)
         run(xs[0])
         found.append(trained(run, net, xs))
