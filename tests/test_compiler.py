@@ -1116,7 +1116,8 @@ def test_loops_that_people_write_are_fused(name, training, products):
 
 
 @pytest.mark.parametrize(
-    ("name", "products_in_all"), [("linear", 2), ("convolutions", 3), ("residual", 3), ("two_readouts", 3)]
+    ("name", "products_in_all"),
+    [("linear", 2), ("convolutions", 3), ("residual", 3), ("two_readouts", 3), ("batch_norm", 2)],
 )
 def test_products_of_all_steps_are_one(name, products_in_all):
     row = FUSED[name]

@@ -179,6 +179,41 @@ def test_accelerate_trains_as_the_loop(name, products):
         assert all(map(torch.equal, found, expected))
 
 
+class Backwards(Loop):
+    """The last step is normalised first."""
+
+    def forward(self, x):
+        linear, norm, lif, *_ = self.layers
+        currents, spikes, mem = {}, [], lif.reset_mem()
+        for t in reversed(range(len(x))):
+            currents[t] = norm(linear(x[t]))
+        for t in range(len(x)):
+            spk, mem = lif(currents[t], mem)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+class Twice(Loop):
+    """One batch-norm has two inputs a step."""
+
+    def forward(self, x):
+        linear, norm, lif, *_ = self.layers
+        spikes, mem = [], lif.reset_mem()
+        for t in range(len(x)):
+            h = linear(x[t])
+            spk, mem = lif(norm(h) + norm(h * h), mem)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+@pytest.mark.parametrize("products", ["batched", "per-step"])
+@pytest.mark.parametrize("loop", [Backwards, Twice])
+def test_statistics_are_updated_in_the_loops_order(loop, products):
+    (one, two), xs = (built("1d"), built("1d")), drives()
+    expected = trained(loop(one), one, xs)
+    assert_close(trained(snn.accelerate(loop(two), products=products), two, xs), expected)
+
+
 def test_lazy_batch_norm_takes_its_shape_from_the_first_step():
     nets = [nn.Sequential(*flat(nn.LazyBatchNorm1d(), nn.LazyLinear(8))).double() for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
