@@ -22,7 +22,7 @@ def run(layer: nn.Module, x: Tensor) -> Tensor:
 
     Of an `nn.ModuleList`, such as `snntorch.BatchNormTT1d` makes, every step has its own layer.
     """
-    if isinstance(layer, nn.ModuleList):
+    if isinstance(layer, nn.ModuleList) and type(layer).forward is nn.Module.forward:
         if len(layer) < len(x):
             raise ValueError(f"a ModuleList in Unroll must have a layer for each of {len(x)} steps, got {len(layer)}")
         return _by_step(layer, x)
