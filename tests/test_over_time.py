@@ -173,7 +173,8 @@ def test_accelerate_trains_as_the_loop(name, products):
     (one, two), xs = (built(name), built(name)), drives()
     expected = trained(Loop(one), one, xs)
     found = trained(snn.accelerate(Loop(two), products=products), two, xs)
-    if products == "batched":
+    # What Dynamo captures of a write behind autograd's back adds up gradients in another order, whatever the backend.
+    if products == "batched" or name == "a moving average":
         assert_close(found, expected)
     else:
         assert all(map(torch.equal, found, expected))
