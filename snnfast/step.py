@@ -147,8 +147,9 @@ class TrainingStep:
             self._forget_graphs()
             # Ending a broken capture raises too; the reason is what broke it.
             cause = error.__context__ or error
-            if isinstance(cause, torch.OutOfMemoryError):
-                raise cause from None
+            for memory in (error, cause):
+                if isinstance(memory, torch.OutOfMemoryError):
+                    raise memory from None
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             raise RuntimeError(
                 f"the training step cannot be captured in a CUDA graph ({reason}); it must not wait for the GPU or "

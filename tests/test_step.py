@@ -383,17 +383,26 @@ def test_a_step_that_cannot_be_captured_says_why(recorded, monkeypatch):
     assert not torch.equal(net[0].weight, weight)
 
 
-def test_running_out_of_memory_stays_that(recorded, monkeypatch):
+@pytest.mark.parametrize("ends_well", [False, True])
+def test_running_out_of_memory_stays_that(recorded, monkeypatch, ends_well):
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     recorded(net, optimizer)
-    refuse_to_capture(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
+    memory = torch.OutOfMemoryError("CUDA out of memory")
+    refuse_to_capture(monkeypatch, memory)
+    if ends_well:
+        memory.__context__ = RuntimeError("what came before")
+        monkeypatch.setattr(Recorder, "capture", lambda self, run, generators: _raise(memory))
     step = snn.TrainingStep(net, optimizer, loss, constant)
     *warmup, last = batches(4)
     for batch in warmup:
         step(*batch)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         step(*last)
+
+
+def _raise(error):
+    raise error
 
 
 class Stream:
