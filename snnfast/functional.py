@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import ops, reference, transforms
 from .ops import Options, Recurrence, Result
 from .reference import LEAKY, Model
 from .surrogate import Surrogate, evaluated, named, resolve
@@ -151,7 +151,8 @@ def _composite(model: Model, unroll: bool):
         x, *others = arguments[:inputs]
         shape = x.shape[1:] if unroll else x.shape
         states = tuple(
-            state if state is not None and state.shape == shape else None for state in arguments[inputs:first_param]
+            state if state is not None and state.shape == shape else in_place_of_unfit(shape, x.device)
+            for state in arguments[inputs:first_param]
         )
         surrogate, constants, *resets = arguments[first_option : first_option + 4]
         options = Options(named(surrogate, constants), *resets, unroll)
@@ -252,6 +253,8 @@ def run_dense(
     recurrence = Recurrence(*(None if tensor is None else tensor.to(dtype) for tensor in recurrence))
     states = _filled(states, x, shape, dtype)
     reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
+    if transforms.functional() and not transforms.forward_mode():
+        reasons.append("all-to-all recurrence within a transform of torch.func")
     if reasons or runs_reference():
         for reason in reasons:
             _say_once(model.layer, reason)
@@ -276,7 +279,7 @@ def spike_linear(spk: Tensor, weight: Tensor) -> Tensor:
     """
     fits = spk.dim() > 1 and spk.shape[-1] == weight.shape[-1] and spk.dtype == weight.dtype
     on_cpu = spk.device.type == weight.device.type == "cpu" and spk.dtype in (torch.float32, torch.float64)
-    if not fits or not on_cpu or torch.is_autocast_enabled("cpu") or runs_reference():
+    if not fits or not on_cpu or torch.is_autocast_enabled("cpu") or runs_reference() or transforms.at_work():
         return torch.nn.functional.linear(spk, weight)
     return ops.spike_linear(spk, weight)
 
@@ -299,6 +302,15 @@ def spike_height(
 def runs_reference() -> bool:
     """Whether every layer runs the reference loop, as `use_reference` and exporters have it."""
     return _reference_forced or _is_exported()
+
+
+def in_place_of_unfit(shape: torch.Size, device: torch.device) -> Tensor | None:
+    """What a step starts from where the state that it has does not fit: None, which stands for zeros.
+
+    Under saved-tensor hooks, zeros: a checkpoint that runs a loop again may find some that fit where `reset_mem` had
+    others to give the first time, and wants the same tensors saved.
+    """
+    return torch.zeros(shape, dtype=torch.float32, device=device) if transforms.saves_through_hooks() else None
 
 
 def _filled(states: tuple, x: Tensor, shape: torch.Size, dtype: torch.dtype) -> tuple:
@@ -428,6 +440,8 @@ def _reasons_not_to_fuse(x: Tensor, surrogate, state_quant, inhibition) -> list[
         reasons.append(f"CUDA, whose kernels did not load ({ops.cuda_import_error})")
     elif x.device.type not in ("cpu", "cuda", "meta"):
         reasons.append(f"device {x.device.type}")
+    if transforms.forward_mode():
+        reasons.append("forward-mode differentiation")
     return reasons
 
 

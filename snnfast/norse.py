@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import surrogate
+from . import surrogate, transforms
 from .functional import check_count, check_current, check_data, run, run_dense, spike_linear
 from .ops import Options, Recurrence
 from .reference import LI as LI_MODEL
@@ -144,7 +144,8 @@ class _Neuron(nn.Module):
     def _parameters_of_call(self, x: Tensor) -> tuple:
         """The model's parameters; those that nothing can change meanwhile are computed once for each device."""
         p = self.p[:5]
-        if torch.compiler.is_compiling() or any(isinstance(value, Tensor) and value.requires_grad for value in p):
+        passing = torch.compiler.is_compiling() or transforms.functional()
+        if passing or any(isinstance(value, Tensor) and value.requires_grad for value in p):
             return _products(p, self.dt)
         versions = (value._version if isinstance(value, Tensor) and not value.is_inference() else 0 for value in p)
         key = (x.device, self.dt, torch.is_inference_mode_enabled(), *versions)

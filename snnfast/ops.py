@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
-from . import _ext, reference, surrogate
+from . import _ext, reference, surrogate, transforms
 from .reference import Model
+from .transforms import Fold
 
 cuda_import_error = _ext.import_error
 
@@ -39,7 +40,9 @@ def run(
     """Runs the fused neuron. states: one for each of the model's, or none: zeros."""
     tensors = (x, rec, *states, *params)
     if _differentiated(tensors):
-        outputs = _Neuron.apply(model, options, want_seqs, *tensors)
+        learns = transforms.functional() or any(param.requires_grad for param in params)
+        saved = model.stored if want_seqs or learns else model.needed
+        outputs = transforms.apply(_Neuron, model, options, saved, _recomputes(model, options, x, want_seqs), *tensors)
     else:
         outputs = _forward(model, options, x, rec, states, params, model.stored if want_seqs else 0, False)
     spk, count = outputs[0], len(model.states)
@@ -51,8 +54,8 @@ def run(
 
 
 def _differentiated(tensors: tuple) -> bool:
-    # Forward-mode differentiation is not implemented; a Function says so, a bare operator would drop tangents.
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+    # A transform of torch.func may differentiate what does not say so, and takes Functions apart, not bare operators.
+    if transforms.functional():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -66,10 +69,44 @@ CHUNK = 16
 """Steps that backward runs again at a time (csrc/op/scan.h)."""
 
 
+LARGE = 1 << 24
+"""Elements from which an operator's memory is asked for beforehand."""
+
+_FAKES = {}
+
+
+def _call(name: str, *arguments, steps: int | None = None):
+    """Calls an operator. Where memory does not suffice, torch's allocator says so, as for its own operators.
+
+    The stable ABI turns an exception of torch's into one without type and reason, after it has printed a C++ trace. So
+    what an operator allocates, which is what its fake kernel returns, is allocated here where it is large or failed.
+    """
+    first = arguments[0]
+    large = type(first) is Tensor and first.numel() * (steps or 1) >= LARGE
+    if large and not torch.compiler.is_compiling():
+        _FAKES[name](*arguments)
+    try:
+        return getattr(torch.ops.snnfast, name)(*arguments)
+    except RuntimeError as error:
+        if "API call failed" not in str(error):
+            raise
+        failed = error
+    # Outside of `except`, which would tie what is raised now to the words of the stable ABI.
+    _allocate(name, arguments)
+    raise failed
+
+
+def _allocate(name: str, arguments: tuple) -> None:
+    """Takes the memory of an operator's results, and of copies in row-major order, and gives it back."""
+    given = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    copied = [tensor for tensor in given if not tensor.is_contiguous() and 0 not in tensor.stride()]
+    held = _FAKES[name](*arguments), [tensor.new_empty(tensor.shape) for tensor in copied]
+    del held
+
+
 def _forward(model, options, x, rec, states, params, saved, save_extras, every=1):
-    forward = getattr(torch.ops.snnfast, f"{model.name}_fwd")
     reset = options.reset_mechanism, options.reset_delay, options.surrogate.inclusive
-    return forward(x, rec, states, params, options.unroll, *reset, saved, every, save_extras)
+    return _call(f"{model.name}_fwd", x, rec, states, params, options.unroll, *reset, saved, every, save_extras)
 
 
 def _recomputes(model, options, x, want_seqs) -> bool:
@@ -85,66 +122,189 @@ def _recomputes(model, options, x, want_seqs) -> bool:
         and not want_seqs
         and not isinstance(options.surrogate, surrogate.evaluated)
         and not torch.compiler.is_compiling()
+        and not transforms.functional()
     )
 
 
 class _Neuron(torch.autograd.Function):
-    """Outputs: spikes, last states, states of all steps (as many as backward or the caller needs), extras.
+    """Outputs: spikes, last states, the first `saved` states of all steps, extras; with `again` starts, no extras.
 
     What backward reads are outputs, not copies: a membrane that the user asked for is kept once, and a second backward
-    finds the graph that leads to it. Where backward runs the steps again, the last two are no outputs.
+    finds the graph that leads to it. With `again`, backward runs the steps again, from the starts.
     """
 
     @staticmethod
-    def forward(ctx, model, options, want_seqs, x, rec, *tensors):
+    def forward(model, options, saved, again, x, rec, *tensors):
         first = len(tensors) - len(model.params)
         states, params = tensors[:first], tensors[first:]
-        needs_params = any(ctx.needs_input_grad[5 + first :])
-        saved = model.stored if want_seqs or needs_params else model.needed
-        again = _recomputes(model, options, x, want_seqs)
-        outputs = _forward(model, options, x, rec, states, params, saved, not again, CHUNK if again else 1)
+        return tuple(_forward(model, options, x, rec, states, params, saved, not again, CHUNK if again else 1))
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        model, options, saved, again, x = inputs[:5]
+        first = len(inputs) - len(model.params)
+        states, params = inputs[6:first], inputs[first:]
         spk, count = outputs[0], len(model.states)
         last, rest = outputs[1 : 1 + count], outputs[1 + count :]
         seqs, extras = (rest[:saved], rest[saved:]) if options.unroll else (last[:saved], rest)
-        if model.output is not None and (needs_params or not seqs):
+        if model.output is not None and (not seqs or any(ctx.needs_input_grad[first:])):
             seqs = (*seqs, spk)
         ctx.model, ctx.options, ctx.dtype = model, options, x.dtype
         ctx.counts = len(seqs), len(extras), len(states)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*seqs, *extras, *states, *params, *((x,) if again else ()))
-        if again:
-            outputs = outputs[: 1 + count]
-        graded = "graded_spikes_factor" in model.params and params[model.params.index("graded_spikes_factor")]
-        learns_height = isinstance(graded, Tensor) and graded.requires_grad
-        if model.spikes and isinstance(options.surrogate, surrogate.disabled) and not learns_height:
-            ctx.mark_non_differentiable(spk)
-        return tuple(outputs)
+        fixed = seqs if again else ()
+        if model.spikes and isinstance(options.surrogate, surrogate.disabled) and not _learns_height(model, params):
+            fixed = (spk, *fixed)
+        if fixed:
+            ctx.mark_non_differentiable(*fixed)
 
     @staticmethod
     def backward(ctx, grad_spk, *grads):
         saved = _Saved(ctx)
-        count = len(ctx.model.states)
-        last, rest = grads[:count], grads[count:]
-        stored = len(rest) - len(saved.extras)
-        seqs, extras = rest[:stored], rest[stored:]
+        last, rest = _split(grads, len(ctx.model.states))
+        seqs, extras = _split(rest, len(rest) - len(saved.extras))
+        if saved.others:
+            seqs = ()
+        needs_x, needs_rec, *needs = ctx.needs_input_grad[4:]
+        needs_states, needs_params = _split(needs, len(saved.states))
+        wanted = any(needs_states), any(needs_params)
         # No caller sees `extras`: a gradient reaches them only when a first backward was itself differentiated.
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if differentiable or any(grad is not None for grad in extras):
-            found = _reference_backward(ctx, _with_all_states(ctx, saved), grad_spk, last, seqs, extras)
+        again = any(grad is not None for grad in extras) or transforms.forward_mode()
+        # What maps over a backward alone takes no batching rules, but torch's operations it can map over.
+        again = again or transforms.any_batched((grad_spk, *grads), legacy=True)
+        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling() or transforms.functional()
+        if again or differentiable:
+            saved = _with_all_states(ctx, saved)
+        call = _Backward(ctx.model, ctx.options, ctx.dtype, *wanted, *map(len, (last, seqs, *saved.groups)))
+        groups = grad_spk, last, seqs, *saved.groups
+        if again:
+            found = _reference_backward(call, groups, extras)
+        elif differentiable:
+            found = transforms.apply(
+                _NeuronBackward, call, grad_spk, *(tensor for group in groups[1:] for tensor in group)
+            )
         else:
-            found = _fused_backward(ctx, saved, grad_spk, last, seqs)
-        return None, None, None, *found
+            found = _fused_backward(call, groups, *saved.others)
+        grad_x, *found = found
+        return (
+            *(None, None, None, None),
+            grad_x if needs_x else None,
+            grad_x.to(_wide(ctx.dtype)) if needs_rec else None,
+            *(found[k] if needed else None for k, needed in enumerate(needs_states)),
+            *_grad_params(found, saved.params, needs_params),
+        )
+
+    @staticmethod
+    def vmap(info, in_dims, model, options, saved, again, x, rec, *tensors):
+        *_, x_dim, rec_dim = in_dims[:6]
+        fold = Fold.of(info.batch_size, x, x_dim, options.unroll)
+        states, params = _split(list(zip(tensors, in_dims[6:], strict=True)), len(tensors) - len(model.params))
+        outputs = transforms.apply(
+            _Neuron,
+            *(model, options, saved, again, fold.sequence(x, x_dim), fold.sequence(rec, rec_dim)),
+            *(fold.state(*state) for state in states),
+            *(fold.param(*param) for param in params),
+        )
+        place, count = int(options.unroll), len(model.states)
+        return outputs, (place, *[0] * count, *[place] * (len(outputs) - 1 - count))
+
+
+def _learns_height(model, params) -> bool:
+    named = dict(zip(model.params, params, strict=True))
+    return "graded_spikes_factor" in named and named["graded_spikes_factor"].requires_grad
+
+
+def _split(items, first: int) -> tuple:
+    return items[:first], items[first:]
 
 
 def _with_all_states(ctx, saved):
     """What a forward that keeps the states of all steps saves, with the graph that leads to them."""
     if not saved.others:
         return saved
+    model = ctx.model
     with torch.enable_grad():
-        outputs = _Neuron.apply(ctx.model, ctx.options, True, *saved.others, None, *saved.states, *saved.params)
-    first = 1 + len(ctx.model.states)
-    saved.seqs, saved.extras = outputs[first : first + ctx.model.stored], outputs[first + ctx.model.stored :]
+        outputs = transforms.apply(
+            _Neuron, model, ctx.options, model.stored, False, *saved.others, None, *saved.states, *saved.params
+        )
+    first = 1 + len(model.states)
+    saved.seqs, saved.extras = outputs[first : first + model.stored], outputs[first + model.stored :]
+    saved.others = ()
     return saved
+
+
+class _Backward(NamedTuple):
+    """A backward: what was called, what is wanted, and how many tensors of a kind it is given.
+
+    The tensors: dL/dspikes; then as many as it says dL/dlast and dL/dseqs, seqs, extras and states before the first
+    step as `_Neuron` has them, and parameters. It returns dL/dx, with want_states those of the states, and with
+    want_params [parameters, neurons], the parameters' before any sum over neurons.
+    """
+
+    model: Model
+    options: Options
+    dtype: torch.dtype
+    want_states: bool
+    want_params: bool
+    grads_last: int
+    grads_seqs: int
+    seqs: int
+    extras: int
+    states: int
+    params: int
+
+    def groups(self, items) -> list:
+        """The tensors, or what is said of them, by kind."""
+        groups, first = [items[0]], 1
+        for count in self[5:]:
+            groups.append(items[first : first + count])
+            first += count
+        return groups
+
+
+class _NeuronBackward(torch.autograd.Function):
+    """The fused backward, whose own is by the reference's operations."""
+
+    @staticmethod
+    def forward(call, *tensors):
+        return tuple(_fused_backward(call, call.groups(tensors)))
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        call, *tensors = inputs
+        ctx.call = call
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        tensors = ctx.saved_tensors
+        given = [k for k, tensor in enumerate(tensors) if tensor is not None]
+
+        def again(*present):
+            all_tensors = [None] * len(tensors)
+            for k, tensor in zip(given, present, strict=True):
+                all_tensors[k] = tensor
+            return _reference_backward(ctx.call, ctx.call.groups(all_tensors), ())
+
+        found = dict(zip(given, transforms.vjp(again, [tensors[k] for k in given], grads), strict=True))
+        return None, *(found.get(k) for k in range(len(tensors)))
+
+    @staticmethod
+    def vmap(info, in_dims, call, *tensors):
+        pairs = list(zip(tensors, in_dims[1:], strict=True))
+        grad_spk, last, grads_seqs, seqs, extras, states, params = call.groups(pairs)
+        fold = Fold.of(info.batch_size, *(*seqs, *extras)[0], call.options.unroll)
+        folded = (
+            [fold.sequence(*grad_spk)],
+            *([fold.state(*pair) for pair in last], [fold.sequence(*pair) for pair in (*grads_seqs, *seqs, *extras)]),
+            *([fold.state(*pair) for pair in states], [fold.param(*pair) for pair in params]),
+        )
+        outputs = list(transforms.apply(_NeuronBackward, call, *(tensor for group in folded for tensor in group)))
+        dims = [int(call.options.unroll), *[0] * (len(outputs) - 1)]
+        if call.want_params:
+            outputs[-1], dims[-1] = outputs[-1].unflatten(1, (info.batch_size, -1)), 1
+        return tuple(outputs), tuple(dims)
 
 
 class Recurrence(NamedTuple):
@@ -177,9 +337,8 @@ def run_dense(
 
 
 def _dense_forward(model, options, x, recurrence, spk, states, params, saved, save_extras):
-    forward = getattr(torch.ops.snnfast, f"{model.name}_dense_fwd")
     reset = options.reset_mechanism, options.reset_delay, options.surrogate.inclusive
-    return forward(x, *recurrence, spk, states, params, *reset, saved, save_extras)
+    return _call(f"{model.name}_dense_fwd", x, *recurrence, spk, states, params, *reset, saved, save_extras)
 
 
 class _Dense(torch.autograd.Function):
@@ -209,12 +368,19 @@ class _Dense(torch.autograd.Function):
             raise RuntimeError(
                 "all-to-all recurrence has no double backward (create_graph=True): run it under snnfast.use_reference()"
             )
+        given = grad_spk, *grads
+        if transforms.any_batched(given) or transforms.any_batched(given, legacy=True):
+            raise RuntimeError(
+                "all-to-all recurrence has no backward over a batch of gradients (vmap of torch.autograd.grad, "
+                "is_grads_batched=True, vectorize=True): run it under snnfast.use_reference()"
+            )
         saved, model, options = _Saved(ctx), ctx.model, ctx.options
         count = len(model.states)
         needs_x, needs_weight, needs_bias, needs_initial, *needs = ctx.needs_input_grad[3:]
         needs_params = needs[len(saved.states) :]
         weight, spk, initial = saved.others
-        grad_x, grad_initial, *found = getattr(torch.ops.snnfast, f"{model.name}_dense_bwd")(
+        grad_x, grad_initial, *found = _call(
+            f"{model.name}_dense_bwd",
             spk,
             grad_spk,
             grads[:count],
@@ -224,7 +390,7 @@ class _Dense(torch.autograd.Function):
             weight,
             saved.states,
             saved.params,
-            _derivative(ctx, saved),
+            _derivative(ctx, saved.seqs, saved.extras, saved.params),
             options.reset_mechanism,
             options.reset_delay,
             options.surrogate.inclusive,
@@ -255,15 +421,16 @@ def _grad_recurrent_weight(grad_rec: Tensor, spk: Tensor, initial: Tensor | None
 
 def _grad_weight(grad: Tensor, spk: Tensor) -> Tensor:
     """dL/dweight [out, in] of spk [..., in] and dL/doutput [..., out]."""
-    if spk.device.type == "cpu":
-        return torch.ops.snnfast.spike_linear_grad(grad, spk)
+    if spk.device.type == "cpu" and not transforms.functional() and not transforms.any_batched((grad,), legacy=True):
+        return _call("spike_linear_grad", grad, spk)
     return grad.reshape(-1, grad.shape[-1]).T @ spk.reshape(-1, spk.shape[-1])
 
 
 def spike_linear(spk: Tensor, weight: Tensor) -> Tensor:
     """spk [..., in] @ weight.T [in, out] on a CPU, at the cost of what is not zero."""
-    linear = _SpikeLinear.apply if _differentiated((spk, weight)) else torch.ops.snnfast.spike_linear
-    return linear(spk, weight)
+    if _differentiated((spk, weight)):
+        return _SpikeLinear.apply(spk, weight)
+    return _call("spike_linear", spk, weight)
 
 
 class _SpikeLinear(torch.autograd.Function):
@@ -272,7 +439,7 @@ class _SpikeLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, spk, weight):
         ctx.save_for_backward(spk, weight)
-        return torch.ops.snnfast.spike_linear(spk, weight)
+        return _call("spike_linear", spk, weight)
 
     @staticmethod
     def backward(ctx, grad):
@@ -287,35 +454,36 @@ class _SpikeLinear(torch.autograd.Function):
 
 def encode_rate(x, seed, steps, silent, gain, offset, dtype) -> Tensor:
     """Random spikes of x [...] for so many `steps`, or of x [T, ...] where they are None; seed: int64 []."""
-    return torch.ops.snnfast.encode_rate(x, seed, steps, silent, gain, offset, dtype)
+    return _call("encode_rate", x, seed, steps, silent, gain, offset, dtype, steps=steps)
 
 
 def encode_latency(times, steps, ramp, on, off, dtype) -> Tensor:
     """`on` at the whole `times` [...] of `steps`, elsewhere `off`, or with `ramp` a line up to them."""
-    return torch.ops.snnfast.encode_latency(times, steps, ramp, on, off, dtype)
+    return _call("encode_latency", times, steps, ramp, on, off, dtype, steps=steps)
 
 
 def encode_delta(x, threshold, padding, off_spike, dtype) -> Tensor:
     """Spikes at the rises, and with `off_spike` the falls, of x [T, ...]."""
-    return torch.ops.snnfast.encode_delta(x, threshold, padding, off_spike, dtype)
+    return _call("encode_delta", x, threshold, padding, off_spike, dtype)
 
 
 def pack_spikes(spk: Tensor) -> Tensor:
     """A bit of each value of spk [...], 1 where it is not 0: uint8, eight values a byte, in row-major order."""
-    return torch.ops.snnfast.pack_spikes(spk)
+    return _call("pack_spikes", spk)
 
 
 def unpack_spikes(bits: Tensor, height: Tensor, shape: tuple) -> Tensor:
     """Spikes of this shape, in height's dtype: `height`, laid out over the trailing dimensions, for a bit, else 0."""
-    return torch.ops.snnfast.unpack_spikes(bits, height, shape)
+    return _call("unpack_spikes", bits, height, shape)
 
 
-def _derivative(ctx, saved) -> Tensor | None:
+def _derivative(call, seqs, extras, params) -> Tensor | None:
     """The derivative of a surrogate that only Python knows, at every step and neuron."""
-    if not isinstance(ctx.options.surrogate, surrogate.evaluated):
+    if not isinstance(call.options.surrogate, surrogate.evaluated):
         return None
-    threshold = saved.params[ctx.model.params.index(ctx.model.threshold)]
-    return ctx.options.surrogate.derivative(saved.charge - _per_step(threshold)).contiguous()
+    charge = extras[0] if extras else seqs[0]
+    threshold = params[call.model.params.index(call.model.threshold)]
+    return call.options.surrogate.derivative(charge - _per_step(threshold)).contiguous()
 
 
 class _Saved:
@@ -332,43 +500,36 @@ class _Saved:
         self.others = tensors[first + len(ctx.model.params) :]
 
     @property
-    def charge(self) -> Tensor:
-        """The membranes that fired."""
-        return self.extras[0] if self.extras else self.seqs[0]
+    def groups(self) -> tuple:
+        """As a `_Backward` takes them."""
+        return self.seqs, self.extras, self.states, self.params
 
 
-def _fused_backward(ctx, saved, grad_spk, grad_last, grad_seqs):
-    model, options = ctx.model, ctx.options
-    needs_x, needs_rec, *needs = ctx.needs_input_grad[3:]
-    needs_states, needs_params = needs[: len(saved.states)], needs[len(saved.states) :]
-    dtype = _wide(ctx.dtype)
-    x = saved.others[0] if saved.others else None
-    grad_x, *found = getattr(torch.ops.snnfast, f"{model.name}_bwd")(
-        saved.seqs[0] if x is None else x,
+def _fused_backward(call, groups, x=None):
+    model, options = call.model, call.options
+    grad_spk, grad_last, grad_seqs, seqs, extras, states, params = groups
+    dtype = _wide(call.dtype)
+    return _call(
+        f"{model.name}_bwd",
+        seqs[0] if x is None else x,
         x,
         grad_spk,
         grad_last,
         grad_seqs,
-        [seq.to(dtype) for seq in saved.seqs] if model.output is not None else saved.seqs,
-        saved.extras,
-        saved.states,
-        saved.params,
-        _derivative(ctx, saved),
+        [seq.to(dtype) for seq in seqs] if model.output is not None else seqs,
+        extras,
+        states,
+        params,
+        _derivative(call, seqs, extras, params),
         options.unroll,
         options.reset_mechanism,
         options.reset_delay,
         options.surrogate.inclusive,
         options.surrogate.name,
         options.surrogate.constants,
-        ctx.dtype,
-        any(needs_states),
-        any(needs_params),
-    )
-    return (
-        grad_x if needs_x else None,
-        grad_x.to(dtype) if needs_rec else None,
-        *(found[k] if needed else None for k, needed in enumerate(needs_states)),
-        *_grad_params(found, saved.params, needs_params),
+        call.dtype,
+        call.want_states,
+        call.want_params,
     )
 
 
@@ -378,39 +539,36 @@ def _grad_params(found: list, params: tuple, needed: list) -> tuple:
     return tuple(_sum_to(found[-1][k], param) if needs else None for k, (param, needs) in wanted)
 
 
-def _reference_backward(ctx, saved, grad_spk, grad_last, grad_seqs, grad_extras):
-    """Double backward (create_graph=True): the same gradients in operations that autograd can differentiate again."""
-    model, options = ctx.model, ctx.options
+def _reference_backward(call, groups, grad_extras) -> tuple:
+    """The same gradients as `_fused_backward` in operations that autograd can differentiate again."""
+    model, options = call.model, call.options
+    grad_spk, grad_last, grad_seqs, seqs, extras, given, params = groups
 
     def as_sequence(tensor):
         return tensor if tensor is None or options.unroll else tensor.unsqueeze(0)
 
-    dtype = _wide(ctx.dtype)
-    seqs = [as_sequence(seq).to(dtype) for seq in saved.seqs]
+    dtype = _wide(call.dtype)
+    seqs = [as_sequence(seq).to(dtype) for seq in seqs]
     states = len(model.states)
     unstored = [torch.zeros_like(seqs[0])] * (states - len(seqs))
-    initial = saved.states or tuple(torch.zeros_like(seqs[0][0:1]).sum(0) for _ in model.states)
+    initial = given or tuple(torch.zeros_like(seqs[0][0:1]).sum(0) for _ in model.states)
     grad_seqs = [as_sequence(grad) for grad in grad_seqs] if options.unroll else []
     with torch.enable_grad():
-        grad_x, grad_states, grad_params = reference.backward(
+        grad_x, grad_states, terms = reference.backward(
             model,
             torch.zeros_like(seqs[0]) if grad_spk is None else as_sequence(grad_spk).to(dtype),
             grad_last,
             (*grad_seqs, *[None] * (states - len(grad_seqs))),
             as_sequence(grad_extras[0]) if grad_extras else None,
             (*seqs, *unstored),
-            as_sequence(saved.extras[0]) if saved.extras else None,
+            as_sequence(extras[0]) if extras else None,
             initial,
-            tuple(_per_step(param) for param in saved.params),
+            tuple(_per_step(param).expand(initial[0].shape) for param in params),
             reference.Call(options.surrogate, options.reset_mechanism, options.reset_delay),
         )
-    grad_x = grad_x if options.unroll else grad_x.squeeze(0)
-    return (
-        grad_x.to(ctx.dtype),
-        grad_x if ctx.needs_input_grad[4] else None,
-        *(grad_states if saved.states else ()),
-        *(grad.sum(0).view(param.shape) for grad, param in zip(grad_params, saved.params, strict=True)),
-    )
+    grad_x = (grad_x if options.unroll else grad_x.squeeze(0)).to(call.dtype)
+    terms = torch.stack([term.sum(0).reshape(-1) for term in terms])
+    return grad_x, *(grad_states if call.want_states else ()), *((terms,) if call.want_params else ())
 
 
 def _per_step(param: Tensor) -> Tensor:
@@ -526,36 +684,35 @@ def composite(operator: str, function) -> None:
 
 CAPTURED = {model.name: _captured(model) for model in reference.MODELS}
 
-torch.library.register_fake("snnfast::spike_linear")(lambda spk, weight: spk.new_empty(*spk.shape[:-1], len(weight)))
-torch.library.register_fake("snnfast::spike_linear_grad")(
-    lambda grad, spk: grad.new_empty(grad.shape[-1], spk.shape[-1])
-)
 
-
-@torch.library.register_fake("snnfast::encode_rate")
 def _fake_encode_rate(x, seed, steps, silent, gain, offset, dtype):
     shape = (silent + x.shape[0], *x.shape[1:]) if steps is None else (steps, *x.shape)
     return x.new_empty(shape, dtype=dtype)
 
 
-@torch.library.register_fake("snnfast::encode_latency")
 def _fake_encode_latency(times, steps, ramp, on, off, dtype):
     return times.new_empty((steps, *times.shape), dtype=dtype)
 
 
-@torch.library.register_fake("snnfast::encode_delta")
 def _fake_encode_delta(x, threshold, padding, off_spike, dtype):
     return x.new_empty(x.shape, dtype=dtype)
 
 
-torch.library.register_fake("snnfast::pack_spikes")(
-    lambda spk: spk.new_empty(((spk.numel() + 7) // 8,), dtype=torch.uint8)
-)
-torch.library.register_fake("snnfast::unpack_spikes")(lambda bits, height, shape: height.new_empty(shape))
-
+_FAKES |= {
+    "spike_linear": lambda spk, weight: spk.new_empty(*spk.shape[:-1], len(weight)),
+    "spike_linear_grad": lambda grad, spk: grad.new_empty(grad.shape[-1], spk.shape[-1]),
+    "encode_rate": _fake_encode_rate,
+    "encode_latency": _fake_encode_latency,
+    "encode_delta": _fake_encode_delta,
+    "pack_spikes": lambda spk: spk.new_empty(((spk.numel() + 7) // 8,), dtype=torch.uint8),
+    "unpack_spikes": lambda bits, height, shape: height.new_empty(shape),
+}
 for _model in reference.MODELS:
-    torch.library.register_fake(f"snnfast::{_model.name}_fwd")(_fake_forward(_model))
-    torch.library.register_fake(f"snnfast::{_model.name}_bwd")(_fake_backward(_model))
+    _FAKES |= {f"{_model.name}_fwd": _fake_forward(_model), f"{_model.name}_bwd": _fake_backward(_model)}
     if _model.recurrent:
-        torch.library.register_fake(f"snnfast::{_model.name}_dense_fwd")(_fake_dense_forward(_model))
-        torch.library.register_fake(f"snnfast::{_model.name}_dense_bwd")(_fake_dense_backward(_model))
+        _FAKES |= {
+            f"{_model.name}_dense_fwd": _fake_dense_forward(_model),
+            f"{_model.name}_dense_bwd": _fake_dense_backward(_model),
+        }
+for _name, _fake in _FAKES.items():
+    torch.library.register_fake(f"snnfast::{_name}")(_fake)

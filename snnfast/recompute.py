@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import ops, over_time
+from . import ops, over_time, transforms
 from .functional import runs_reference
 from .neurons import SpikingNeuron
 
@@ -21,7 +21,9 @@ DRAWS_NOTHING = (
 
 def applies() -> bool:
     """Whether there will be a backward that is ours to arrange."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not runs_reference()
+    if torch.compiler.is_compiling() or transforms.at_work():
+        return False
+    return torch.is_grad_enabled() and not runs_reference()
 
 
 def groups(layers: list[nn.Module]) -> Iterator[list[nn.Module]]:

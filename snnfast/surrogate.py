@@ -9,12 +9,15 @@ and `erfc` those of Norse 1.1.0 (norse/torch/functional/threshold.py). `go` is t
 
 import inspect
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from . import transforms
 
 __all__ = [
     "SFS",
@@ -50,6 +53,29 @@ class _Spike(torch.autograd.Function):
         return ctx.surrogate.gradient(u, grad), None
 
 
+class _TransformedSpike(_Spike):
+    """As `_Spike`, in the form that transforms ask for, which is slower and which Dynamo does not take."""
+
+    @staticmethod
+    def forward(u, surrogate):
+        return surrogate.fires(u)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        u, ctx.surrogate = inputs
+        ctx.save_for_backward(u)
+        ctx.save_for_forward(u)
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        (u,) = ctx.saved_tensors
+        return ctx.surrogate.gradient(u, tangent)
+
+    @staticmethod
+    def vmap(info, in_dims, u, surrogate):
+        return _TransformedSpike.apply(u, surrogate), in_dims[0]
+
+
 @dataclass(frozen=True)
 class Surrogate:
     """Base class. Calling one fires spikes whose backward is `gradient`."""
@@ -82,7 +108,7 @@ class Surrogate:
         return ((u >= 0) if self.inclusive else (u > 0)).to(u.dtype)
 
     def __call__(self, u: Tensor) -> Tensor:
-        return _Spike.apply(u, self)
+        return (_TransformedSpike if transforms.at_work() else _Spike).apply(u, self)
 
 
 @dataclass(frozen=True)
@@ -263,6 +289,8 @@ class evaluated(Surrogate):
 
     def derivative(self, u: Tensor) -> Tensor:
         """d spike / du at every element of `u`, with u's shape and dtype."""
+        if transforms.at_work():
+            return _Derivative.apply(u, self.function, 1)
         differentiable = u.requires_grad
         with torch.enable_grad():
             u = u if differentiable else u.detach().requires_grad_()
@@ -273,7 +301,44 @@ class evaluated(Surrogate):
         return self.derivative(u) * go
 
     def __call__(self, u):
-        return self.function(u)
+        return super().__call__(u) if transforms.at_work() else self.function(u)
+
+
+class _Derivative(torch.autograd.Function):
+    """The derivative of this order of an elementwise function, under transforms for which that was not made."""
+
+    @staticmethod
+    def forward(u, function, order):
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            value = function(u)
+            for _ in range(order):
+                if not value.requires_grad:
+                    return torch.zeros_like(u)
+                value = torch.autograd.grad(
+                    value, u, torch.ones_like(value), create_graph=True, materialize_grads=True
+                )[0]
+        return value.detach()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        u, ctx.function, ctx.order = inputs
+        ctx.save_for_backward(u)
+        ctx.save_for_forward(u)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (u,) = ctx.saved_tensors
+        return _Derivative.apply(u, ctx.function, ctx.order + 1) * grad, None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        (u,) = ctx.saved_tensors
+        return _Derivative.apply(u, ctx.function, ctx.order + 1) * tangent
+
+    @staticmethod
+    def vmap(info, in_dims, u, function, order):
+        return _Derivative.apply(u, function, order), in_dims[0]
 
 
 _NAMED = {
@@ -348,24 +413,34 @@ def _inclusive_step(spike_grad) -> bool | None:
     """Whether the function fires at 0 too; None unless it is a plain step whose linear backward a derivative says."""
     if isinstance(spike_grad, nn.Module) and any(True for _ in spike_grad.parameters()):
         return None
+    found = []
+    # A thread of its own has none of the modes, saved-tensor hooks and transforms that the caller is in.
+    trial = threading.Thread(target=lambda: found.append(_tried(spike_grad)))
+    trial.start()
+    trial.join()
+    return found[0] if found else None
+
+
+def _tried(spike_grad) -> bool | None:
     magnitudes = torch.logspace(-6, 6, 25, device="cpu", dtype=torch.float32)
     u = torch.cat([-magnitudes, torch.zeros(1, device="cpu", dtype=torch.float32), magnitudes])
 
     def backward(go):
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(0)
-            leaf = u.clone().requires_grad_()
-            spikes = spike_grad(leaf)
-            return torch.autograd.grad(spikes, leaf, torch.full_like(spikes, go))[0]
+        # Not torch.manual_seed, which seeds the generators of all devices.
+        torch.default_generator.manual_seed(0)
+        leaf = u.clone().requires_grad_()
+        spikes = spike_grad(leaf)
+        return torch.autograd.grad(spikes, leaf, torch.full_like(spikes, go))[0]
 
     try:
-        spikes = spike_grad(u)
-        inclusive = bool(spikes[len(magnitudes)] > 0)
-        if spikes.requires_grad or not torch.equal(spikes.float(), ((u >= 0) if inclusive else (u > 0)).float()):
-            return None
-        derivative = backward(1.0)
-        linear = all(torch.allclose(backward(go), go * derivative, equal_nan=True) for go in (0.05, -3.0, 100.0))
-        return inclusive if linear else None
+        with torch.random.fork_rng(devices=[]), torch.autograd.set_detect_anomaly(False):
+            spikes = spike_grad(u)
+            inclusive = bool(spikes[len(magnitudes)] > 0)
+            if spikes.requires_grad or not torch.equal(spikes.float(), ((u >= 0) if inclusive else (u > 0)).float()):
+                return None
+            derivative = backward(1.0)
+            linear = all(torch.allclose(backward(go), go * derivative, equal_nan=True) for go in (0.05, -3.0, 100.0))
+            return inclusive if linear else None
     except Exception:
         # The user's function has its say when the layer calls it, with the user's own tensors.
         return None

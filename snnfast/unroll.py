@@ -26,9 +26,9 @@ class Unroll(nn.Sequential):
             too; others (the network's own, the output of a neuron whose `spike_grad` is no plain step or whose spikes
             `inhibition` or `state_quant` picks) as they are. Spikes, gradients and dropout's masks are the same to the
             bit. Groups with a neuron of init_hidden=True, or with a layer that keeps state (batch-norm in training
-            mode), run once, and keep what they keep without `recompute`; so do all layers under torch.compile, and,
-            while a CUDA graph is captured, groups with any layer that may draw random numbers. Hooks run in both. A
-            nested Unroll runs as the outermost one says. Default False.
+            mode), run once, and keep what they keep without `recompute`; so do all layers under torch.compile and
+            within transforms of torch.func, and, while a CUDA graph is captured, groups with any layer that may draw
+            random numbers. Hooks run in both. A nested Unroll runs as the outermost one says. Default False.
 
     Every result is a loop's, in which all layers take one step after the other. So batch-norm in training mode (and
     without running statistics) runs step by step: every step has statistics of its own, the running ones are updated T

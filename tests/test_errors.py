@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import snnfast as snn
+from snnfast import ops
 from snnfast.functional import leaky, leaky_step
 
 X = torch.randn(4, 2, 3)
@@ -311,6 +312,45 @@ def test_operators_refuse_what_would_touch_foreign_memory(op, change, message):
     arguments = {**(FWD if op == "leaky_fwd" else BWD), **change}
     with pytest.raises(RuntimeError, match=re.escape(message)):
         operator(**arguments)
+
+
+ENDLESS = torch.ones(1, 1).expand(1 << 24, 1 << 24)
+MEMORY = {
+    "unroll": lambda: snn.Leaky(0.9).unroll(ENDLESS),
+    "unroll in training": lambda: snn.Synaptic(0.9, 0.8, learn_beta=True).unroll(ENDLESS),
+    "step": lambda: snn.Leaky(0.9)(ENDLESS),
+    "one to one": lambda: snn.RLeaky(0.9, all_to_all=False).unroll(ENDLESS),
+    "all to all": lambda: snn.RLeaky(0.9, linear_features=1).unroll(ENDLESS.unsqueeze(-1)),
+    "rate": lambda: snn.encoding.rate(X[0], 1 << 48),
+    "latency": lambda: snn.encoding.latency(X[0].sigmoid(), 1 << 48),
+    "delta": lambda: snn.encoding.delta(ENDLESS),
+    "bits": lambda: ops.pack_spikes(ENDLESS.expand(1 << 12, *ENDLESS.shape)),
+}
+
+
+@pytest.mark.parametrize("what", MEMORY)
+def test_without_memory_torchs_own_allocator_says_so(what, capfd):
+    """In its own words, without a trace of C++ in the error or on the terminal."""
+    with pytest.raises(RuntimeError, match=r"DefaultCPUAllocator: can't allocate memory: .* bytes") as raised:
+        MEMORY[what]()
+    assert "API call" not in str(raised.value) and raised.value.__context__ is None
+    assert capfd.readouterr().err == ""
+
+
+def test_what_fails_within_an_operator_keeps_its_type(monkeypatch):
+    """As on a GPU that is nearly full: the stable ABI forgets the type, torch's allocator tells it again."""
+    monkeypatch.setattr(ops, "LARGE", 1 << 62)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator") as raised:
+        MEMORY["unroll"]()
+    assert raised.value.__context__ is None
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(ops._FAKES, "leaky_fwd", full)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as raised:
+        MEMORY["unroll"]()
+    assert raised.value.__context__ is None
 
 
 def test_documented_behaviours():

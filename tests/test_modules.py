@@ -610,15 +610,6 @@ def test_unroll_container_leaves_a_steady_input_as_it_is(device):
     snn.Unroll(norm, snn.Leaky(0.5))(image.expand(6, -1, -1))
 
 
-def test_forward_mode_differentiation_is_refused():
-    import torch.autograd.forward_ad as forward_ad
-
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(X, torch.ones_like(X))
-        with pytest.raises(Exception, match="forward mode AD|jvp|forward-mode"):
-            snn.Leaky(0.9).unroll(dual)
-
-
 def test_states_of_inference_mode_go_on_into_training():
     layer = snn.Leaky(0.9, init_hidden=True, output=True)
     with torch.inference_mode():

@@ -8,6 +8,7 @@ import torch
 from torch._dynamo.exc import SkipFrame
 from torch.fx import Graph, GraphModule, Node
 
+from .. import transforms
 from .chains import NEURONS, find_chains
 from .emission import emit
 from .packing import Packing
@@ -69,14 +70,27 @@ def backend(graph_module: GraphModule, example_inputs: list, *, mode=None, optio
     if mode is not None:
         raise ValueError(f"backend snnfast has no modes, got mode={mode!r}; set inner='inductor' and its own options")
     chosen = make_options(**(options or {}))
-    fused = fuse(graph_module, chosen)
+    # What is tried on the way is no business of a checkpoint's, in which the first call may be.
+    with transforms.without_hooks():
+        fused = fuse(graph_module, chosen)
     if chosen.inner is None:
         if fused is graph_module and not _listeners and _is_whole_frame(graph_module):
             # As it is written it runs faster than its graph would, and stays readable to a debugger.
             raise SkipFrame("nothing to fuse over time")
-        return fused
+        return _outside_inference_mode(fused)
     inner = torch._dynamo.lookup_backend(chosen.inner) if isinstance(chosen.inner, str) else chosen.inner
-    return inner(fused, example_inputs)
+    return _outside_inference_mode(inner(fused, example_inputs))
+
+
+def _outside_inference_mode(run: Callable) -> Callable:
+    """`run`, to which states that inference mode left come as copies where a backward may follow, as in eager steps."""
+
+    def call(*inputs):
+        if torch.is_grad_enabled():
+            inputs = [i.clone() if isinstance(i, torch.Tensor) and i.is_inference() else i for i in inputs]
+        return run(*inputs)
+
+    return call
 
 
 def _is_whole_frame(graph_module: GraphModule) -> bool:

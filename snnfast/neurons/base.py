@@ -12,8 +12,15 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from .. import ops, surrogate
-from ..functional import RESET_MECHANISMS, check_reset_mechanism, fits_one_operator, run, spike_height
+from .. import ops, surrogate, transforms
+from ..functional import (
+    RESET_MECHANISMS,
+    check_reset_mechanism,
+    fits_one_operator,
+    in_place_of_unfit,
+    run,
+    spike_height,
+)
 from ..reference import Model
 
 try:
@@ -159,7 +166,8 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
     def __getstate__(self):
         state = self.__dict__.copy()
         for name in self.state_names:
-            state[name] = state[name].detach()
+            left = transforms.is_left_behind(state[name])
+            state[name] = _zeros(state[name]) if left else state[name].detach()
         return state
 
     def __setstate__(self, state):
@@ -181,7 +189,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
                 f"{tuple(shape)} and is replaced by zeros, as in snnTorch",
                 stacklevel=3,
             )
-        return None
+        return in_place_of_unfit(shape, device)
 
     def _keep(self, name: str, state: Tensor) -> None:
         """Stores a state without nn.Module's search for parameters of that name: a step is short."""
@@ -313,7 +321,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
                 # Zeros of the state's own shape would tie the graph to that shape, which the first call changes.
                 self._keep(name, torch.zeros(0))
             else:
-                setattr(self, name, torch.zeros_like(getattr(self, name), requires_grad=False))
+                setattr(self, name, _zeros(getattr(self, name)))
 
     def detach_state(self) -> None:
         """Cuts the hidden state off from its graph, in place: truncated backpropagation through time."""
@@ -352,6 +360,11 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     def __repr__(self):
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _zeros(state: Tensor) -> Tensor:
+    """Zeros as a state, without what zeros_like keeps of a transform of torch.func around it."""
+    return torch.zeros(state.shape, dtype=state.dtype, device=state.device)
 
 
 def _brief(param: Tensor) -> str:

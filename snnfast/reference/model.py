@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..transforms import vjp
 from . import firing
 
 
@@ -150,33 +151,32 @@ def backward(
         dL/dx [T, ...], dL/dinitial [...], and per step the gradients of the parameters [T, ...].
     """
     count = len(initial)
-    # Aliases: autograd would else look for the parameters behind the stored states too.
-    params = tuple(param.view_as(param) for param in params)
-    wanted = [param for param in params if param.requires_grad]
     carry = [torch.zeros_like(i) if g is None else g for i, g in zip(initial, grad_last, strict=True)]
     steps = []
     for t in reversed(range(len(seqs[0]))):
-        before = tuple(_differentiable(seq[t - 1] if t > 0 else i) for seq, i in zip(seqs, initial, strict=True))
-        charged = tuple(_differentiable(seq[t]) for seq in (seqs[0] if charge is None else charge, *seqs[1:]))
+        before = tuple(seq[t - 1] if t > 0 else i for seq, i in zip(seqs, initial, strict=True))
+        charged = tuple(seq[t] for seq in (seqs[0] if charge is None else charge, *seqs[1:]))
         grads = [c if g is None else g[t] + c for g, c in zip(grad_seqs, carry, strict=True)]
         reset = model.reset(before, params, call)
-        spk, after = model.fire(charged, reset, params, call)
-        grads = _vjp((spk, *after), (grad_spk[t], *grads), (*charged, *wanted))
-        of_charged, of_params = list(grads[:count]), grads[count:]
+
+        def fire(*given, reset=reset):
+            spk, states = model.fire(given[:count], reset, given[count:], call)
+            return spk, *states
+
+        def charge_from(x, *given, reset=reset):
+            return model.charge((x, x) if model.recurrent else x, given[:count], given[count:], reset, call)
+
+        grads = vjp(fire, (*charged, *params), (grad_spk[t], *grads))
+        of_charged, of_params = grads[:count], grads[count:]
         if grad_charge is not None:
             of_charged[0] = of_charged[0] + grad_charge[t]
-        x = _differentiable(_current(model, before, charged, params))
-        # Aliases: the current was found from the originals, which is no way for the charge's gradients to go.
-        before, again = ([tensor.view_as(tensor) for tensor in tensors] for tensors in (before, params))
-        charged = model.charge((x, x) if model.recurrent else x, before, again, reset, call)
-        of_x, *grads = _vjp(charged, of_charged, (x, *before, *(param for param in again if param.requires_grad)))
+        x = _current(model, before, charged, params)
+        of_x, *grads = vjp(charge_from, (x, *before, *params), of_charged)
         carry = grads[:count]
         steps.append((of_x / 2 if model.recurrent else of_x, *map(torch.add, of_params, grads[count:])))
     if not steps:
         return torch.zeros_like(seqs[0]), tuple(carry), tuple(p.new_zeros(0, *p.shape) for p in params)
-    grad_x, *columns = (torch.stack(column[::-1]) for column in zip(*steps, strict=True))
-    found = iter(columns)
-    grad_params = (next(found) if p.requires_grad else p.new_zeros(len(grad_x), *p.shape) for p in params)
+    grad_x, *grad_params = (torch.stack(column[::-1]) for column in zip(*steps, strict=True))
     return grad_x, tuple(carry), tuple(grad_params)
 
 
@@ -186,14 +186,3 @@ def _current(model, before, charged, params) -> Tensor:
         return torch.zeros_like(before[0])
     current = model.current(before, charged, params)
     return current / 2 if model.recurrent else current
-
-
-def _differentiable(tensor: Tensor) -> Tensor:
-    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
-
-
-def _vjp(outputs, grads, inputs) -> list[Tensor]:
-    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if isinstance(o, Tensor) and o.requires_grad]
-    outputs, grads = zip(*pairs, strict=True)
-    found = torch.autograd.grad(outputs, inputs, grads, create_graph=True, allow_unused=True)
-    return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
