@@ -41,7 +41,7 @@ def run(
     tensors = (x, rec, *states, *params)
     if _differentiated(tensors):
         learns = transforms.functional() or any(param.requires_grad for param in params)
-        saved = model.stored if want_seqs or learns else model.needed
+        saved = model.stored if want_seqs or learns else len(model.needed)
         outputs = transforms.apply(_Neuron, model, options, saved, _recomputes(model, options, x, want_seqs), *tensors)
     else:
         outputs = _forward(model, options, x, rec, states, params, model.stored if want_seqs else 0, False)
@@ -349,8 +349,7 @@ class _Dense(torch.autograd.Function):
         first = len(tensors) - len(model.params)
         states, params = tensors[:first], tensors[first:]
         needs_params = any(ctx.needs_input_grad[7 + first :])
-        kept = 0 if model.keeps_charge else model.needed
-        saved = model.stored if want_seqs or needs_params else kept
+        saved = model.stored if want_seqs or needs_params else len(model.needed)
         recurrence = Recurrence(weight, bias)
         outputs = _dense_forward(model, options, x, recurrence, initial, states, params, saved, True)
         count = len(model.states)
@@ -390,7 +389,7 @@ class _Dense(torch.autograd.Function):
             weight,
             saved.states,
             saved.params,
-            _derivative(ctx, saved.seqs, saved.extras, saved.params),
+            _derivative(ctx, saved.seqs, saved.extras, saved.states, saved.params),
             options.reset_mechanism,
             options.reset_delay,
             options.surrogate.inclusive,
@@ -477,13 +476,33 @@ def unpack_spikes(bits: Tensor, height: Tensor, shape: tuple) -> Tensor:
     return _call("unpack_spikes", bits, height, shape)
 
 
-def _derivative(call, seqs, extras, params) -> Tensor | None:
+def _derivative(call, seqs, extras, states, params) -> Tensor | None:
     """The derivative of a surrogate that only Python knows, at every step and neuron."""
     if not isinstance(call.options.surrogate, surrogate.evaluated):
         return None
-    charge = extras[0] if extras else seqs[0]
-    threshold = params[call.model.params.index(call.model.threshold)]
-    return call.options.surrogate.derivative(charge - _per_step(threshold)).contiguous()
+    charged = _charged(call, seqs, extras, states)
+    threshold = call.model.threshold(charged, tuple(_per_step(param) for param in params))
+    return call.options.surrogate.derivative(charged[0] - threshold).contiguous()
+
+
+def _charged(call, seqs, extras, states) -> tuple:
+    """The charged states of all steps [T, ...], or of a step [...]; None for those that backward does not need."""
+    model, options, dtype = call.model, call.options, _wide(call.dtype)
+    after = [seq.to(dtype) for seq in seqs] + [None] * (len(model.states) - len(seqs))
+    initial = states or [None] * len(after)
+    before = tuple(
+        _before(seq, first, options.unroll) if name in model.held and seq is not None else None
+        for name, seq, first in zip(model.states, after, initial, strict=True)
+    )
+    return model.charged(options.reset_delay, before, tuple(after), extras)
+
+
+def _before(seq: Tensor, initial: Tensor | None, unroll: bool) -> Tensor:
+    """A state before each step, from that after each and the initial one; None: zeros."""
+    if not unroll:
+        return torch.zeros_like(seq) if initial is None else initial
+    first = seq.new_zeros(1, *seq.shape[1:]) if initial is None else initial.unsqueeze(0)
+    return torch.cat([first, seq])[: len(seq)]
 
 
 class _Saved:
@@ -511,7 +530,7 @@ def _fused_backward(call, groups, x=None):
     dtype = _wide(call.dtype)
     return _call(
         f"{model.name}_bwd",
-        seqs[0] if x is None else x,
+        (*seqs, *extras)[0] if x is None else x,
         x,
         grad_spk,
         grad_last,
@@ -520,7 +539,7 @@ def _fused_backward(call, groups, x=None):
         extras,
         states,
         params,
-        _derivative(call, seqs, extras, params),
+        _derivative(call, seqs, extras, states, params),
         options.unroll,
         options.reset_mechanism,
         options.reset_delay,
@@ -543,25 +562,28 @@ def _reference_backward(call, groups, grad_extras) -> tuple:
     """The same gradients as `_fused_backward` in operations that autograd can differentiate again."""
     model, options = call.model, call.options
     grad_spk, grad_last, grad_seqs, seqs, extras, given, params = groups
+    # A first backward that ran the steps again had no extras that a gradient could reach.
+    grad_extras = grad_extras or (None,) * len(extras)
 
     def as_sequence(tensor):
         return tensor if tensor is None or options.unroll else tensor.unsqueeze(0)
 
     dtype = _wide(call.dtype)
+    like = as_sequence((*seqs, *extras)[0]).to(dtype)
     seqs = [as_sequence(seq).to(dtype) for seq in seqs]
     states = len(model.states)
-    unstored = [torch.zeros_like(seqs[0])] * (states - len(seqs))
-    initial = given or tuple(torch.zeros_like(seqs[0][0:1]).sum(0) for _ in model.states)
+    unstored = [torch.zeros_like(like)] * (states - len(seqs))
+    initial = given or tuple(torch.zeros_like(like[0:1]).sum(0) for _ in model.states)
     grad_seqs = [as_sequence(grad) for grad in grad_seqs] if options.unroll else []
     with torch.enable_grad():
         grad_x, grad_states, terms = reference.backward(
             model,
-            torch.zeros_like(seqs[0]) if grad_spk is None else as_sequence(grad_spk).to(dtype),
+            torch.zeros_like(like) if grad_spk is None else as_sequence(grad_spk).to(dtype),
             grad_last,
             (*grad_seqs, *[None] * (states - len(grad_seqs))),
-            as_sequence(grad_extras[0]) if grad_extras else None,
+            tuple(map(as_sequence, grad_extras)),
             (*seqs, *unstored),
-            as_sequence(extras[0]) if extras else None,
+            tuple(map(as_sequence, extras)),
             initial,
             tuple(_per_step(param).expand(initial[0].shape) for param in params),
             reference.Call(options.surrogate, options.reset_mechanism, options.reset_delay),
@@ -587,7 +609,7 @@ def _fake_forward(model):
         dtype = _wide(x.dtype)
         shape = x.shape[1:] if unroll else x.shape
         last = [x.new_empty(shape, dtype=dtype) for _ in model.states]
-        extras = [x.new_empty(x.shape, dtype=dtype) for _ in range(model.extras(reset_delay) if save_extras else 0)]
+        extras = [x.new_empty(x.shape, dtype=dtype) for _ in (model.kept(reset_delay) if save_extras else ())]
         stored = x.shape if every == 1 else (max(x.shape[0] - 1, 0) // every, *shape)
         seqs = [x.new_empty(stored, dtype=dtype) for _ in range(saved if unroll else 0)]
         return [x.new_empty(x.shape), *last, *seqs, *extras]

@@ -48,7 +48,7 @@ def test_opcheck_forward_and_backward(model, dtype, unroll, reset_delay, save, m
     count = len(model.states)
     last, rest = rest[:count], rest[count:]
     seqs, extras = (rest[: model.stored], rest[model.stored :]) if unroll else (last[: model.stored], rest)
-    assert len(extras) == model.extras(reset_delay)
+    assert len(extras) == len(model.kept(reset_delay))
     backward = (
         spk,
         None,
@@ -76,9 +76,9 @@ def test_outputs_nobody_wants_are_absent(model, device):
     x, rec, states, params = inputs(model, True, False, torch.float32, device)
     spk, *last = fwd(x, rec, states, params, True, "subtract", False, False, 0, 1, False)
     assert spk.shape == (5, 3, 4) and [state.shape for state in last] == [(3, 4)] * len(model.states)
-    extras = [spk] * model.extras(False)
+    extras = [spk] * len(model.kept(False))
     how = (True, "subtract", False, False, "atan", [3.14, 1.0], torch.float32)
-    (grad_x,) = bwd(spk, None, spk, [], [], [spk], extras, states, params, None, *how, False, False)
+    (grad_x,) = bwd(spk, None, spk, [], [], [spk] * len(model.needed), extras, states, params, None, *how, False, False)
     assert grad_x.shape == (5, 3, 4)
 
 

@@ -24,6 +24,7 @@ struct Alpha {
   static constexpr const char* kParamNames[] = {"alpha", "beta", "tau_alpha", "threshold", "graded_spikes_factor"};
   static constexpr const char* kStateNames[] = {"mem", "syn_exc", "syn_inh"};
   static constexpr State kCarriedTo[] = {kMem, kExc, kInh, kExc, kInh, kInh};
+  static constexpr int kNeeded = 1;
   static constexpr int kExtras = 0;
 
   Decay<T> alpha, beta;

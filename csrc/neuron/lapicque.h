@@ -20,6 +20,7 @@ struct Lapicque {
   static constexpr const char* kParamNames[] = {"R", "rate", "time_step", "decay", "threshold", "graded_spikes_factor"};
   static constexpr const char* kStateNames[] = {"mem"};
   static constexpr State kCarriedTo[] = {kMem, kMem};
+  static constexpr int kNeeded = 1;
   static constexpr int kExtras = 0;
 
   T resistance, rate, time_step, decay;

@@ -20,6 +20,7 @@ struct Leaky {
   static constexpr const char* kParamNames[] = {"beta", "threshold", "graded_spikes_factor"};
   static constexpr const char* kStateNames[] = {"mem"};
   static constexpr State kCarriedTo[] = {kMem};
+  static constexpr int kNeeded = 1;
   static constexpr int kExtras = Firing<T, kDelay>::kExtras;
 
   Decay<T> beta;

@@ -20,6 +20,7 @@ struct Li {
   static constexpr const char* kParamNames[] = {"mem_rate", "syn_rate", "v_leak"};
   static constexpr const char* kStateNames[] = {"i", "v"};
   static constexpr State kCarriedTo[] = {kI, kV, kV};
+  static constexpr int kNeeded = 0;
   static constexpr int kExtras = 0;
   static constexpr bool kSpikes = false;
 

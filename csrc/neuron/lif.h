@@ -23,6 +23,7 @@ struct CurrentBasedLif {
   static constexpr const char* kParamNames[] = {"mem_rate", "syn_rate", "v_leak", "v_th", "v_reset"};
   static constexpr const char* kStateNames[] = {"v", "i"};
   static constexpr State kCarriedTo[] = {kV, kI, kV};
+  static constexpr int kNeeded = 0;
   static constexpr int kExtras = 1;  // the decayed voltage, which fires
   static constexpr bool kRecurrent = kRecur;
 

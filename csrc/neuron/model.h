@@ -3,6 +3,8 @@
 // A model is a template <typename T, bool kDelay> struct, made from one neuron's parameters and the call's options,
 // with
 //   Param, State       enums of its parameters and states, ended by kParams and kStates; the membrane comes first
+//   kNeeded            how many states, from the first, step_backward reads where no gradient of a parameter is wanted;
+//                      for those it may read all
 //   kExtras            values of a step that backward needs beside the states
 //   Carry, kCarriedTo  what backward hands to the step before: one gradient per state, then further terms of them.
 //                      Terms stay apart where the library's autograd adds them one after the other to an outer gradient
@@ -17,9 +19,17 @@
 
 #include <torch/headeronly/macros/Macros.h>
 
+#include <iterator>
 #include <type_traits>
 
 namespace snnfast {
+
+// Whether the lists of a model are as long as its enums say.
+template <typename Neuron>
+concept Consistent =
+    std::size(Neuron::kParamNames) == Neuron::kParams && std::size(Neuron::kStateNames) == Neuron::kStates &&
+    std::size(Neuron::kCarriedTo) == Neuron::kCarries && int{Neuron::kCarries} >= int{Neuron::kStates} &&
+    Neuron::kNeeded <= Neuron::kStates && Neuron::kExtras >= 0;
 
 template <typename Neuron>
 concept Recurrent = Neuron::kRecurrent;

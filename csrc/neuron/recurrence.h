@@ -28,6 +28,7 @@ struct OneToOne {
   enum Carry { kSpkAgain = int{kStates} + kInnerTerms, kCarries };
   static constexpr auto kParamNames = and_one<const char*>(Inner::kParamNames, "V");
   static constexpr auto kStateNames = and_one<const char*>(Inner::kStateNames, "spk");
+  static constexpr int kNeeded = Inner::kNeeded;
   static constexpr int kExtras = Inner::kExtras;
   static constexpr auto kCarriedTo = [] {
     std::array<int, kCarries> to{};

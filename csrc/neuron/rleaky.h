@@ -21,6 +21,7 @@ struct RLeaky {
   static constexpr const char* kParamNames[] = {"beta", "threshold", "graded_spikes_factor"};
   static constexpr const char* kStateNames[] = {"mem"};
   static constexpr State kCarriedTo[] = {kMem, kMem};
+  static constexpr int kNeeded = 1;
   static constexpr int kExtras = Firing<T, kDelay>::kExtras;
   static constexpr bool kRecurrent = true;
 

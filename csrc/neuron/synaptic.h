@@ -22,6 +22,7 @@ struct SecondOrder {
   static constexpr const char* kParamNames[] = {"alpha", "beta", "threshold", "graded_spikes_factor"};
   static constexpr const char* kStateNames[] = {"mem", "syn"};
   static constexpr State kCarriedTo[] = {kMem, kSyn, kMem, kSyn};
+  static constexpr int kNeeded = 1;
   static constexpr int kExtras = Firing<T, kDelay>::kExtras;
   static constexpr bool kRecurrent = kTakesRec;
 

@@ -59,7 +59,7 @@ struct DenseOp : NeuronOp<Backend, Model> {
     const ScalarType state = state_dtype(dtype);
     check_weight(weight, like, state);
     Base::check_saved(like, sequence, std::nullopt, grad_spk, grad_last, grad_seqs, seqs, extras, states, params,
-                      evaluated, dtype, surrogate, reset_delay);
+                      evaluated, dtype, surrogate, reset_delay, want_params);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     grad_spk = readable(grad_spk, sequence);

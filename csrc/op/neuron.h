@@ -24,6 +24,7 @@ using OptionalTensors = std::vector<std::optional<Tensor>>;
 template <typename Backend, template <typename, bool> typename Model>
 struct NeuronOp {
   using Some = Model<float, true>;  // names and counts, the same for every dtype and delay
+  static_assert(Consistent<Some> && Consistent<Model<float, false>>);
 
   // [spikes, last states ..., the first `saved` states of all steps when unrolled ..., extras with save_extras ...]
   // every: the states of all steps with 1; with kChunk those that chunks start from, which with x is all backward
@@ -71,7 +72,7 @@ struct NeuronOp {
     const Sequence sequence(like, unroll);
     const ScalarType state = state_dtype(dtype);
     check_saved(like, sequence, x, grad_spk, grad_last, grad_seqs, seqs, extras, states, params, evaluated, dtype,
-                surrogate, reset_delay);
+                surrogate, reset_delay, want_params);
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     x = readable(x, sequence);
@@ -197,7 +198,7 @@ struct NeuronOp {
                           const OptionalTensors& grad_seqs, const std::vector<Tensor>& seqs,
                           const std::vector<Tensor>& extras, const std::vector<Tensor>& states,
                           const std::vector<Tensor>& params, const std::optional<Tensor>& evaluated, ScalarType dtype,
-                          const std::string& surrogate, bool reset_delay) {
+                          const std::string& surrogate, bool reset_delay, bool want_params) {
     const ScalarType state = state_dtype(dtype);
     const int64_t all = like.numel();
     const int64_t stored = x.has_value() ? chunk_starts(sequence.steps) * sequence.neurons : all;
@@ -207,6 +208,8 @@ struct NeuronOp {
     STD_TORCH_CHECK(
         grad_last.size() <= Some::kStates && grad_seqs.size() <= Some::kStates && seqs.size() <= Some::kStates,
         "grad_last, grad_seqs and seqs must have at most ", int{Some::kStates}, " tensors");
+    const std::size_t read = want_params ? int{Some::kStates} : Some::kNeeded;
+    STD_TORCH_CHECK(seqs.size() >= read, "seqs must have the first ", read, " states, got ", seqs.size());
     STD_TORCH_CHECK(extras.size() == kept, "extras must have ", kept, " tensors, got ", extras.size());
     check_tensor("grad_spk", grad_spk, like, dtype, all);
     for (const auto& grad : grad_last) check_tensor("grad_last", grad, like, state, sequence.neurons);

@@ -54,7 +54,8 @@ class Neuron:
 def _neuron(model: Model) -> Neuron:
     first = 1 + model.recurrent
     positions = tuple(range(first, first + len(model.states)))
-    return Neuron(*ops.CAPTURED[model.name], positions, model.stored, model.recurrent, model.stored == model.needed)
+    keeps_all = model.stored == len(model.needed)
+    return Neuron(*ops.CAPTURED[model.name], positions, model.stored, model.recurrent, keeps_all)
 
 
 NEURONS = tuple(_neuron(model) for model in MODELS)

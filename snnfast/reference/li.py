@@ -37,7 +37,7 @@ def fire(states, reset, params, call):
     return states[1], states
 
 
-def current(before, charged, params):
+def current(before, charged, params, reset, call):
     """The input of a step."""
     (i, v), (charged_i, charged_v) = before, charged
     return input_of(v, i, charged_v, charged_i, params)
@@ -52,7 +52,9 @@ LI = Model(
     fire=fire,
     reset=lambda states, params, call: None,
     current=current,
+    needed=(),
     output="v",
     spikes=False,
     fuses_steps=False,
+    delay_optional=False,
 )

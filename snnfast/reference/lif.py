@@ -36,7 +36,13 @@ def fire_recurrent(states, reset, params, call):
     return spk, ((1 - fired) * v + fired * v_reset, i)
 
 
-def current(before, charged, params):
+def threshold(states, params):
+    """What the voltage must exceed to fire."""
+    *_, v_th, _ = params
+    return v_th
+
+
+def current(before, charged, params, reset, call):
     """The input of a step."""
     (v, i), (charged_v, charged_i) = before, charged
     return input_of(v, i, charged_v, charged_i, params)
@@ -49,9 +55,11 @@ def _lif(name, layer, **options):
         states=("v", "i"),
         params=("mem_rate", "syn_rate", "v_leak", "v_th", "v_reset"),
         reset=lambda states, params, call: None,
+        threshold=threshold,
         current=current,
-        threshold="v_th",
-        keeps_charge=True,
+        needed=(),
+        changed=("v",),
+        delay_optional=False,
         **options,
     )
 

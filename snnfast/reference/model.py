@@ -2,35 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..transforms import vjp
-from . import firing
-
-
-class Call(NamedTuple):
-    """The options of a call.
-
-    `spike_grad` maps `mem - threshold` to spikes; `state_quant` (a callable or False) quantises the states;
-    `inhibition` lets only the largest membrane along dimension 1 fire.
-    """
-
-    spike_grad: Callable[[Tensor], Tensor]
-    reset_mechanism: str = "subtract"
-    reset_delay: bool = True
-    state_quant: Any = False
-    inhibition: bool = False
+from . import contract, firing
+from .firing import Call
 
 
 @dataclass(frozen=True)
 class Model:
     """A neuron model: what one step computes, and how the operators of this name take it.
 
-    A step charges the states and then fires. Parameters broadcast over a step [...]; states have its shape, the
-    membrane comes first.
+    A step charges the states and then fires. Parameters broadcast over a step [...]; states have its shape, and of a
+    model that spikes the membrane comes first. Making one raises a ValueError where its functions do something else
+    than it says here (`contract.check`).
 
     Attributes:
         name: of the operators.
@@ -38,18 +25,22 @@ class Model:
         states, params: in the order in which every function takes them.
         charge: (x, states, params, reset, call) to the charged states; linear in x and states. A recurrent model
             takes (x, rec), two currents, for x.
-        fire: (charged states, reset, params, call) to spikes and states.
+        fire: (charged states, reset, params, call) to spikes and states. It calls `call.spike_grad` once, on the
+            charged membrane less the threshold.
         reset: (states, params, call) to what the last spikes leave to this step, without gradient.
-        current: (states before, charged states, params) to the step's current, where the parameters' gradients depend
-            on it; None: they do not.
-        threshold: the parameter that the membrane exceeds where it fires.
+        threshold: (charged states, params) to what the membrane exceeds where it fires. It may vary with time.
+        current: (states before, charged states, params, reset, call) to the step's current, where the parameters'
+            gradients depend on it; None: they do not.
+        needed: the states that backward needs of all steps for the gradients of current and initial states, which are
+            the first ones; for the parameters' it has all. A charged value among the extras is needed no second time.
+        changed: the states that `fire` may change, reset delay or not. Without the delay it may change the membrane.
+        held: the states that `charge` hands on as they were before the step.
         output: the state that is the output itself and needs no place of its own, always the last; None: no such.
         recurrent: whether it takes a second current.
         spikes: whether the output is spikes, whose gradient is a surrogate.
         fuses_steps: whether a single step is an operator of its own; else it runs in torch's operations, so that
             autograd adds a state's gradients one by one, as in the library.
         delay_optional: whether the reset may come in the step that fires, or has its one time.
-        keeps_charge: whether the membrane that fired is another than the one after the step, reset delay or not.
     """
 
     name: str
@@ -59,18 +50,30 @@ class Model:
     charge: Callable
     fire: Callable = firing.fire
     reset: Callable = firing.reset
+    threshold: Callable = firing.threshold
     current: Callable | None = None
-    threshold: str = "threshold"
+    needed: tuple[str, ...] = ("mem",)
+    changed: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
     output: str | None = None
     recurrent: bool = False
     spikes: bool = True
     fuses_steps: bool = True
-    keeps_charge: bool = False
     delay_optional: bool = True
 
-    def extras(self, reset_delay: bool) -> int:
-        """How many values of a step backward needs beside the states: the charge, where the membrane is not."""
-        return int(self.spikes and (self.keeps_charge or (self.delay_optional and not reset_delay)))
+    def __post_init__(self):
+        contract.check(self)
+
+    def kept(self, reset_delay: bool) -> tuple[str, ...]:
+        """The states whose charged values are a step's extras: neither the states before it nor after it have them."""
+        changed = {*self.changed, *(self.states[:1] if self.delay_optional and not reset_delay else ())}
+        return tuple(state for state in self.states if state in changed - {*self.held})
+
+    def charged(self, reset_delay: bool, before: tuple, after: tuple, extras: tuple) -> tuple:
+        """The charged states of a step, or of all, by those before and after and the extras."""
+        kept = dict(zip(self.kept(reset_delay), extras, strict=True))
+        each = zip(self.states, before, after, strict=True)
+        return tuple(kept.get(name, earlier if name in self.held else later) for name, earlier, later in each)
 
     @property
     def recomputable(self) -> bool:
@@ -81,11 +84,6 @@ class Model:
     def stored(self) -> int:
         """How many states, from the first, are stored for all steps when all are wanted."""
         return len(self.states) - (self.output is not None)
-
-    @property
-    def needed(self) -> int:
-        """How many of them backward needs for the gradients of current and initial states."""
-        return int(self.spikes)
 
 
 def step(
@@ -128,9 +126,9 @@ def backward(
     grad_spk: Tensor,
     grad_last: tuple,
     grad_seqs: tuple,
-    grad_charge: Tensor | None,
+    grad_extras: tuple,
     seqs: tuple,
-    charge: Tensor | None,
+    extras: tuple,
     initial: tuple,
     params: tuple,
     call: Call,
@@ -142,20 +140,20 @@ def backward(
     Args:
         grad_spk: dL/dspikes [T, ...].
         grad_last, grad_seqs: dL/d(last states) [...] and dL/d(all states) [T, ...], a tensor or None for each.
-        grad_charge: dL/dcharge [T, ...], or None.
+        grad_extras: dL/dextras [T, ...], a tensor or None for each.
         seqs: the states after each step [T, ...]; zeros where they were not stored.
-        charge: the membranes that fired [T, ...]; None where they are the membranes.
+        extras: the charged values that the states do not tell [T, ...], as `Model.kept` lists them.
         initial: the states before the first step [...].
 
     Returns:
         dL/dx [T, ...], dL/dinitial [...], and per step the gradients of the parameters [T, ...].
     """
-    count = len(initial)
+    count, kept = len(initial), model.kept(call.reset_delay)
     carry = [torch.zeros_like(i) if g is None else g for i, g in zip(initial, grad_last, strict=True)]
     steps = []
     for t in reversed(range(len(seqs[0]))):
         before = tuple(seq[t - 1] if t > 0 else i for seq, i in zip(seqs, initial, strict=True))
-        charged = tuple(seq[t] for seq in (seqs[0] if charge is None else charge, *seqs[1:]))
+        charged = model.charged(call.reset_delay, before, tuple(seq[t] for seq in seqs), tuple(e[t] for e in extras))
         grads = [c if g is None else g[t] + c for g, c in zip(grad_seqs, carry, strict=True)]
         reset = model.reset(before, params, call)
 
@@ -167,10 +165,12 @@ def backward(
             return model.charge((x, x) if model.recurrent else x, given[:count], given[count:], reset, call)
 
         grads = vjp(fire, (*charged, *params), (grad_spk[t], *grads))
-        of_charged, of_params = grads[:count], grads[count:]
-        if grad_charge is not None:
-            of_charged[0] = of_charged[0] + grad_charge[t]
-        x = _current(model, before, charged, params)
+        of_charged, of_params = list(grads[:count]), grads[count:]
+        for name, grad in zip(kept, grad_extras, strict=True):
+            if grad is not None:
+                place = model.states.index(name)
+                of_charged[place] = of_charged[place] + grad[t]
+        x = _current(model, before, charged, params, reset, call)
         of_x, *grads = vjp(charge_from, (x, *before, *params), of_charged)
         carry = grads[:count]
         steps.append((of_x / 2 if model.recurrent else of_x, *map(torch.add, of_params, grads[count:])))
@@ -180,9 +180,9 @@ def backward(
     return grad_x, tuple(carry), tuple(grad_params)
 
 
-def _current(model, before, charged, params) -> Tensor:
+def _current(model, before, charged, params, reset, call) -> Tensor:
     """The current of a step, or zeros where no gradient depends on it; of a recurrent model, each half of the sum."""
     if model.current is None:
         return torch.zeros_like(before[0])
-    current = model.current(before, charged, params)
+    current = model.current(before, charged, params, reset, call)
     return current / 2 if model.recurrent else current

@@ -21,6 +21,9 @@ def one_to_one(model: Model) -> Model:
     def reset(states, params, call):
         return model.reset(states, params[:-1], call)
 
+    def threshold(states, params):
+        return model.threshold(states[:-1], params[:-1])
+
     return replace(
         model,
         name=f"{model.name}_one_to_one",
@@ -29,6 +32,9 @@ def one_to_one(model: Model) -> Model:
         charge=charge,
         fire=fire,
         reset=reset,
+        threshold=threshold,
+        changed=(*model.changed, "spk"),
+        held=(*model.held, "spk"),
         output="spk",
         recurrent=False,
     )
