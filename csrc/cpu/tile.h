@@ -18,9 +18,11 @@
 namespace snnfast {
 
 inline constexpr int kTile = 1024;  // so that its rows fit the first cache
+inline constexpr int kLine = 64;    // bytes
 
+// A line longer than it is wide: rows a power of two apart would all fall into the same few places of that cache.
 template <typename T>
-using Row = T[kTile];
+using Row = T[kTile + kLine / sizeof(T)];
 
 template <typename T>
 void fill(Row<T>& row, T value) {
@@ -41,8 +43,6 @@ void load_params(Row<T> (&rows)[kCount], const Periodic<T> (&params)[kCount], in
     }
   }
 }
-
-inline constexpr int kLine = 64;  // bytes
 
 // The next step's row lies far from this one, where no hardware prefetcher looks: touch its pages, or all its lines,
 // while this one is computed. Null rows are passed over.

@@ -11,6 +11,8 @@
 
 #include <torch/headeronly/macros/Macros.h>
 
+#include <limits>
+
 #include "reset.h"
 
 namespace snnfast {
@@ -24,16 +26,23 @@ struct Firing {
 
   C10_HOST_DEVICE T above(T mem) const { return fires(mem - threshold, options.inclusive); }
 
+  // (fired * graded_spikes_factor) / graded_spikes_factor to the bit, without a division: 0 or 1, and NaN where the
+  // factor is 0, infinite or NaN.
+  C10_HOST_DEVICE T ungraded(T fired) const {
+    const bool finite = graded_spikes_factor - graded_spikes_factor == T(0);
+    return finite & (graded_spikes_factor != T(0)) ? fired : std::numeric_limits<T>::quiet_NaN();
+  }
+
   // mem: the charge on entry, mem[t] on exit. Returns spk[t].
   C10_HOST_DEVICE T fire(T& mem, [[maybe_unused]] T reset, [[maybe_unused]] T* extra) const {
-    const T spk = above(mem) * graded_spikes_factor;
+    const T fired = above(mem);
     if constexpr (!kDelay) {
       extra[0] = mem;
-      const T again = spk / graded_spikes_factor - reset;
-      if (options.subtracts()) mem = mem - again * threshold;
-      if (options.zeroes()) mem = mem - again * mem;
+      const T again = ungraded(fired) - reset;
+      const T taken = options.subtracts() ? threshold : mem;
+      mem = options.subtracts() | options.zeroes() ? mem - again * taken : mem;
     }
-    return spk;
+    return fired * graded_spikes_factor;
   }
 
   // grad_mem: dL/dmem[t]. Returns dL/dcharge[t].
@@ -48,22 +57,15 @@ struct Firing {
     grad_threshold = -T(0);
     grad_graded = -T(0);
     if constexpr (!kDelay) {
-      const T spike = fired * graded_spikes_factor / graded_spikes_factor;
+      const T spike = ungraded(fired);
       const T again = spike - reset;
       const T grad_reset = -grad_mem;
-      T grad_again = -T(0);
-      if (options.subtracts()) {
-        grad_again = grad_reset * threshold;
-        grad_threshold = grad_reset * again;
-      }
-      if (options.zeroes()) {
-        grad_again = grad_reset * charge;
-        grad_mem = grad_mem + grad_reset * again;
-      }
-      if (options.subtracts() || options.zeroes()) {
-        grad_spk = grad_spk + grad_again / graded_spikes_factor;
-        grad_graded = -grad_again * (spike / graded_spikes_factor);
-      }
+      const bool subtracts = options.subtracts(), zeroes = options.zeroes();
+      const T grad_again = subtracts ? grad_reset * threshold : grad_reset * charge;
+      grad_threshold = subtracts ? grad_reset * again : -T(0);
+      grad_mem = zeroes ? grad_mem + grad_reset * again : grad_mem;
+      grad_spk = subtracts | zeroes ? grad_spk + grad_again / graded_spikes_factor : grad_spk;
+      grad_graded = subtracts | zeroes ? -grad_again * (spike / graded_spikes_factor) : -T(0);
     }
     const T grad_u = surrogate.backward(grad_spk * graded_spikes_factor, u, evaluated);
     grad_threshold = grad_threshold - grad_u;

@@ -1,0 +1,74 @@
+"""The CPU's loops over neurons are vectorised: one that is not takes five to twenty times as long."""
+
+import math
+import time
+
+import pytest
+import torch
+
+from snnfast.reference import LEAKY, MODELS
+
+STEPS, NEURONS = 64, 1024
+ATAN = ("atan", [math.pi, 1.0])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def loops(model, reset, delay, dtype=torch.float32):
+    """{name: (call, rows that a step reads or writes)} of forward, backward, and backward for the parameters too."""
+    forward, backward = (getattr(torch.ops.snnfast, f"{model.name}_{way}").default for way in ("fwd", "bwd"))
+    x = torch.rand(STEPS, NEURONS, dtype=dtype)
+    rec = torch.rand_like(x) if model.recurrent else None
+    params = [torch.tensor(0.6, dtype=dtype) for _ in model.params]
+    how = (True, reset, delay, False)
+    kept, count = len(model.kept(delay)), len(model.states)
+    spk, *rest = forward(x, rec, [], params, *how, model.stored, 1, True)
+    seqs, extras = rest[count : count + model.stored], rest[count + model.stored :]
+    seqs = seqs if model.output is None else [*seqs, spk]
+
+    def back(want_params):
+        arguments = (None, spk, [], [], seqs, extras, [], params, None, *how, *ATAN, dtype, False, want_params)
+        return lambda: backward(spk, *arguments)
+
+    rows = 2 + count + kept
+    return {
+        "forward": (lambda: forward(x, rec, [], params, *how, model.stored, 1, True), rows + model.recurrent),
+        "backward": (back(False), rows),
+        "backward with parameters": (back(True), rows + 2 * len(params)),
+    }
+
+
+def per_value(calls):
+    """Nanoseconds that each call takes for a value of a row: the least of many, taken in turn."""
+    least = dict.fromkeys(calls, math.inf)
+    for _ in range(20):
+        for name, (call, _) in calls.items():
+            start = time.perf_counter_ns()
+            call()
+            least[name] = min(least[name], time.perf_counter_ns() - start)
+    return {name: took / (STEPS * NEURONS * calls[name][1]) for name, took in least.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32])
+def test_every_model_takes_as_long_as_its_rows(dtype):
+    """By the row, no loop takes long beside Leaky's, and Leaky's no longer than vectors of an elementary function."""
+    calls, x = {}, torch.rand(STEPS, NEURONS, dtype=dtype)
+    for model in MODELS:
+        for reset, delay in [("subtract", True), ("zero", True), ("subtract", False), ("zero", False)]:
+            if delay or model.delay_optional:
+                named = loops(model, reset, delay, dtype).items()
+                calls |= {(name, model.name, reset, delay): call for name, call in named}
+    out = torch.empty_like(x)
+    calls["atan"] = (lambda: torch.atan(x, out=out), 1)
+    took = per_value(calls)
+    for name in ("forward", "backward", "backward with parameters"):
+        leaky = (name, LEAKY.name, "subtract", True)
+        assert took[leaky] * calls[leaky][1] < took["atan"] * (2 if "parameters" in name else 1), name
+        for key in calls:
+            assert key[0] != name or took[key] < 2.5 * took[leaky], (key, took[key], took[leaky])
