@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* kModels[] = {
     "leaky", "synaptic", "rleaky", "rleaky_one_to_one", "rsynaptic", "rsynaptic_one_to_one", "lapicque",
-    "alpha", "li",       "lif",    "lif_recurrent"};
+    "alpha", "li",       "lif",    "lif_recurrent",     "alif"};
 
 // Those that also run with all-to-all recurrence.
 constexpr const char* kRecurrentModels[] = {"rleaky", "rsynaptic", "lif_recurrent"};

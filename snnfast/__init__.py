@@ -6,13 +6,14 @@ from . import encoding, functional, reference, surrogate
 from .compiler import accelerate, explain
 from .convert import convert, reset
 from .functional import use_reference
-from .neurons import Alpha, Lapicque, Leaky, RLeaky, RSynaptic, SpikingNeuron, Synaptic
+from .neurons import ALIF, Alpha, Lapicque, Leaky, RLeaky, RSynaptic, SpikingNeuron, Synaptic
 from .step import TrainingStep
 from .unroll import Unroll
 
 __version__ = _version("snnfast")
 
 __all__ = [
+    "ALIF",
     "Alpha",
     "Lapicque",
     "Leaky",

@@ -193,6 +193,17 @@ def everything_recorded(net, x):
     return [torch.stack(record) for record in records], records[3][-1]
 
 
+@fused(lambda: {"fc": nn.Linear(6, 8), "lif": snn.ALIF(0.9, 0.8, 0.3, threshold=0.6)})
+def adaptive(net, x):
+    mem, adaptation = net.lif.reset_mem()
+    spikes, adaptations = [], []
+    for step in range(T):
+        spk, mem, adaptation = net.lif(net.fc(x[step]), mem, adaptation)
+        spikes.append(spk)
+        adaptations.append(adaptation)
+    return torch.stack(spikes), torch.stack(adaptations)
+
+
 @fused(
     lambda: {
         "conv1": nn.Conv2d(1, 3, 3),

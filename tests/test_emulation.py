@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long
 
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
-CUDA_SOURCES = ("bits", "lapicque", "leaky", "lif", "rleaky")
+CUDA_SOURCES = ("alif", "bits", "lapicque", "leaky", "lif", "rleaky")
 SOURCES = ("ops.cpp", "cpu/product.cpp", *(f"cuda/{name}.cu" for name in CUDA_SOURCES))
 
 ONE_BLOCK = {}
@@ -56,6 +56,7 @@ def kernels(tmp_path_factory):
         ("test_leaky.py", "special or steps", FEW_THREADS),
         ("test_ops.py", "row and (leaky or lapicque or lif)", ONE_BLOCK),
         ("test_ops.py", "(row or address) and (leaky or lapicque)", FEW_THREADS),
+        ("test_models.py", "alif and (reference_does or custom or gradients)", ONE_BLOCK),
         ("test_half.py", "", ONE_BLOCK),
         ("test_half.py", "", FEW_THREADS),
         ("test_recompute.py", "bits_hold or bits_of or is_a_spike or three", ONE_BLOCK),

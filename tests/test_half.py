@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from snnfast import ops, surrogate
-from snnfast.reference import LAPICQUE, LEAKY
+from snnfast.reference import LAPICQUE, LEAKY, MODELS
 
 SURROGATES = [surrogate.atan(2.0), surrogate.fast_sigmoid(25.0), surrogate.sigmoid(3.0)]
 OPTIONS = ops.Options(SURROGATES[0], "subtract", True, True)
@@ -65,6 +65,24 @@ def test_steps_that_share_a_row_are_run_again_to_the_same_bits(half_device):
     shared = x[:1].expand_as(x)
     copied = shared.clone(memory_format=torch.contiguous_format)
     assert all(map(torch.equal, trained(shared, shared), trained(copied, copied)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_neuron_is_the_wide_one_between_rounded_ends(dtype, half_device):
+    """Currents and their gradients are rounded, states are not; also where steps are not run again."""
+    key = half_device.upper()
+    present = [m for m in MODELS if torch._C._dispatch_has_kernel_for_dispatch_key(f"snnfast::{m.name}_fwd", key)]
+    assert LEAKY in present
+    for model, want_seqs in itertools.product(present, (True, False)):
+        rec = torch.randn(9, 2, 5, device=half_device) if model.recurrent else None
+        x, _, *params = leaves(model, 9, 5, dtype, half_device, learn=False)
+        options = OPTIONS._replace(reset_delay=model.delay_optional)
+        found = []
+        for current in (x, x.float()):
+            spk, last, seqs = ops.run(model, current, rec, (), tuple(params), options, want_seqs)
+            (grad,) = torch.autograd.grad([spk, *last], x, [torch.ones_like(spk), *map(torch.ones_like, last)])
+            found.append([spk.to(dtype), *last, *(seqs or ())[: model.stored], grad])
+        assert all(map(torch.equal, *found)), (model.name, want_seqs)
 
 
 def test_memory_kept_is_that_of_the_currents(half_device):

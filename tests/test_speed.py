@@ -55,7 +55,7 @@ def per_value(calls):
     return {name: took / (STEPS * NEURONS * calls[name][1]) for name, took in least.items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_model_takes_as_long_as_its_rows(dtype):
     """By the row, no loop takes long beside Leaky's, and Leaky's no longer than vectors of an elementary function."""
     calls, x = {}, torch.rand(STEPS, NEURONS, dtype=dtype)

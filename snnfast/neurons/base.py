@@ -32,8 +32,8 @@ _SnntorchNeuron = snntorch and snntorch.SpikingNeuron
 
 
 def snntorch_class(name: str) -> tuple:
-    """The class of snnTorch that a layer takes the place of, as bases for it; none without snnTorch."""
-    return (getattr(snntorch, name),) if snntorch else ()
+    """The class of snnTorch that a layer takes the place of, as bases for it; none where snnTorch has none."""
+    return (getattr(snntorch, name),) if hasattr(snntorch, name) else ()
 
 
 class SpikingNeuron(_SnntorchNeuron or nn.Module):
@@ -354,7 +354,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         return living
 
     def extra_repr(self) -> str:
-        shown = [name for name in self.model.params if name in ("alpha", "beta")]
+        shown = [name for name in self.model.params if name in ("alpha", "beta", "rho", "strength")]
         values = [f"{name}={_brief(getattr(self, name))}" for name in shown]
         return ", ".join([*values, f"reset_mechanism={self.reset_mechanism!r}", f"reset_delay={self.reset_delay}"])
 

@@ -7,6 +7,7 @@ over a step.
 
 from torch import Tensor
 
+from .alif import ALIF
 from .alpha import ALPHA
 from .lapicque import LAPICQUE
 from .leaky import LEAKY
@@ -28,9 +29,11 @@ MODELS = (
     LI,
     LIF,
     LIF_RECURRENT,
+    ALIF,
 )
 
 __all__ = [
+    "ALIF",
     "ALPHA",
     "LAPICQUE",
     "LEAKY",
