@@ -207,6 +207,7 @@ class BackwardTile {
     prefetch_row(scan_.grad_spk.at(t - 1), first_, width_);
     prefetch_row(scan_.grad_x, offset - scan_.neurons, width_);
     for (int k = 0; k < Neuron::kStates; ++k) prefetch_row(scan_.states[k], offset - 2 * scan_.neurons, width_);
+    for (int k = 0; k < Neuron::kExtras; ++k) prefetch_row(scan_.extras[k], offset - scan_.neurons, width_);
   }
 
   // One neuron. Returns dL/dx[t].
