@@ -33,6 +33,7 @@ struct Cpu {
 
   template <typename Neuron, typename T>
   static void scan(const torch::stable::Tensor&, const Scan<Neuron, T>& scan, const NeuronOptions& options) {
+    static_assert(kConsistent<Neuron>);
     for_tiles(scan.steps, scan.neurons, Order::kForward,
               [&](int64_t first, int width) { scan_tile(scan, options, first, width); });
   }

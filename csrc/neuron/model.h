@@ -26,7 +26,7 @@ namespace snnfast {
 
 // Whether the lists of a model are as long as its enums say.
 template <typename Neuron>
-concept Consistent =
+inline constexpr bool kConsistent =
     std::size(Neuron::kParamNames) == Neuron::kParams && std::size(Neuron::kStateNames) == Neuron::kStates &&
     std::size(Neuron::kCarriedTo) == Neuron::kCarries && int{Neuron::kCarries} >= int{Neuron::kStates} &&
     Neuron::kNeeded <= Neuron::kStates && Neuron::kExtras >= 0;

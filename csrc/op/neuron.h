@@ -24,7 +24,6 @@ using OptionalTensors = std::vector<std::optional<Tensor>>;
 template <typename Backend, template <typename, bool> typename Model>
 struct NeuronOp {
   using Some = Model<float, true>;  // names and counts, the same for every dtype and delay
-  static_assert(Consistent<Some> && Consistent<Model<float, false>>);
 
   // [spikes, last states ..., the first `saved` states of all steps when unrolled ..., extras with save_extras ...]
   // every: the states of all steps with 1; with kChunk those that chunks start from, which with x is all backward
