@@ -14,7 +14,7 @@ from torch import Tensor
 from . import ops, reference, transforms
 from .ops import Options, Recurrence, Result
 from .reference import LEAKY, Model
-from .surrogate import Surrogate, evaluated, named, resolve
+from .surrogate import Surrogate, named, resolve
 
 RESET_MECHANISMS = ("subtract", "zero", "none")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -434,8 +434,6 @@ def _reasons_not_to_fuse(x: Tensor, surrogate, state_quant, inhibition) -> list[
         reasons.append("inhibition")
     if not isinstance(surrogate, Surrogate):
         reasons.append("a spike_grad that is no plain step function or learns parameters")
-    elif isinstance(surrogate, evaluated) and torch.compiler.is_compiling():
-        reasons.append("a custom spike_grad under torch.compile")
     if x.device.type == "cuda" and ops.cuda_import_error is not None:
         reasons.append(f"CUDA, whose kernels did not load ({ops.cuda_import_error})")
     elif x.device.type not in ("cpu", "cuda", "meta"):
@@ -462,6 +460,8 @@ def _say_once(layer: str, reason: str) -> None:
 
 
 def _run_reference(model, x, rec, states, params, call, unroll, spk=None, feed_back=None) -> Result:
+    if not torch.compiler.is_compiling():
+        ops.tell("reference", (x,), x.shape[0] if unroll else None)
     states = states or tuple(x.new_zeros(x.shape[1:] if unroll else x.shape) for _ in model.states)
     if call.inhibition and states[0].dim() < 2:
         raise ValueError(f"x must have a batch and a neuron dimension for inhibition, got {tuple(x.shape)}")

@@ -4,6 +4,8 @@ The only file that names `torch.ops.snnfast`. Arguments arrive checked, in the s
 `snnfast.functional`. Every neuron model (`snnfast.reference.MODELS`) has the same operators under its own name.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,30 @@ class Result(NamedTuple):
     spk: Tensor
     last: tuple
     seqs: tuple | None
+
+
+NO_NEURON = -1
+_listeners = []
+
+
+@contextlib.contextmanager
+def listening(heard: Callable[[str, tuple, int | None], None]) -> Iterator[None]:
+    """Within it `heard(operator, arguments, steps)` is told of every call of an operator.
+
+    `steps`: of a neuron's forward those of its sequence, or None for one step; NO_NEURON for any other operator. Steps
+    of a neuron that no kernel runs are told as operator "reference".
+    """
+    _listeners.append(heard)
+    try:
+        yield
+    finally:
+        _listeners.remove(heard)
+
+
+def tell(operator: str, arguments: tuple, steps: int | None) -> None:
+    """Tells who listens of a call."""
+    for heard in _listeners:
+        heard(operator, arguments, steps)
 
 
 def run(
@@ -81,6 +107,8 @@ def _call(name: str, *arguments, steps: int | None = None):
     The stable ABI turns an exception of torch's into one without type and reason, after it has printed a C++ trace. So
     what an operator allocates, which is what its fake kernel returns, is allocated here where it is large or failed.
     """
+    if not torch.compiler.is_compiling() and _listeners and not name.endswith("_fwd"):
+        tell(name, arguments, NO_NEURON)
     first = arguments[0]
     large = type(first) is Tensor and first.numel() * (steps or 1) >= LARGE
     if large and not torch.compiler.is_compiling():
@@ -105,6 +133,8 @@ def _allocate(name: str, arguments: tuple) -> None:
 
 
 def _forward(model, options, x, rec, states, params, saved, save_extras, every=1):
+    if _listeners:
+        tell(f"{model.name}_fwd", (x,), x.shape[0] if options.unroll else None)
     reset = options.reset_mechanism, options.reset_delay, options.surrogate.inclusive
     return _call(f"{model.name}_fwd", x, rec, states, params, options.unroll, *reset, saved, every, save_extras)
 
@@ -337,6 +367,8 @@ def run_dense(
 
 
 def _dense_forward(model, options, x, recurrence, spk, states, params, saved, save_extras):
+    if _listeners:
+        tell(f"{model.name}_dense_fwd", (x,), x.shape[0])
     reset = options.reset_mechanism, options.reset_delay, options.surrogate.inclusive
     return _call(f"{model.name}_dense_fwd", x, *recurrence, spk, states, params, *reset, saved, save_extras)
 

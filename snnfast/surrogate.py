@@ -8,8 +8,10 @@ and `erfc` those of Norse 1.1.0 (norse/torch/functional/threshold.py). `go` is t
 """
 
 import inspect
+import itertools
 import math
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -86,8 +88,8 @@ class Surrogate:
         return type(self).__name__
 
     @property
-    def key(self) -> tuple[str, list[float]] | None:
-        """Name and constructor arguments, from which `named` makes it again; None where they do not say it all."""
+    def key(self) -> tuple[str, list[float]]:
+        """Name and numbers by which `named` finds it again in this process."""
         return type(self).__name__, [float(getattr(self, field.name)) for field in fields(self)]
 
     @property
@@ -278,14 +280,24 @@ class evaluated(Surrogate):
     """Any other surrogate whose forward is the plain step: its derivative is evaluated by autograd, once for all steps.
 
     `function` maps u to spikes, u > 0 or with `inclusive` u >= 0; its gradient must be elementwise in u and linear in
-    the incoming gradient.
+    the incoming gradient. In a captured graph a number stands for the function, as long as somebody holds this object.
     """
 
     function: Callable[[Tensor], Tensor]
     inclusive: bool = False
 
     constants: ClassVar[list[float]] = []
-    key: ClassVar[None] = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "_number", next(_numbers))
+        _evaluated[self._number] = self
+
+    def __reduce__(self):
+        return evaluated, (self.function, self.inclusive)
+
+    @property
+    def key(self):
+        return "evaluated", [float(self._number)]
 
     def derivative(self, u: Tensor) -> Tensor:
         """d spike / du at every element of `u`, with u's shape and dtype."""
@@ -360,10 +372,14 @@ _NAMED = {
     )
 }
 _KNOWN = {*_NAMED.values(), disabled, evaluated}
+_numbers = itertools.count()
+_evaluated = weakref.WeakValueDictionary()
 
 
 def named(name: str, arguments: Sequence[float]) -> Surrogate:
     """The surrogate of a `key`."""
+    if name == "evaluated":
+        return _evaluated[int(arguments[0])]
     return {**_NAMED, "disabled": disabled}[name](*arguments)
 
 

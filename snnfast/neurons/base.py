@@ -118,11 +118,15 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         resolved = surrogate.resolve(spike_grad)
         # Around nn.Module.__setattr__, which would register a module a second time.
         self.__dict__["_surrogate"] = resolved
-        self.__dict__["_surrogate_key"] = resolved.key if isinstance(resolved, surrogate.Surrogate) else None
+        self._name_surrogate()
         if isinstance(spike_grad, nn.Module):
             return spike_grad
         self._modules.pop("spike_grad", None)
         return spike_grad if isinstance(resolved, surrogate.evaluated) else resolved
+
+    def _name_surrogate(self) -> None:
+        """Keeps the key, of which Python's own surrogates have one in every process and copy."""
+        self.__dict__["_surrogate_key"] = getattr(self._surrogate, "key", None)
 
     def _register_instance(self) -> None:
         """Enters snnTorch's list of instances without keeping the layer alive."""
@@ -172,6 +176,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     def __setstate__(self, state):
         super().__setstate__(state)
+        self._name_surrogate()
         self._register_instance()
 
     def _initial(self, name: str, given: Tensor | None, shape: torch.Size, device) -> Tensor | None:
