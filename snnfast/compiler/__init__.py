@@ -4,7 +4,8 @@ The data's way: capture (torch._dynamo) -> `simplify` -> `chains` -> `packing`, 
 `order` and `effects` -> `emission`. The result is an ordinary differentiable `torch.fx.GraphModule`.
 """
 
-from .accelerate import accelerate, explain
+from .accelerate import accelerate
 from .backend import backend
+from .explain import explain
 
 __all__ = ["accelerate", "backend", "explain"]

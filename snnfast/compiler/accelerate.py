@@ -1,15 +1,21 @@
-"""One line for a model that was written for snnTorch, and what came of it."""
+"""One line for a model that was written for snnTorch."""
 
-import copy
+import itertools
 import types
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
+from torch._dynamo.convert_frame import compile_lock
+from torch._dynamo.types import FrameAction
 
 from ..convert import convert
-from ..neurons import SpikingNeuron, fused_class
-from .backend import backend, listening, make_options
+from .backend import backend, listeners, make_options
+
+VARIANTS = 512
+"""How often torch captures one function for other numbers of steps, batch sizes, dtypes, modes; its own limit is 8."""
 
 
 def accelerate(
@@ -18,7 +24,7 @@ def accelerate(
     """Makes a network run fused over time, in place: `convert`, then `torch.compile` with this backend.
 
     The module object, its parameters and its state_dict stay as they are. The first call of a shape compiles; the loop
-    over time must be inside the module's `forward`.
+    over time must be inside the module's `forward`. Copies of the module, pickled ones too, are accelerated as it is.
 
     Args:
         net: a module whose forward loops over time steps.
@@ -37,86 +43,80 @@ def accelerate(
     options = {"window": window, "products": products, "inner": inner}
     make_options(**options)
     convert(net)
-    net.compile(backend=backend, options=options)
+    Accelerated(net, options)
     return net
 
 
-class Explanation:
-    """The layers of a network, graph by graph; printing it says what was fused, and why the rest was not."""
+class Accelerated:
+    """What an accelerated network's call runs: its forward, captured by torch and fused.
 
-    def __init__(self, graphs: list, unseen: dict[str, str]):
-        self.graphs, self.unseen = graphs, unseen
-
-    @property
-    def layers(self) -> list:
-        """`LayerReport`s: layer, steps, calls, reasons, fused."""
-        return [layer for graph in self.graphs for layer in graph]
-
-    def __str__(self):
-        lines = [str(layer) for layer in self.layers]
-        lines += [f"{name}: not fused\n    {reason}" for name, reason in self.unseen.items()]
-        if len(self.graphs) > 1:
-            pieces = len(self.graphs)
-            lines.append(f"torch.compile broke the forward into {pieces} graphs; steps in different ones stay apart")
-        return "\n".join(lines) or "no spiking layer ran"
-
-
-def explain(net: Callable, *inputs, **options) -> Explanation:
-    """Runs a copy of `net` once and reports for each spiking layer whether it was fused over time, and why not.
-
-    Args:
-        net: a module or function as it is given to `torch.compile`, `accelerate`d or not. Neither its state nor the
-            random generator of the CPU is touched.
-        inputs: what it is called with.
-        options: as in `accelerate`.
-
-    Returns:
-        An `Explanation`, to be printed.
+    It stands in the network's `__dict__` twice: as what `nn.Module.compile` sets, which modules leave out of copies,
+    and under a name of its own, by which a copy of the network gets a copy of this that runs the copy.
     """
-    make_options(**options)
-    net = getattr(net, "_orig_mod", net)
-    one = _copy(net) if isinstance(net, nn.Module) else net
-    with listening() as graphs, torch.random.fork_rng(devices=[]):
-        torch.compile(one, backend=backend, options=options)(*inputs)
-    graphs = [graph for graph in graphs if graph]
-    seen = {layer.layer for graph in graphs for layer in graph}
-    broken = len(graphs) > 1
-    return Explanation(graphs, _unseen(one, seen, broken))
+
+    def __init__(self, net: nn.Module, options: dict):
+        self.__setstate__((net, options))
+
+    def __getstate__(self):
+        return self.net, self.options
+
+    def __setstate__(self, state):
+        self.net, self.options = state
+        self._compiled = None
+        vars(self.net).update(_compiled_call_impl=self, _accelerated=self)
+
+    def __call__(self, *args, **kwargs):
+        if self._compiled is None:
+            self._compiled = captured(self.net, type(self.net).__name__, self.options)
+        return self._compiled(*args, **kwargs)
 
 
-def _copy(net: nn.Module) -> nn.Module:
-    """A copy whose forward Dynamo has not met: it never captures again what it once gave up."""
-    copied = copy.deepcopy(net)
-    forward = copied.forward
-    if isinstance(forward, types.MethodType) and not forward.__module__.startswith("torch."):
-        met = forward.__func__
-        function = types.FunctionType(
-            met.__code__.replace(), met.__globals__, met.__name__, met.__defaults__, met.__closure__
+def captured(function: Callable, name: str, options: dict) -> Callable:
+    """A module's call or a function, captured by torch and fused: `torch.compile` with limits of our own."""
+    context = torch._dynamo.optimize(partial(backend, options=options))
+    context.callback = _Capture(context.callback, name)
+    return context(_own_code(getattr(function, "_call_impl", function), name))
+
+
+_numbers = itertools.count()
+
+
+def _own_code(self: Callable, name: str) -> Callable:
+    """A function that calls another, with code that nothing else shares: torch keeps what it captured with the code."""
+
+    def call(*args, **kwargs):
+        return self(*args, **kwargs)
+
+    code = call.__code__.replace(co_name=f"{name}_{next(_numbers)}")
+    return types.FunctionType(code, call.__globals__, code.co_name, closure=call.__closure__)
+
+
+class _Capture:
+    """torch's capture of a frame, with limits that suit loops: every number of steps is a capture of its own.
+
+    Limits hold while a frame of an accelerated network is captured, and nowhere else.
+    """
+
+    def __init__(self, capture: Callable, name: str):
+        # The name under which torch looks for the backend.
+        self._torchdynamo_orig_backend = capture
+        self._name = name
+
+    def __call__(self, frame, *state):
+        # A frame without an operation, as with T=0, would else never be captured again.
+        ours = torch._dynamo.config.patch(
+            recompile_limit=VARIANTS, accumulated_recompile_limit=VARIANTS, allow_empty_graphs=True
         )
-        function.__kwdefaults__ = met.__kwdefaults__
-        copied.forward = types.MethodType(function, copied)
-    return copied
-
-
-def _unseen(net, seen: set[str], broken: bool) -> dict[str, str]:
-    if not isinstance(net, nn.Module):
-        return {}
-    unseen = {}
-    for name, module in net.named_modules():
-        if fused_class(module) is not None:
-            unseen[name] = "it is snnTorch's own; see snnfast.convert"
-        elif isinstance(module, SpikingNeuron) and name not in seen:
-            unseen[name] = _why_unseen(module, broken)
-        elif not isinstance(module, SpikingNeuron) and hasattr(module, "reset_mem"):
-            unseen[name] = f"{type(module).__name__} is not among snnfast's neurons"
-    return unseen
-
-
-def _why_unseen(layer: SpikingNeuron, broken: bool) -> str:
-    if layer.state_quant:
-        return "state_quant is not fused"
-    if layer.inhibition:
-        return "inhibition is not fused"
-    if layer._surrogate_key is None:
-        return "its spike_grad has no name that the kernels know"
-    return "its steps are in different graphs, if it ran" if broken else "it did not run"
+        with compile_lock, ours:
+            result = self._torchdynamo_orig_backend(frame, *state)
+        for listener in listeners:
+            listener.compiled(frame.f_code, result)
+        if result.guarded_code is None and result.frame_exec_strategy.cur_action == FrameAction.RUN_ONLY:
+            code = frame.f_code
+            warnings.warn(
+                f"{self._name}: torch has captured {code.co_name} ({code.co_filename}:{code.co_firstlineno}) for "
+                f"{VARIANTS} different calls, and runs it as it is, not fused, for further ones: pad sequences to few "
+                "numbers of steps, or use snnfast.Unroll",
+                stacklevel=3,
+            )
+        return result

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch._dynamo.exc import SkipFrame
 from torch.fx import Graph, GraphModule, Node
 
 from .. import transforms
+from . import graph as g
 from .chains import NEURONS, find_chains
 from .emission import emit
 from .packing import Packing
-from .report import LayerReport, report
+from .report import GraphReport, report
 from .simplify import simplify
 from .window import choose_window, is_light
 
@@ -47,18 +47,18 @@ def make_options(**given) -> Options:
     return Options(**given)
 
 
-_listeners = []
+listeners = []
+"""Who is told of every function that torch captured or did not (`compiled`), and runs its graphs (`run`)."""
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[list[list[LayerReport]]]:
-    """Collects the report of every graph that is compiled within it."""
-    reports = []
-    _listeners.append(reports)
+def listening(listener) -> Iterator[None]:
+    """Within it `listener` is one of `listeners`."""
+    listeners.append(listener)
     try:
-        yield reports
+        yield
     finally:
-        _listeners.remove(reports)
+        listeners.remove(listener)
 
 
 def backend(graph_module: GraphModule, example_inputs: list, *, mode=None, options: dict | None = None):
@@ -72,63 +72,64 @@ def backend(graph_module: GraphModule, example_inputs: list, *, mode=None, optio
     chosen = make_options(**(options or {}))
     # What is tried on the way is no business of a checkpoint's, in which the first call may be.
     with transforms.without_hooks():
-        fused = fuse(graph_module, chosen)
+        fused, known = fuse(graph_module, chosen)
     if chosen.inner is None:
-        if fused is graph_module and not _listeners and _is_whole_frame(graph_module):
-            # As it is written it runs faster than its graph would, and stays readable to a debugger.
-            raise SkipFrame("nothing to fuse over time")
-        return _outside_inference_mode(fused)
+        return Fused(fused, fused, known)
     inner = torch._dynamo.lookup_backend(chosen.inner) if isinstance(chosen.inner, str) else chosen.inner
-    return _outside_inference_mode(inner(fused, example_inputs))
+    return Fused(inner(fused, example_inputs), fused, known)
 
 
-def _outside_inference_mode(run: Callable) -> Callable:
-    """`run`, to which states that inference mode left come as copies where a backward may follow, as in eager steps."""
+class Fused:
+    """What runs in a captured graph's place.
 
-    def call(*inputs):
+    Attributes:
+        run: the compiled graph.
+        graph_module: the fused graph, whose calls an inner backend compiled.
+        report: what is known of it, where somebody listened when it was compiled.
+    """
+
+    def __init__(self, run: Callable, graph_module: GraphModule, report: GraphReport | None):
+        self.run, self.graph_module, self.report = run, graph_module, report
+
+    def __call__(self, *inputs):
         if torch.is_grad_enabled():
+            # States that inference mode left come as copies where a backward may follow, as in eager steps.
             inputs = [i.clone() if isinstance(i, torch.Tensor) and i.is_inference() else i for i in inputs]
-        return run(*inputs)
-
-    return call
+        return listeners[-1].run(self, inputs) if listeners else self.run(*inputs)
 
 
-def _is_whole_frame(graph_module: GraphModule) -> bool:
-    """Whether the captured function ends with this graph; a part of it that comes later may have a loop to fuse."""
-    reason = getattr(graph_module, "compile_subgraph_reason", None)
-    return reason is not None and not reason.graph_break
-
-
-def fuse(graph_module: GraphModule, options: Options) -> GraphModule:
-    """The captured graph with its loops over time packed; the same graph where there is nothing to pack."""
-    graph = _copy(graph_module.graph)
+def fuse(graph_module: GraphModule, options: Options) -> tuple[GraphModule, GraphReport | None]:
+    """The captured graph with its loops over time packed, the same where there is nothing to pack; and its report."""
+    graph = _copy(graph_module)
     exact = options.products == "per-step"
     watcher = simplify(graph, exact)
     chains = find_chains(graph)
     packing = Packing(graph, watcher, exact)
-    packs = []
+    packs, said = [], ""
     if any(len(chain.steps) > 1 for chain in chains):
-        window = options.window or choose_window(graph, chains)
+        window, why = (options.window, "as asked") if options.window else choose_window(graph, chains)
+        said = f"{min(window, max(len(chain.steps) for chain in chains))} steps at a time: {why}"
         for chain in chains:
             whole = options.window is None and is_light(chain, chains)
             packs += packing.pack_chain(chain, len(chain.steps) if whole else window)
         for pack in packs:
             packing.grow(pack, window)
         packing.pack_joined(window)
-    for reports in _listeners:
-        reports.append(report(chains, packing))
+    known = report(graph_module, chains, packing, said) if listeners else None
     if not packs:
-        return graph_module
+        return graph_module, known
     fused = GraphModule(graph_module, emit(packing))
     fused.graph.lint()
-    return fused
+    return fused, known
 
 
-def _copy(graph: Graph) -> Graph:
+def _copy(graph_module: GraphModule) -> Graph:
     copied = Graph()
     nodes = {}
-    for node in graph.nodes:
+    for node in graph_module.graph.nodes:
         nodes[node] = copied.node_copy(node, nodes.__getitem__)
+        if node.op == "get_attr":
+            nodes[node].meta.setdefault("example_value", g.attribute(graph_module, node.target))
     return copied
 
 

@@ -1,17 +1,26 @@
 """What the passes ask of a captured graph: values, storages, shapes, names of layers."""
 
+import operator
 import re
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten
 
 
 def value(node: Node):
-    """The fake value that Dynamo computed for a node: a tensor without data, a tuple of them, a SymInt, None ..."""
+    """The fake value that Dynamo computed for a node: a tensor without data, a tuple of them, a SymInt, None ...
+
+    Of a `get_attr` node it is what the attribute holds, which may be a graph.
+    """
     return node.meta.get("example_value")
+
+
+def attribute(graph_module: GraphModule, target: str):
+    """What a `get_attr` node of this target gives: a constant tensor, or a graph that a call runs."""
+    return operator.attrgetter(target)(graph_module)
 
 
 def tensors(node: Node) -> list[Tensor]:
@@ -79,10 +88,10 @@ def layer_of(node: Node) -> str:
     """The name of the module that a node was written in, as in `named_modules`; "" for the captured function itself."""
     stack = node.meta.get("nn_module_stack") or {}
     path = [name for name, _ in stack.values()]
-    return _readable(path[-1]) if path else ""
+    return path_of(path[-1]) if path else ""
 
 
-def _readable(path: str) -> str:
+def path_of(path: str) -> str:
     """`L['self']._modules['blocks']._modules['0'].lif` as `blocks.0.lif`, `G['lif']` as `lif`."""
     path = re.sub(r"^L\['(self|fn|mod)'\](\.__self__|\._orig_mod)*|^[LG](?=\[)|\b_modules\b", "", path)
     return ".".join(re.findall(r"\w+", path))

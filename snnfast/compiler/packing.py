@@ -79,7 +79,7 @@ class Packing:
     """The packs of a graph, and the order in which they and all other nodes may run."""
 
     def __init__(self, graph: Graph, watcher: Watcher, exact: bool):
-        self.graph, self._watcher, self.exact = graph, watcher, exact
+        self.graph, self.watcher, self.exact = graph, watcher, exact
         self._mutated = mutated_storages(graph, watcher)
         self._mode = g.fake_mode(graph)
         self._checked = {}
@@ -127,7 +127,7 @@ class Packing:
 
     def is_fence(self, node: Node) -> bool:
         """Whether a node switches a mode."""
-        return self._watcher.effects(node).fence
+        return self.watcher.effects(node).fence
 
     def storages_of_pieces(self) -> set[int]:
         """The memory of all values that become pieces of computed stacks."""
@@ -218,7 +218,7 @@ class Packing:
         for lane in lanes:
             if lane.op not in ("call_function", "call_method") or self.is_mutated(lane):
                 return False
-            if self._watcher.effects(lane) and not (in_order and rules.takes_statistics(lane)):
+            if self.watcher.effects(lane) and not (in_order and rules.takes_statistics(lane)):
                 return False
         return True
 

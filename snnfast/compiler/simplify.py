@@ -9,7 +9,7 @@ import operator
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -34,6 +34,7 @@ def simplify(graph: Graph, exact: bool) -> Watcher:
     """
     watcher = Watcher(graph)
     _name_sizes(graph)
+    _merge_bodies(graph)
     if g.grad_enabled_throughout(graph):
         _make_functional(graph, watcher)
     _skip_identities(graph, watcher)
@@ -54,6 +55,15 @@ def _name_sizes(graph: Graph) -> None:
             symbols[str(size)] = node
         elif str(size) in symbols:
             node.replace_all_uses_with(symbols[str(size)])
+
+
+def _merge_bodies(graph: Graph) -> None:
+    """The graphs that equal calls run, such as forward and backward of an autograd.Function, become one node."""
+    first = {}
+    for node in list(graph.nodes):
+        body = g.value(node)
+        if isinstance(body, GraphModule) and not any(inner.op == "get_attr" for inner in body.graph.nodes):
+            node.replace_all_uses_with(first.setdefault(str(body.graph), node))
 
 
 def _make_functional(graph: Graph, watcher: Watcher) -> None:

@@ -19,8 +19,8 @@ SHARE = 6
 """A window of one in so many steps costs less memory than a loop spends besides what it keeps for backward."""
 
 
-def choose_window(graph: Graph, chains: list[Chain]) -> int:
-    """Steps that run as one call, the same for all layers so that their windows meet.
+def choose_window(graph: Graph, chains: list[Chain]) -> tuple[int, str]:
+    """Steps that run as one call, the same for all layers so that their windows meet; and why so many.
 
     A window's currents and their gradients exist beside all that is kept for backward, where the loop has those of one
     step, but also the gradients of its weights twice, as it adds one step's to the others'. Measured, windows of these
@@ -28,13 +28,24 @@ def choose_window(graph: Graph, chains: list[Chain]) -> int:
     """
     steps = max(len(chain.steps) for chain in chains)
     together = sum(map(_bytes, chains))
+    currents = f"the currents of all {steps} steps take {_size(together)}"
     if together <= SMALL:
-        return steps
+        return steps, f"{currents}, and up to {_size(SMALL)} run as one"
     weights = sum(tensor.nbytes for node in graph.nodes if node.op == "placeholder" for tensor in _learned(node))
     device = g.value(chains[0].steps[0].args[0]).device
     most = min(max(together / SHARE, 2 * weights), _limit(device))
     windows = max(2, math.ceil(together / most))
-    return -(-steps // min(windows, max(1, steps // 2)))
+    window = -(-steps // min(windows, max(1, steps // 2)))
+    holds = f"a {SHARE}th of that, or twice the {_size(weights)} of weights, up to {_size(_limit(device))}"
+    return window, f"{currents}, and a window is to hold {_size(most)} ({holds})"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
 
 
 def _learned(node: Node) -> list[Tensor]:
