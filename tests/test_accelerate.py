@@ -200,6 +200,9 @@ def test_where_a_limit_is_met_one_warning_says_so(monkeypatch):
     assert len(said) == 1 and "Net: torch has captured" in said[0] and "2 different calls" in said[0]
     assert kernels(net, steps(3)) == 1 and kernels(net, x) == 5
     assert torch.equal(net(x), plain(x))
+    (layer,) = snn.explain(net, x).layers
+    assert (layer.steps, layer.calls, layer.fused) == (5, 5, False)
+    assert "2 different calls" in layer.reasons[0], str(layer)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])

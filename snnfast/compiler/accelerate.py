@@ -62,19 +62,22 @@ class Accelerated:
 
     def __setstate__(self, state):
         self.net, self.options = state
-        self._compiled = None
+        self._compiled, self.limits_met = None, []
         vars(self.net).update(_compiled_call_impl=self, _accelerated=self)
 
     def __call__(self, *args, **kwargs):
         if self._compiled is None:
-            self._compiled = captured(self.net, type(self.net).__name__, self.options)
+            self._compiled = captured(self.net, type(self.net).__name__, self.options, self.limits_met)
         return self._compiled(*args, **kwargs)
 
 
-def captured(function: Callable, name: str, options: dict) -> Callable:
-    """A module's call or a function, captured by torch and fused: `torch.compile` with limits of our own."""
+def captured(function: Callable, name: str, options: dict, limits_met: list[str]) -> Callable:
+    """A module's call or a function, captured by torch and fused: `torch.compile` with limits of our own.
+
+    What is warned of where one is met goes to `limits_met` too.
+    """
     context = torch._dynamo.optimize(partial(backend, options=options))
-    context.callback = _Capture(context.callback, name)
+    context.callback = _Capture(context.callback, name, limits_met)
     return context(_own_code(getattr(function, "_call_impl", function), name))
 
 
@@ -97,10 +100,10 @@ class _Capture:
     Limits hold while a frame of an accelerated network is captured, and nowhere else.
     """
 
-    def __init__(self, capture: Callable, name: str):
+    def __init__(self, capture: Callable, name: str, limits_met: list[str]):
         # The name under which torch looks for the backend.
         self._torchdynamo_orig_backend = capture
-        self._name = name
+        self._name, self._limits_met = name, limits_met
 
     def __call__(self, frame, *state):
         # A frame without an operation, as with T=0, would else never be captured again.
@@ -113,10 +116,10 @@ class _Capture:
             listener.compiled(frame.f_code, result)
         if result.guarded_code is None and result.frame_exec_strategy.cur_action == FrameAction.RUN_ONLY:
             code = frame.f_code
-            warnings.warn(
+            self._limits_met.append(
                 f"{self._name}: torch has captured {code.co_name} ({code.co_filename}:{code.co_firstlineno}) for "
                 f"{VARIANTS} different calls, and runs it as it is, not fused, for further ones: pad sequences to few "
-                "numbers of steps, or use snnfast.Unroll",
-                stacklevel=3,
+                "numbers of steps, or use snnfast.Unroll"
             )
+            warnings.warn(self._limits_met[-1], stacklevel=3)
         return result

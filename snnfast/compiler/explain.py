@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import get_compilation_metrics
+from torch._guards import TracingContext
 from torch._subclasses import FakeTensor
 from torch.fx import Interpreter, Node
 
@@ -95,16 +96,24 @@ def explain(net: Callable, *inputs, **options) -> Explanation:
     """
     make_options(**options)
     net = getattr(net, "_orig_mod", net)
-    with trial(net, inputs) as (one, given):
+    limits_met = [] if options else _limits_met(net)
+    with trial(net, inputs, in_place=bool(limits_met)) as (one, given):
         count = _Count(one, given)
         as_given = isinstance(one, nn.Module) and any("_accelerated" in vars(module) for module in one.modules())
         if not isinstance(one, nn.Module):
-            one = captured(one, getattr(one, "__name__", type(one).__name__), options)
+            one = captured(one, getattr(one, "__name__", type(one).__name__), options, [])
         elif options or not as_given:
             Accelerated(one, options)
         with listening(count), ops.listening(count.heard):
             one(*given)
-        return count.explanation(as_given)
+        return count.explanation(as_given, limits_met)
+
+
+def _limits_met(net) -> list[str]:
+    """What was said of an accelerated network of which torch captures no more: a copy would be captured anew."""
+    modules = net.modules() if isinstance(net, nn.Module) else ()
+    accelerated = [vars(module)["_accelerated"] for module in modules if "_accelerated" in vars(module)]
+    return [said for one in accelerated for said in one.limits_met]
 
 
 class _Count:
@@ -146,7 +155,8 @@ class _Count:
 
     def heard(self, operator: str, arguments: tuple, steps: int | None) -> None:
         """An operator was called; as `ops.listening` has it."""
-        if any(isinstance(argument, FakeTensor) for argument in arguments):
+        # What is being captured is called on tensors without data.
+        if TracingContext.try_get() is not None or any(isinstance(value, FakeTensor) for value in arguments):
             return
         if operator != "reference":
             self.operators[f"snnfast::{operator}"] += 1
@@ -158,7 +168,7 @@ class _Count:
         layer.calls += operator != "reference"
         if steps is None or operator == "reference":
             layer.alone += 1 if steps is None else steps
-        if not self.running and steps is None:
+        if not self.running and steps is None and not _is_captured():
             layer.why.append(STEPPED)
 
     def _of_node(self) -> tuple[str, str]:
@@ -191,10 +201,11 @@ class _Count:
             frame = frame.f_back
         return name or "", where
 
-    def explanation(self, as_given: bool) -> Explanation:
+    def explanation(self, as_given: bool, limits_met: list[str]) -> Explanation:
         """All that was heard."""
         graphs = [fused.report for fused in self._graphs.values()]
-        breaks = list(dict.fromkeys([*(graph.ended for graph in graphs if graph.ended), *self._breaks]))
+        breaks = [*limits_met, *(graph.ended for graph in graphs if graph.ended), *self._breaks]
+        breaks = list(dict.fromkeys(breaks))
         for graph in graphs:
             for path, reasons in graph.why.items():
                 if path in self._paths:
@@ -220,9 +231,11 @@ class _Count:
         own = _why_plain(module) if isinstance(module, SpikingNeuron) else []
         if own and layer.calls == 0:
             return own
-        if layer.alone and breaks:
-            apart = [reason for reason in layer.why if reason not in (STEPPED, ONE_STEP)]
+        if layer.alone and breaks and STEPPED not in layer.why:
+            apart = [reason for reason in layer.why if reason is not ONE_STEP]
             return [*apart, *(Reason(f"its steps are in different graphs: {cause}", NO_CAPTURE) for cause in breaks)]
+        if layer.alone and not layer.why:
+            return [Reason("torch ran it as it is and did not say why", NO_CAPTURE)]
         return layer.why
 
     def _why_unseen(self, name: str, module: nn.Module) -> str | None:
@@ -233,6 +246,16 @@ class _Count:
         if hasattr(module, "reset_mem"):
             return f"{type(module).__name__} is not among snnfast's neurons"
         return None
+
+
+def _is_captured() -> bool:
+    """Whether what runs was called by something that torch captures, in whole or in pieces."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code is not explain.__code__:
+        if frame.f_code.co_name == "compile_wrapper":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Counted(Interpreter):

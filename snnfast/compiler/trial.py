@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def trial(function, inputs: tuple) -> Iterator[tuple]:
+def trial(function, inputs: tuple, in_place: bool) -> Iterator[tuple]:
     """Gives what is called in place of a module or function, and its inputs; random generators stay as they are.
 
     What a function reaches by a global name is no copy: such modules get their state back at the end.
     """
+    called = None
     with _same_draws():
-        try:
-            called, originals = _copy(function, inputs), _globals_of(function)
-        except Exception:
-            # Something in it knows no copy, as locks, files and generators do not.
-            called, originals = (function, inputs), [function, inputs, *_globals_of(function)]
-        with _put_back(originals):
-            yield called
+        # What knows no copy, as locks, files and generators do not, runs itself.
+        with contextlib.suppress(Exception):
+            called = None if in_place else _copy(function, inputs)
+        originals = [function, inputs] if called is None else []
+        with _put_back([*originals, *_globals_of(function)]):
+            yield called or (function, inputs)
 
 
 def reached(*origins) -> Iterator:
