@@ -140,8 +140,10 @@ def test_gradients_of_gradients(model, reset, delay, device):
             wanted = [*given(x, rec, states), *(params if learnt else ())]
             first = gradients(*run(model, x, rec, states, params, options), wanted, create_graph=True)
             norm = sum(grad.square().sum() for grad in first)
-            again = norm.requires_grad  # which a neuron that never fires has only through its parameters
-            second = torch.autograd.grad(norm, wanted, allow_unused=True, materialize_grads=True) if again else ()
+            if norm.requires_grad:
+                second = torch.autograd.grad(norm, wanted, allow_unused=True, materialize_grads=True)
+            else:  # as of a neuron that never fires, but through its parameters
+                second = [torch.zeros_like(tensor) for tensor in wanted]
             found.append([*first, *second])
         for ours, theirs in zip(*found, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7, msg=f"{learnt} {spike_grad}")

@@ -607,7 +607,7 @@ def test_unroll_container_leaves_a_steady_input_as_it_is(device):
     alone = snn.Unroll(linear, nn.ReLU())(image.expand(6, -1, -1))
     alone += 1
     norm = nn.BatchNorm1d(12, track_running_stats=False).to(device).eval()
-    snn.Unroll(norm, snn.Leaky(0.5))(image.expand(6, -1, -1))
+    snn.Unroll(norm, snn.Leaky(0.5))(image.repeat(2, 1).expand(6, -1, -1))
 
 
 def test_states_of_inference_mode_go_on_into_training():
