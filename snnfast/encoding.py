@@ -21,9 +21,6 @@ from .functional import check_count, check_data
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)
 
-# Keeps the logarithm of `latency` finite at the threshold; spikegen's default.
-EPSILON = 1e-7
-
 
 def rate(
     data: Tensor,
@@ -114,6 +111,7 @@ def latency(
     linear: bool = False,
     interpolate: bool = False,
     bypass: bool = False,
+    epsilon: float = 1e-7,
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -143,6 +141,7 @@ def latency(
         linear: see above.
         interpolate: values rise in a line from off_target in step 0 to the spike, and are off_target after it.
         bypass: spikes after the last step are dropped; without it they are an error.
+        epsilon: added to the threshold where features are raised to it, which keeps the logarithm finite; more than 0.
         dtype: of the spikes, see above.
 
     Returns:
@@ -166,6 +165,8 @@ def latency(
         raise ValueError(f"threshold must be between 0 and 1, got {threshold}")
     if tau <= 0:
         raise ValueError(f"tau must be more than 0, got {tau}")
+    if _number("epsilon", epsilon) <= 0:
+        raise ValueError(f"epsilon must be more than 0, got {epsilon}")
     on, off = _number("on_target", on_target), _number("off_target", off_target)
     if interpolate and on < off:
         raise ValueError(f"on_target must be off_target or more to interpolate, got {on_target} and {off_target}")
@@ -178,7 +179,7 @@ def latency(
         _check_unit_interval(data)
     else:
         data = data.clamp(0, 1)
-    times = _spike_times(data, num_steps, threshold, tau, first_spike_time, normalize, linear)
+    times = _spike_times(data, num_steps, threshold, tau, first_spike_time, normalize, linear, epsilon)
     if num_steps is None:
         num_steps = _last_step(times) + 1
     elif readable and not bypass and times.numel() and (last := _last_step(times)) >= num_steps:
@@ -225,7 +226,7 @@ def delta(
     return ops.encode_delta(data, threshold, bool(padding), bool(off_spike), dtype)
 
 
-def _spike_times(data, num_steps, threshold, tau, first_spike_time, normalize, linear) -> Tensor:
+def _spike_times(data, num_steps, threshold, tau, first_spike_time, normalize, linear, epsilon) -> Tensor:
     """Rounded times, in the order of operations of spikegen and by torch's logarithm, which rounds in its own way.
 
     From `snntorch.spikegen.latency_code_log` and `latency_code_linear`.
@@ -234,7 +235,7 @@ def _spike_times(data, num_steps, threshold, tau, first_spike_time, normalize, l
         if normalize:
             tau = num_steps - 1 - first_spike_time
         return torch.round(torch.clamp_max(-tau * (data - 1), -tau * (threshold - 1)) + first_spike_time)
-    charge = torch.clamp(data, threshold + EPSILON)
+    charge = torch.clamp(data, threshold + epsilon)
     times = tau * torch.log(charge / (charge - threshold))
     if first_spike_time > 0:
         times = times + first_spike_time

@@ -159,6 +159,8 @@ LATENCY = [
     {"tau": 5, "first_spike_time": 4, "bypass": True, "clip": True},
     {"normalize": True, "on_target": 1.25, "off_target": 0.25},
     {"normalize": True, "threshold": 0.9},
+    {"tau": 3, "epsilon": 1e-2, "threshold": 0.2, "bypass": True},
+    {"normalize": True, "epsilon": 1e-3},
 ]
 
 
@@ -419,6 +421,7 @@ MISTAKES = {
     "threshold 0": (ValueError, "threshold must be between 0 and 1, got 0", lambda: encoding.latency(X, 3, 0)),
     "threshold 1": (ValueError, "threshold must be between 0 and 1, got 1", lambda: encoding.latency(X, 3, 1)),
     "tau 0": (ValueError, "tau must be more than 0, got 0", lambda: encoding.latency(X, 3, tau=0)),
+    "epsilon 0": (ValueError, "epsilon must be more than 0, got 0", lambda: encoding.latency(X, 3, epsilon=0)),
     "latency begins too late": (
         ValueError,
         "first_spike_time must be less than num_steps = 3, got 3",
