@@ -1,8 +1,13 @@
-"""snnfast: spiking neural networks written for snnTorch, trained at the speed of the hardware."""
+"""snnfast: spiking neural networks written for snnTorch, trained at the speed of the hardware.
+
+What snnfast has no name for comes from snnTorch, where that is installed: `snnfast.utils`, `snnfast.SLSTM`,
+`snnfast.functional.ce_rate_loss` ..., so that `import snnfast as snn` does in a script for `import snntorch as snn`.
+"""
 
 from importlib.metadata import version as _version
 
 from . import encoding, functional, reference, surrogate
+from . import snntorchs as _snntorchs
 from .compiler import accelerate, explain
 from .convert import convert, reset
 from .functional import use_reference
@@ -33,3 +38,5 @@ __all__ = [
     "surrogate",
     "use_reference",
 ]
+
+__getattr__, __dir__ = _snntorchs.fallback(__name__)

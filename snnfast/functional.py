@@ -14,7 +14,12 @@ from torch import Tensor
 from . import ops, reference, transforms
 from .ops import Options, Recurrence, Result
 from .reference import LEAKY, Model
+from .snntorchs import fallback
 from .surrogate import Surrogate, named, resolve
+
+# Losses, probes and the like are snnTorch's; with a path, though empty, its modules can be imported as this one's.
+__getattr__, __dir__ = fallback(__name__)
+__path__ = []
 
 RESET_MECHANISMS = ("subtract", "zero", "none")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -200,7 +205,7 @@ def _run(
         x = x.to(dtype)
     states = _filled(states, x, shape, dtype)
     if rec is not None:
-        _check_fits("rec", rec, x, x.shape)
+        check_fits("rec", rec, x, x.shape)
         rec = rec.to(dtype)
     reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
     fused = options.unroll or model.fuses_steps
@@ -243,7 +248,7 @@ def run_dense(
         raise ValueError(f"the recurrent layer's weights {tuple(weight.shape)} do not fit {shape[-1]} neurons")
     check_states(model, states, x, shape)
     if spk is not None:
-        _check_fits("spk", spk, x, shape)
+        check_fits("spk", spk, x, shape)
     params = _as_parameters(model, params, x, shape)
     dtype = _state_dtype(x, states, params)
     spk_dtype = x.dtype
@@ -361,10 +366,11 @@ def check_states(model: Model, states: tuple, x: Tensor, shape: torch.Size) -> N
     """Initial states fit one step of the current, in shape and device."""
     for name, state in zip(model.states, states, strict=True):
         if state is not None:
-            _check_fits(name, state, x, shape)
+            check_fits(name, state, x, shape)
 
 
-def _check_fits(name: str, tensor: Tensor, x: Tensor, shape: torch.Size) -> None:
+def check_fits(name: str, tensor: Tensor, x: Tensor, shape: torch.Size) -> None:
+    """A state or second current that goes with x: its device, this shape."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:

@@ -20,6 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from . import transforms
+from .snntorchs import fallback
+
+__getattr__, __dir__ = fallback(__name__)
+__path__ = []
 
 __all__ = [
     "SFS",
@@ -110,7 +114,17 @@ class Surrogate:
         return ((u >= 0) if self.inclusive else (u > 0)).to(u.dtype)
 
     def __call__(self, u: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and torch.jit.is_tracing():
+            return self._traced(u)
         return (_TransformedSpike if transforms.at_work() else _Spike).apply(u, self)
+
+    def _traced(self, u: Tensor) -> Tensor:
+        """Spikes with this backward in operations that a TorchScript file can hold, which `_Spike` is not.
+
+        What is added to the spikes is 0, and its derivative that of the surrogate.
+        """
+        fixed = u.detach()
+        return self.fires(fixed) + (u - fixed) * self.gradient(fixed, torch.ones_like(fixed))
 
 
 @dataclass(frozen=True)
