@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from . import over_time, recompute
+from . import followed, over_time, recompute
 from .neurons import SpikingNeuron
 
 
@@ -25,10 +25,11 @@ class Unroll(nn.Sequential):
             in backward: a second forward for less memory. Inputs that are spikes are kept as one bit each, graded ones
             too; others (the network's own, the output of a neuron whose `spike_grad` is no plain step or whose spikes
             `inhibition` or `state_quant` picks) as they are. Spikes, gradients and dropout's masks are the same to the
-            bit. Groups with a neuron of init_hidden=True, or with a layer that keeps state (batch-norm in training
-            mode), run once, and keep what they keep without `recompute`; so do all layers under torch.compile and
-            within transforms of torch.func, and, while a CUDA graph is captured, groups with any layer that may draw
-            random numbers. Hooks run in both. A nested Unroll runs as the outermost one says. Default False.
+            bit. Groups with a neuron of init_hidden=True or with methods of your own, or with a layer that keeps state
+            (batch-norm in training mode), run once, and keep what they keep without `recompute`; so do all layers under
+            torch.compile and within transforms of torch.func, and, while a CUDA graph is captured, groups with any
+            layer that may draw random numbers. Hooks run in both. A nested Unroll runs as the outermost one says.
+            Default False.
 
     Every result is a loop's, in which all layers take one step after the other. So batch-norm in training mode (and
     without running statistics) runs step by step: every step has statistics of its own, the running ones are updated T
@@ -60,6 +61,8 @@ class Unroll(nn.Sequential):
         if not isinstance(x, Tensor) or x.dim() < 2:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x must be a tensor [T, B, ...], got {got}")
+        if followed.applies():
+            return followed.run(_flat(self) or [nn.Identity()], x)
         return _run(self, x, self.recompute)
 
 
