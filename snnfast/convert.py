@@ -5,14 +5,15 @@ from torch import nn
 
 from . import surrogate
 from .functional import RESET_MECHANISMS
-from .neurons import SpikingNeuron, fused_class
+from .neurons import SpikingNeuron, fused_class, own
 
 
 def convert(net: nn.Module) -> nn.Module:
     """Swaps every neuron of snnTorch in `net` that snnfast has fused for its own, in place, and returns `net`.
 
     The layer objects stay who they are, whoever refers to them: parameters, buffers, hidden state, hooks and options
-    are kept, so optimisers and checkpoints go on working. A layer that loaded another reset mechanism than it was made
+    are kept, so optimisers and checkpoints go on working; so are methods that were set on a layer, which then run as
+    they would in snnTorch. A layer that loaded another reset mechanism than it was made
     with (and goes on ignoring it in snnTorch) follows what it loaded. Subclasses of snnTorch's layers and other neurons
     are left alone.
 
@@ -33,18 +34,23 @@ def _fuse(layer: nn.Module, fused: type[SpikingNeuron]) -> None:
     # What could fail comes before anything is changed.
     surrogate.resolve(spike_grad)
     reset_mechanism = RESET_MECHANISMS[int(layer.reset_mechanism_val)]
-    states = {name: layer._buffers.pop(name) for name in fused.state_names}
-    layer._non_persistent_buffers_set.difference_update(states)
-    for bound in ("state_function", "reset"):
-        layer.__dict__.pop(bound, None)
+    if _is_snntorchs(layer.__dict__.get("state_function"), layer):
+        del layer.__dict__["state_function"]
+    layer.__dict__.pop("reset", None)
     instances = type(layer).instances
     instances[:] = [instance for instance in instances if instance is not layer]
     layer.__class__ = fused
-    for name, state in states.items():
-        setattr(layer, name, state)
+    layer._keep_buffers_as_states()
     layer.spike_grad = spike_grad
     layer.reset_mechanism = reset_mechanism
     layer._register_instance()
+
+
+def _is_snntorchs(state_function, layer: nn.Module) -> bool:
+    """Whether it is what snnTorch's constructor put there: a method of its own, that `reset_mechanism` now chooses."""
+    if getattr(state_function, "__self__", None) is not layer:
+        return False
+    return any(own.is_function(state_function.__func__, type(layer), name) for name in own.CHARGES.values())
 
 
 def reset(net: nn.Module) -> None:

@@ -112,5 +112,5 @@ def _put_forward(module, own):
     """An instance's own forward, or None for its class'."""
     if own is not None:
         module.forward = own
-    else:
-        vars(module).pop("forward", None)
+    elif "forward" in vars(module):
+        del module.forward

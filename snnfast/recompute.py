@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import ops, over_time, transforms
 from .functional import runs_reference
-from .neurons import SpikingNeuron
+from .neurons import RecurrentOneToOne, SpikingNeuron, own
 
 # What draws no random numbers, whatever its options and mode: a CUDA graph being captured cannot restore a generator.
 DRAWS_NOTHING = (
@@ -83,11 +83,15 @@ class _Input:
 def _may_run_again(group: list[nn.Module], x: Tensor) -> bool:
     """Whether a second run computes what the first did, and leaves nothing behind."""
     modules = [module for layer in group for module in layer.modules()]
-    if any(isinstance(module, SpikingNeuron) and module.init_hidden for module in modules):
+    neurons = [module for module in modules if isinstance(module, SpikingNeuron)]
+    if any(neuron.init_hidden or own.of_sequence(neuron) for neuron in neurons):
         return False
     others = [module for layer in group if not isinstance(layer, SpikingNeuron) for module in layer.modules()]
     # A sequential with hooks sees to the neurons in it.
-    if any(isinstance(module, SpikingNeuron) or over_time.keeps_state(module) for module in others):
+    if any(isinstance(module, SpikingNeuron) for module in others):
+        return False
+    inside = (module for module in modules if not isinstance(module, (SpikingNeuron, RecurrentOneToOne)))
+    if any(map(over_time.keeps_state, inside)):
         return False
     known = (isinstance(module, SpikingNeuron) or type(module) in DRAWS_NOTHING for module in modules)
     return not _is_capturing(x) or all(known)

@@ -202,6 +202,35 @@ def test_batch_size_changes_restart_from_zeros():
         assert identical(layer(X[1, :2]), snn.Leaky(0.9, init_hidden=True)(X[1, :2]))
 
 
+@pytest.mark.parametrize("name", ["Leaky", "Synaptic", "Alpha", "RSynaptic"])
+def test_zeros_of_a_reset_fit_any_batch(name):
+    arguments = {"Leaky": (0.9,), "Synaptic": (0.8, 0.9), "Alpha": (0.9, 0.8), "RSynaptic": (0.8, 0.9)}[name]
+    options = {"all_to_all": False} if name == "RSynaptic" else {}
+    layer, other = (getattr(snn, name)(*arguments, **options) for _ in range(2))
+    layer(X[0])
+
+    def states_of(layer, made):
+        return made if isinstance(made, tuple) else (made,)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for used in (layer, other):
+            used(X[0][:2], *states_of(layer, layer.reset_mem()))
+            layer(X[0])
+            first = used.unroll(X[:, :3], *states_of(layer, layer.reset_mem()))
+            assert all(map(identical, first, used.unroll(X[:, :3])))
+            layer(X[0])
+        utils.reset(nn.Sequential(layer))
+        layer(X[0][:2], *(getattr(layer, state) for state in layer.state_names))
+        layer(X[0], *(torch.zeros(7) for _ in layer.state_names))
+    zeros = states_of(layer, layer.reset_mem())
+    zeros[-1][0] = 0.5
+    with pytest.warns(UserWarning, match=r"mem of shape \(4, 10\) does not fit"):
+        layer(X[0][:2], *zeros)
+    with pytest.raises(ValueError, match="mem must have shape"):
+        layer.unroll(X[:, :2], *zeros)
+
+
 def test_integer_currents(device):
     x = torch.tensor([[0, 1, 2], [3, 0, 1]], device=device)
     outcomes = [step_loop(library.Leaky(0.5).to(device), x) for library in (snn, snntorch)]
@@ -510,6 +539,48 @@ def test_exports():
     assert all(identical(a, b) for a, b in zip(traced(X[1], mem), net(X[1], mem), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["atan", "fast_sigmoid", "sigmoid", "triangular"])
+def test_traced_networks_can_be_saved_and_trained(name):
+    net = snn.Unroll(nn.Linear(10, 5), snn.Leaky(0.9, spike_grad=getattr(snn.surrogate, name)()))
+    saved = io.BytesIO()
+    torch.jit.save(torch.jit.trace(net, (X,), check_trace=False), saved)
+    saved.seek(0)
+    outcomes = []
+    for again in (net, torch.jit.load(saved)):
+        x = X.clone().requires_grad_()
+        outputs = again(x)
+        outcomes.append((outputs, torch.autograd.grad(outputs.pow(2).sum(), x)[0]))
+    assert identical(outcomes[0][0], outcomes[1][0]) and outcomes[0][0].any()
+    torch.testing.assert_close(outcomes[0][1], outcomes[1][1])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_tensors_can_be_followed_from_layer_to_layer(nested, monkeypatch):
+    """As nirtorch follows them for snnTorch's NIR export."""
+    layers = nn.Linear(10, 5), snn.Leaky(0.9, init_hidden=True), nn.Linear(5, 3), snn.Leaky(0.8)
+    net = snn.Unroll(nn.Sequential(*layers[:2]), *layers[2:]) if nested else snn.Unroll(*layers)
+    expected = net(X)
+    snn.reset(net)
+    makers, edges, shapes, held = {}, set(), [], []
+    call = nn.Module.__call__
+
+    def follow(module, *args):
+        output = call(module, *args)
+        first = output[0] if isinstance(output, tuple) else output
+        if module in layers:
+            edges.update((layers.index(makers[id(arg)]), layers.index(module)) for arg in args if id(arg) in makers)
+            makers[id(first)] = module
+            shapes.append(first.shape)
+            held.append(output)  # so that no address is used twice
+        return output
+
+    monkeypatch.setattr(nn.Module, "__call__", follow)
+    assert identical(net(X), expected)
+    assert edges == {(0, 1), (1, 2), (2, 3)}
+    assert shapes[-1] == (1, 4, 3) and "forward" not in vars(layers[-1])
+
+
 def test_freed_when_dropped():
     gc.collect()
     layer = snn.Leaky(0.9)
@@ -648,14 +719,60 @@ def test_resetting_all_layers_survives_dying_ones():
     instances[:] = original
     snn.Leaky.reset_hidden()
     snn.Leaky.detach_hidden()
-    instances[:] = [layer for layer in instances if "dead" not in class_of_proxy(layer)]
+    utils.reset(nn.Sequential(snn.Leaky(0.9)))
+    instances[:] = [layer for layer in instances if hasattr(layer, "mem")]
 
 
-def class_of_proxy(layer):
+def test_an_entry_in_the_list_of_instances_stands_for_its_layer():
+    layer = snn.Leaky(0.9)
+    entry = snntorch.SpikingNeuron.instances[-1]
+    assert isinstance(entry, snn.Leaky) and isinstance(entry, nn.Module) and not isinstance(entry, torch.Tensor)
+    assert layer in snntorch.SpikingNeuron.instances and entry == layer and hash(entry) == hash(layer)
+    assert entry.beta is layer.beta and all(map(identical, entry(X[0]), snn.Leaky(0.9)(X[0])))
+    entry.mem = torch.ones(2)
+    assert identical(layer.mem, torch.ones(2)) and repr(layer) in repr(entry)
+    gc.collect()
+    count = len(snntorch.SpikingNeuron.instances)
+    held = gc.get_objects()
+    del layer, held
+    assert len(snntorch.SpikingNeuron.instances) == count - 1
+    assert not isinstance(entry, (snn.Leaky, nn.Module)) and not torch.is_tensor(entry) and not hasattr(entry, "data")
+    assert entry == entry and entry != snn.Leaky(0.9) and "None" in repr(entry)
+
+
+def test_the_list_of_instances_can_be_started_anew():
+    saved = snntorch.SpikingNeuron.instances
     try:
-        return layer.__class__.__name__
-    except ReferenceError:
-        return "dead"
+        snn.SpikingNeuron.init()
+        layer = snn.Leaky(0.9, init_hidden=True)
+        layer(X[0])
+        utils.reset(nn.Sequential(layer))
+        assert snntorch.SpikingNeuron.instances == [layer] and (layer.mem == 0).all()
+        layer(X[0])
+        snn.Leaky.reset_hidden()
+        assert (layer.mem == 0).all()
+    finally:
+        snntorch.SpikingNeuron.instances = saved
+
+
+def test_snntorchs_reset_reaches_the_spikes_of_a_recurrent_layer():
+    layer = snn.RSynaptic(0.9, 0.8, all_to_all=False, init_hidden=True, threshold=0.1)
+    layer(X[0].clone().requires_grad_())
+    assert layer.spk.any()
+    utils.reset(nn.Sequential(layer))
+    assert not any(getattr(layer, name).any() or getattr(layer, name).requires_grad for name in layer.state_names)
+
+
+def test_snntorchs_monitors_record_states():
+    from snntorch.functional import probe
+
+    net = hidden_net(snn)
+    monitor = probe.AttributeMonitor("mem", False, net, snn.Leaky)
+    outputs = probe.OutputMonitor(net, snn.Leaky)
+    net(X[0])
+    assert identical(monitor["1"][0], net[1].mem) and identical(outputs["1"][0], (net[1].mem > 1).float())
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = net[1].nonsense
 
 
 def test_compiling_what_is_not_fused_says_so():

@@ -236,6 +236,29 @@ def test_without_a_backward_nothing_is_packed(device, monkeypatch):
 # What does not go again
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+@pytest.mark.parametrize("name", ["RLeaky", "RSynaptic"])
+def test_recomputed_through_parametrised_recurrent_weights(name, norm, training):
+    """Spectral norm turns its vectors at every step of training, which is run once therefore."""
+    gradients = []
+    for option in (False, True):
+        torch.manual_seed(0)
+        arguments = (0.9,) if name == "RLeaky" else (0.8, 0.9)
+        layer = getattr(snn, name)(*arguments, linear_features=5, threshold=0.3)
+        getattr(nn.utils.parametrizations, norm)(layer.recurrent)
+        net = snn.Unroll(nn.Linear(4, 5), layer, nn.Linear(5, 3), snn.Leaky(0.9), recompute=option).train(training)
+        net(torch.randn(T, B, 4)).pow(2).sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert all(a.equal(b) for a, b in zip(*gradients, strict=True))
+
+
+def test_weights_of_one_to_one_recurrence_are_recomputed(device):
+    layer = snn.RLeaky(0.9, V=torch.rand(5), all_to_all=False, learn_recurrent=False).to(device)
+    group = [nn.Linear(4, 5).to(device), layer]
+    assert recompute._may_run_again(group, torch.zeros(T, B, 4, device=device))
+
+
 def test_batch_norm_sees_every_step_once(device):
     net = snn.Unroll(nn.Linear(20, 13), nn.BatchNorm1d(13), snn.Leaky(0.9), recompute=True).to(device)
     net(currents(T, B, device=device)).sum().backward()

@@ -5,7 +5,7 @@ from .alpha import Alpha
 from .base import SpikingNeuron
 from .lapicque import Lapicque
 from .leaky import Leaky
-from .recurrent import RLeaky, RSynaptic
+from .recurrent import RecurrentOneToOne, RLeaky, RSynaptic
 from .synaptic import Synaptic
 
 LAYERS = (Leaky, Synaptic, RLeaky, RSynaptic, Lapicque, Alpha, ALIF)
@@ -13,7 +13,7 @@ LAYERS = (Leaky, Synaptic, RLeaky, RSynaptic, Lapicque, Alpha, ALIF)
 # snnTorch's class is a base of the layer that takes its place; a layer without such a base takes nothing's.
 _REPLACED = {base: layer for layer in LAYERS for base in layer.__bases__ if base.__module__.startswith("snntorch.")}
 
-__all__ = [*(layer.__name__ for layer in LAYERS), "LAYERS", "SpikingNeuron", "fused_class"]
+__all__ = [*(layer.__name__ for layer in LAYERS), "LAYERS", "RecurrentOneToOne", "SpikingNeuron", "fused_class"]
 
 
 def fused_class(module) -> type[SpikingNeuron] | None:

@@ -82,6 +82,7 @@ class ALIF(SpikingNeuron):
         self._add_parameter("beta", beta, learn_beta)
         self._add_parameter("rho", rho, learn_rho)
         self._add_parameter("strength", strength, learn_strength)
+        self._add_states()
 
     def forward(self, input_: Tensor, mem: Tensor | None = None, adaptation: Tensor | None = None):
         """One time step, as `Leaky.forward`: (spikes, membrane, adaptation), all [B, ...]."""

@@ -63,6 +63,7 @@ class Alpha(SpikingNeuron, *snntorch_class("Alpha")):
                 raise ValueError(f"alpha must be greater than beta, got {self.alpha} and {self.beta}")
             if (self.beta == 1).any():
                 raise ValueError("beta must not be 1: tau_alpha would be divided by zero")
+        self._add_states()
 
     def _parameters_of_model(self):
         alpha, beta = self.alpha.clamp(0, 1), self.beta.clamp(0, 1)

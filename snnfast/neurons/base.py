@@ -5,9 +5,7 @@ snnTorch is installed, so that its `utils.reset`, `backprop` and NIR export find
 the layer does what the documentation promises; the README lists each such deviation.
 """
 
-import contextlib
 import warnings
-import weakref
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,8 @@ from ..functional import (
     spike_height,
 )
 from ..reference import Model
+from . import own
+from .instances import Entry, layer_of
 
 try:
     import snntorch
@@ -36,20 +36,34 @@ def snntorch_class(name: str) -> tuple:
     return (getattr(snntorch, name),) if hasattr(snntorch, name) else ()
 
 
-class SpikingNeuron(_SnntorchNeuron or nn.Module):
+class SpikingNeuron(_SnntorchNeuron or own.Equations):
     """Base of the fused layers. Subclasses name model and states and give `forward` their arguments.
+
+    Methods that a step of snnTorch calls (`mem_reset`, `state_function`, `fire`, ...) may be overridden, in a subclass
+    or on an instance, as may `forward`: the layer then calls them at every step, as snnTorch does, and says so once. A
+    neuron of your own derives from this class with a `forward`.
 
     Args: as `Leaky`.
     """
 
-    model: Model
-    """What the layer computes, with the layer's attributes of these names, unless `_parameters_of_model` says else."""
+    model: Model | None = None
+    """What the layer computes, with the layer's attributes of these names, unless `_parameters_of_model` says else;
+    None: what a `forward` of its own says."""
 
     state_names: tuple[str, ...] = ()
     """Attributes that hold the hidden state, in the order in which calls take and return them: plain tensors, so that
     DistributedDataParallel leaves them alone."""
 
     reset_delay: bool = True
+
+    # Which methods are the user's: of the class, and names of those of the instance; and what charges it (`own`).
+    _methods: own.Methods
+    _own: tuple[str, ...] = ()
+    _charge = None
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls._methods = own.Methods(cls)
 
     if _SnntorchNeuron is None:
         instances = []
@@ -90,9 +104,24 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         self._add_parameter("graded_spikes_factor", graded_spikes_factor, learn_graded_spikes_factor)
         self.register_buffer("reset_mechanism_val", torch.tensor(RESET_MECHANISMS.index(reset_mechanism)))
         self._reset_mechanism = reset_mechanism
-        for name in self.state_names:
-            setattr(self, name, torch.zeros(0))
+        own.choose_charge(self)
         self._register_instance()
+
+    def _init_mem(self) -> None:
+        """Makes the hidden state, the last thing that a constructor does; a subclass may add states of its own."""
+        for name in self.state_names:
+            self._keep(name, torch.zeros(0))
+
+    def _add_states(self) -> None:
+        self._init_mem()
+        self._keep_buffers_as_states()
+
+    def _keep_buffers_as_states(self) -> None:
+        """States are no buffers, whoever registered them as such."""
+        for name in self.state_names:
+            if name in self._buffers:
+                self._keep(name, self._buffers.pop(name))
+                self._non_persistent_buffers_set.discard(name)
 
     def _add_parameter(self, name: str, value, learn: bool) -> None:
         """A learnable parameter or a buffer. Numbers and arrays as torch.as_tensor takes them, tensors as they are."""
@@ -112,6 +141,20 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         if name == "spike_grad":
             value = self._resolve_spike_grad(value)
         super().__setattr__(name, value)
+        if name in own.SET_ON_INSTANCES:
+            own.note(self)
+
+    def __delattr__(self, name):
+        super().__delattr__(name)
+        if name in own.SET_ON_INSTANCES:
+            own.note(self)
+
+    def __getattr__(self, name):
+        # First what a step asks for; then states, for which snnTorch's AttributeMonitor calls this as for buffers.
+        buffers = self.__dict__.get("_buffers", ())
+        if name in buffers:
+            return buffers[name]
+        return self.__dict__[name] if name in self.__dict__ else super().__getattr__(name)
 
     def _resolve_spike_grad(self, spike_grad):
         """Keeps the fused form beside `spike_grad`, which stays the user's object unless it is a known closure."""
@@ -130,12 +173,12 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     def _register_instance(self) -> None:
         """Enters snnTorch's list of instances without keeping the layer alive."""
-        instances = (_SnntorchNeuron or SpikingNeuron).instances
+        instances = _root().instances
+        instances.append(Entry(self, instances))
 
-        def leave(proxy):
-            instances[:] = [instance for instance in instances if instance is not proxy]
-
-        instances.append(weakref.proxy(self, leave))
+    def set_through_list(self, name: str, value) -> None:
+        """Sets what snnTorch's `reset_hidden` sets of every layer in its list of instances."""
+        setattr(self, name, value)
 
     @property
     def reset_mechanism(self) -> str:
@@ -147,6 +190,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         check_reset_mechanism(name)
         self.reset_mechanism_val = torch.full_like(self.reset_mechanism_val, RESET_MECHANISMS.index(name))
         self._reset_mechanism = name
+        own.choose_charge(self)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         value = state_dict.get(prefix + "reset_mechanism_val")
@@ -155,6 +199,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
                 errors.append(f"{prefix}reset_mechanism_val must be 0, 1 or 2, got {int(value)}")
                 return
             self._reset_mechanism = RESET_MECHANISMS[int(value)]
+            own.choose_charge(self)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         # Checkpoints older than graded spikes lack the factor; the layer's own value is what they meant.
         graded = prefix + "graded_spikes_factor"
@@ -172,11 +217,14 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         for name in self.state_names:
             left = transforms.is_left_behind(state[name])
             state[name] = _zeros(state[name]) if left else state[name].detach()
+        # A method of a class is found by its name, which a patched one may not have.
+        state.pop("_charge", None)
         return state
 
     def __setstate__(self, state):
         super().__setstate__(state)
         self._name_surrogate()
+        own.choose_charge(self)
         self._register_instance()
 
     def _initial(self, name: str, given: Tensor | None, shape: torch.Size, device) -> Tensor | None:
@@ -188,7 +236,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
             state = state if given is not None else state.to(device)
             frozen = not torch.compiler.is_compiling() and torch.is_grad_enabled() and state.is_inference()
             return state.clone() if frozen else state
-        if given is not None and given.numel() > 0 and not torch.compiler.is_compiling():
+        if given is not None and not torch.compiler.is_compiling() and not _is_known_to_be_zeros(given):
             warnings.warn(
                 f"{type(self).__name__}: {name} of shape {tuple(given.shape)} does not fit the input's "
                 f"{tuple(shape)} and is replaced by zeros, as in snnTorch",
@@ -214,9 +262,25 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
     def _parameters_of_model(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, name) for name in self.model.params)
 
+    def state_function(self, input_: Tensor):
+        """Charges the layer as its reset mechanism has it: by `_base_sub`, `_base_zero` or `_base_int`."""
+        return self._charge(self, input_)
+
     def _step(self, input_: Tensor, *states: Tensor | None):
         """One call: as `forward` of the neurons describes it."""
         self._refuse_states(states)
+        if (self._own or own.own_of_class(type(self))) and (names := own.of_step(self)):
+            own.say_once(type(self).__name__, names)
+            return self._step_by_methods(input_, states)
+        return self._step_fused(input_, states)
+
+    def _step_by_methods(self, input_: Tensor, states: tuple):
+        patched = own.patched_forward(self)
+        if patched is not None:
+            return patched(self, input_, *(() if all(state is None for state in states) else states))
+        return self._output(own.step(self, input_, states))
+
+    def _step_fused(self, input_: Tensor, states: tuple):
         if torch.compiler.is_compiling() and fits_one_operator(self._surrogate_key, self.state_quant, self.inhibition):
             # What `_run` comes to in a captured graph, but quicker to trace: a loop comes here at every step.
             given = {n: getattr(self, n) if s is None else s for n, s in zip(self.state_names, states, strict=True)}
@@ -228,6 +292,10 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
             spk, last, _ = self._run(input_, states, unroll=False)
         for name, state in zip(self.model.states, last, strict=True):
             self._keep(name, state)
+        return self._output(spk)
+
+    def _output(self, spk: Tensor):
+        """What a step returns, with the states as the layer has them."""
         return (spk, *(getattr(self, name) for name in self._returned())) if self._returns_states() else spk
 
     def unroll(self, input_: Tensor, *states: Tensor | None, **named_states: Tensor | None):
@@ -252,6 +320,8 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     def height_of(self, spk: Tensor) -> Tensor | None:
         """The height of the spikes in the layer's output [T, B, ...]; None where that may not be spikes and zeros."""
+        if own.of_sequence(self):
+            return None
         params = self._parameters_of_call()
         return spike_height(self.model, spk, params, self._surrogate, self.state_quant, self.inhibition)
 
@@ -264,6 +334,12 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     def _unroll(self, input_, states, want_seqs):
         self._refuse_states(states)
+        if names := own.of_sequence(self):
+            own.say_once(type(self).__name__, names)
+            return own.unroll(self, input_, states, want_seqs)
+        return self._unroll_fused(input_, states, want_seqs)
+
+    def _unroll_fused(self, input_, states, want_seqs):
         spk, last, seqs = self._run(input_, states, unroll=True, want_seqs=want_seqs)
         if self.init_hidden:
             for name, state in zip(self.model.states, last, strict=True):
@@ -288,11 +364,37 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
     def _states_before(self, input_, states, unroll) -> dict[str, Tensor | None]:
         """What a call starts from, by name: the given states, the layer's own where it keeps them, or None: zeros."""
-        if isinstance(input_, Tensor) and (not unroll or (self.init_hidden and input_.dim() > 0)):
+        if isinstance(input_, Tensor) and (not unroll or input_.dim() > 0):
             shape = input_.shape[1:] if unroll else input_.shape
+            loop = unroll and not self.init_hidden
+            if loop and all(state is None for state in states):
+                states = self._states_of_reset()
+            fit = self._fitted if loop else self._initial
             places = zip(self.state_names, states, strict=True)
-            states = tuple(self._initial(name, state, shape, input_.device) for name, state in places)
+            states = tuple(fit(name, state, shape, input_.device) for name, state in places)
         return dict(zip(self.state_names, states, strict=True))
+
+    def _fitted(self, name: str, given: Tensor | None, shape: torch.Size, device) -> Tensor | None:
+        """A state given to a sequence, which must fit, but for the zeros that a reset made for another batch."""
+        if not isinstance(given, Tensor) or given.shape == shape:
+            return given
+        return None if given.shape == (0,) or _was_reset(given) else given
+
+    def _states_of_reset(self) -> tuple:
+        """What a loop over steps begins with: zeros, None for each, or what the user's own `reset_mem` has made."""
+        names = ("reset_mem",) if self.model is None else (f"init_{self.model.layer.lower()}", "reset_mem")
+        reset = next((name for name in names if name in self.__dict__ or own.overrides(type(self), name)), None)
+        if reset is None:
+            return (None,) * len(self.state_names)
+        states = getattr(self, reset)()
+        states = states if isinstance(states, tuple) else (states,)
+        if len(states) != len(self.state_names) or not all(isinstance(state, Tensor) for state in states):
+            states = tuple(getattr(self, name) for name in self.state_names)
+        return states
+
+    def _charging(self, input_: Tensor) -> tuple[Model, Tensor | tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+        """The model that charges the layer, its currents and its parameters."""
+        return self.model, input_, self._parameters_of_model()
 
     def _options(self, unroll: bool) -> ops.Options:
         return ops.Options(self._surrogate, self.reset_mechanism, bool(self.reset_delay), unroll)
@@ -317,7 +419,7 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
         """
         self.reset_state()
         states = tuple(getattr(self, name) for name in self.state_names)
-        return states if len(states) > 1 else states[0]
+        return states[0] if len(states) == 1 else states
 
     def reset_state(self) -> None:
         """Sets the hidden state to zeros, cut off from any graph."""
@@ -337,6 +439,11 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
             self._keep(name, state.detach() if view else state.detach_())
 
     @classmethod
+    def init(cls) -> None:
+        """Forgets all layers, snnTorch's too: `reset_hidden` and `detach_hidden` reach those made after it."""
+        _root().instances = []
+
+    @classmethod
     def reset_hidden(cls) -> None:
         """Resets every living layer of this class, as snnTorch does; `snnfast.reset(net)` resets one net."""
         for layer in cls._living():
@@ -351,15 +458,11 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
     @classmethod
     def _living(cls) -> list:
         """Strong references, so that no layer dies underway."""
-        living = []
-        for layer in list(cls.instances):
-            with contextlib.suppress(ReferenceError):
-                if isinstance(layer, cls):
-                    living.append(layer.reset_state.__self__)
-        return living
+        return [layer for layer in map(layer_of, list(_root().instances)) if isinstance(layer, cls)]
 
     def extra_repr(self) -> str:
-        shown = [name for name in self.model.params if name in ("alpha", "beta", "rho", "strength")]
+        params = () if self.model is None else self.model.params
+        shown = [name for name in params if name in ("alpha", "beta", "rho", "strength")]
         values = [f"{name}={_brief(getattr(self, name))}" for name in shown]
         return ", ".join([*values, f"reset_mechanism={self.reset_mechanism!r}", f"reset_delay={self.reset_delay}"])
 
@@ -368,9 +471,34 @@ class SpikingNeuron(_SnntorchNeuron or nn.Module):
 
 
 def _zeros(state: Tensor) -> Tensor:
-    """Zeros as a state, without what zeros_like keeps of a transform of torch.func around it."""
-    return torch.zeros(state.shape, dtype=state.dtype, device=state.device)
+    """Zeros as a state, without what zeros_like keeps of a transform of torch.func around it.
+
+    They are known as zeros for as long as nobody writes to them.
+    """
+    zeros = torch.zeros(state.shape, dtype=state.dtype, device=state.device)
+    zeros.version_of_reset = _version(zeros)
+    return zeros
+
+
+def _root() -> type:
+    """The class that holds the list of all layers."""
+    return _SnntorchNeuron or SpikingNeuron
 
 
 def _brief(param: Tensor) -> str:
     return f"{param.item():.4g}" if param.numel() == 1 and not param.is_meta else str(tuple(param.shape))
+
+
+def _was_reset(state: Tensor) -> bool:
+    return getattr(state, "version_of_reset", -1) == _version(state)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_known_to_be_zeros(state: Tensor) -> bool:
+    """Without asking a GPU, which would have to be waited for, or what vmap maps over."""
+    if _was_reset(state):
+        return True
+    return state.device.type == "cpu" and not transforms.functional() and not state.any()

@@ -73,14 +73,27 @@ class Lapicque(SpikingNeuron, *snntorch_class("Lapicque")):
         self._derived = next((name for name in ("C", "R") if name not in given), None)
         if self._derived is not None:
             self._add_parameter(self._derived, self._derive().detach(), False)
+        self._add_states()
 
     def _derive(self) -> Tensor:
         other = self.R if self._derived == "C" else self.C
         return self.time_step / (other * torch.log(1 / self.beta))
 
+    def _derives_anew(self) -> bool:
+        return self._derived is not None and isinstance(self.beta, nn.Parameter)
+
+    def _step_by_methods(self, input_, states):
+        if not self._derives_anew():
+            return super()._step_by_methods(input_, states)
+        setattr(self, self._derived, self._derive())
+        try:
+            return super()._step_by_methods(input_, states)
+        finally:
+            setattr(self, self._derived, getattr(self, self._derived).detach())
+
     def _parameters_of_model(self):
         R, C = self.R, self.C
-        if self._derived is not None and isinstance(self.beta, nn.Parameter):
+        if self._derives_anew():
             derived = self._derive()
             R, C = (R, derived) if self._derived == "C" else (derived, C)
             setattr(self, self._derived, derived.detach())

@@ -69,6 +69,7 @@ class Leaky(SpikingNeuron, *snntorch_class("Leaky")):
         )
         self._add_parameter("beta", beta, learn_beta)
         self.reset_delay = reset_delay
+        self._add_states()
 
     def forward(self, input_: Tensor, mem: Tensor | None = None):
         """One time step.

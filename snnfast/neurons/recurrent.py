@@ -1,5 +1,7 @@
 """`snntorch.RLeaky` and `snntorch.RSynaptic`, fused."""
 
+import sys
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,10 @@ class RecurrentNeuron(SpikingNeuron):
     def model(self) -> Model:
         return self.given if self.all_to_all else self.one_to_one
 
+    def _feeds_back_one_to_one(self) -> bool:
+        """Whether each neuron hears its own spike times V, and nobody put anything else in `recurrent`'s place."""
+        return not self.all_to_all and _is_plain(self.recurrent, _ONE_TO_ONE)
+
     def _add_recurrence(self, V, all_to_all, linear_features, conv2d_channels, kernel_size, learn_recurrent):
         name = type(self).__name__
         if all_to_all and bool(linear_features) == bool(conv2d_channels and kernel_size):
@@ -64,38 +70,42 @@ class RecurrentNeuron(SpikingNeuron):
         if all_to_all and not learn_recurrent:
             self.recurrent.requires_grad_(False)
 
-    def _step(self, input_: Tensor, *states: Tensor | None):
-        if not self.all_to_all:
-            return super()._step(input_, *states)
-        self._refuse_states(states)
-        by_name = self._states_before(input_, states, unroll=False)
-        spk, last, _ = self._run_step(input_, by_name["spk"], tuple(by_name[name] for name in self.model.states))
-        for name, state in zip((*self.model.states, "spk"), (*last, spk), strict=True):
-            self._keep(name, state)
-        return (spk, *(getattr(self, name) for name in self._returned())) if self._returns_states() else spk
+    def _charging(self, input_):
+        return self.given, (input_, self.recurrent(self.spk)), self._parameters_of_given()
 
-    def _unroll(self, input_, states, want_seqs):
-        if not self.all_to_all:
-            return super()._unroll(input_, states, want_seqs)
-        self._refuse_states(states)
+    def _parameters_of_given(self) -> tuple[Tensor, ...]:
+        return self._parameters_of_call()[: len(self.given.params)]
+
+    def _step_fused(self, input_, states):
+        if self._feeds_back_one_to_one():
+            return super()._step_fused(input_, states)
+        by_name = self._states_before(input_, states, unroll=False)
+        spk, last, _ = self._run_step(input_, by_name["spk"], tuple(by_name[name] for name in self.given.states))
+        for name, state in zip((*self.given.states, "spk"), (*last, spk), strict=True):
+            self._keep(name, state)
+        return self._output(spk)
+
+    def _unroll_fused(self, input_, states, want_seqs):
+        if self._feeds_back_one_to_one():
+            return super()._unroll_fused(input_, states, want_seqs)
         by_name = self._states_before(input_, states, unroll=True)
-        unroll = self._unroll_at_once if _is_plain_linear(self.recurrent) else self._unroll_by_step
+        unroll = self._unroll_at_once if _is_plain(self.recurrent, (nn.Linear,)) else self._unroll_by_step
         spk, last, seqs = unroll(input_, by_name, want_seqs)
         if self.init_hidden and len(spk):
-            for name, state in zip(("spk", *self.model.states), (spk[-1].clone(), *last), strict=True):
+            for name, state in zip(("spk", *self.given.states), (spk[-1].clone(), *last), strict=True):
                 setattr(self, name, state)
         if not want_seqs:
             return spk
-        seqs = dict(zip(self.model.states, seqs, strict=True))
+        seqs = dict(zip(self.given.states, seqs, strict=True))
         return spk, *(seqs[name] for name in self._returned())
 
     def _unroll_at_once(self, input_, by_name, want_seqs):
         return run_dense(
-            self.model,
+            self.given,
             input_,
             by_name["spk"],
-            tuple(by_name[name] for name in self.model.states),
-            self._parameters_of_call(),
+            tuple(by_name[name] for name in self.given.states),
+            self._parameters_of_given(),
             ops.Recurrence(self.recurrent.weight, self.recurrent.bias),
             self._options(unroll=True),
             want_seqs,
@@ -104,7 +114,7 @@ class RecurrentNeuron(SpikingNeuron):
         )
 
     def _unroll_by_step(self, input_, by_name, want_seqs):
-        spk, states = by_name["spk"], tuple(by_name[name] for name in self.model.states)
+        spk, states = by_name["spk"], tuple(by_name[name] for name in self.given.states)
         spikes, history = [], []
         for current in input_.unbind(0):
             spk, states, _ = self._run_step(current, spk, states)
@@ -117,10 +127,10 @@ class RecurrentNeuron(SpikingNeuron):
 
     def _run_step(self, input_, spk, states):
         return run(
-            self.model,
+            self.given,
             input_,
             states,
-            self._parameters_of_call(),
+            self._parameters_of_given(),
             self._options(unroll=False),
             state_quant=self.state_quant,
             inhibition=self.inhibition,
@@ -128,10 +138,23 @@ class RecurrentNeuron(SpikingNeuron):
         )
 
 
-def _is_plain_linear(module: nn.Module) -> bool:
-    """A linear layer that does its product and nothing else: no hooks, no pruned or parametrised weights."""
-    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) is nn.Linear and not hooked and "forward" not in vars(module)
+# After `convert` a layer has snnTorch's, from the module of its neuron.
+_ONE_TO_ONE = (
+    RecurrentOneToOne,
+    *(
+        sys.modules[theirs.__module__].RecurrentOneToOne
+        for name in ("RLeaky", "RSynaptic")
+        for theirs in snntorch_class(name)
+    ),
+)
+
+
+def _is_plain(module, kinds: tuple) -> bool:
+    """A module of these kinds that does what it is made for and nothing else: no hooks, no parametrised weights."""
+    if type(module) not in kinds or "forward" in vars(module):
+        return False
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not any(hooks)
 
 
 class RLeaky(RecurrentNeuron, *snntorch_class("RLeaky")):
@@ -194,10 +217,17 @@ class RLeaky(RecurrentNeuron, *snntorch_class("RLeaky")):
         self._add_parameter("beta", beta, learn_beta)
         self._add_recurrence(V, all_to_all, linear_features, conv2d_channels, kernel_size, learn_recurrent)
         self.reset_delay = reset_delay
+        self._add_states()
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None):
         """One time step, as `Leaky.forward`: (spikes, membrane), both [B, ...]; spk are the last spikes."""
         return self._step(input_, spk, mem)
+
+    @classmethod
+    def reset_hidden(cls) -> None:
+        """Resets every living layer of this class by `init_rleaky`, as snnTorch does."""
+        for layer in cls._living():
+            layer.spk, layer.mem = layer.init_rleaky()
 
     def init_rleaky(self) -> tuple[Tensor, Tensor]:
         """Deprecated in snnTorch for `reset_mem`."""
@@ -259,10 +289,17 @@ class RSynaptic(RecurrentNeuron, *snntorch_class("RSynaptic")):
         self._add_recurrence(V, all_to_all, linear_features, conv2d_channels, kernel_size, learn_recurrent)
         self._add_parameter("alpha", alpha, learn_alpha)
         self.reset_delay = reset_delay
+        self._add_states()
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, syn: Tensor | None = None, mem: Tensor | None = None):
         """One time step, as `Leaky.forward`: (spikes, synaptic current, membrane), all [B, ...]."""
         return self._step(input_, spk, syn, mem)
+
+    def set_through_list(self, name, value):
+        """As snnTorch's `reset_hidden` does, which leaves out the spikes: with the membrane they become zeros too."""
+        super().set_through_list(name, value)
+        if name == "mem":
+            self.spk = torch.zeros_like(self.spk, requires_grad=False)
 
     def init_rsynaptic(self) -> tuple[Tensor, Tensor, Tensor]:
         """Deprecated in snnTorch for `reset_mem`."""

@@ -54,6 +54,7 @@ class Synaptic(SpikingNeuron, *snntorch_class("Synaptic")):
         self._add_parameter("beta", beta, learn_beta)
         self._add_parameter("alpha", alpha, learn_alpha)
         self.reset_delay = reset_delay
+        self._add_states()
 
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None):
         """One time step, as `Leaky.forward`: (spikes, synaptic current, membrane), all [B, ...]."""

@@ -39,12 +39,17 @@ def fire(states: tuple, reset: Tensor, params: tuple, call: Call) -> tuple[Tenso
     if not call.inhibition:
         spk = spk * graded_spikes_factor
     if not call.reset_delay:
-        again = spk / graded_spikes_factor - reset
-        if call.reset_mechanism == "subtract":
-            mem = mem - again * limit
-        elif call.reset_mechanism == "zero":
-            mem = mem - again * mem
+        mem = reset_at_once(mem, spk, reset, (limit, graded_spikes_factor), call.reset_mechanism)
     return spk, (mem, *others)
+
+
+def reset_at_once(mem: Tensor, spk: Tensor, reset: Tensor, params: tuple, reset_mechanism: str) -> Tensor:
+    """The membrane reset in the step that fires, where the delayed reset has not done so already."""
+    limit, graded_spikes_factor = params
+    again = spk / graded_spikes_factor - reset
+    if reset_mechanism == "subtract":
+        return mem - again * limit
+    return mem - again * mem if reset_mechanism == "zero" else mem
 
 
 def spikes(mem: Tensor, threshold: Tensor, call: Call) -> Tensor:
