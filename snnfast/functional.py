@@ -215,7 +215,7 @@ def _run(
         call = reference.Call(*options[:3], state_quant, inhibition)
         result = _run_reference(model, x.to(dtype), rec, states, params, call, options.unroll)
     else:
-        params = tuple(_over_trailing_dims(param.to(dtype), shape) for param in params)
+        params = _for_kernels(model, params, shape, dtype)
         result = ops.run(model, x, rec, states, params, options, want_seqs)
     return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
 
@@ -272,7 +272,7 @@ def run_dense(
 
         result = _run_reference(model, x, None, states, params, call, True, spk, feed_back)
     else:
-        params = tuple(_over_trailing_dims(param.to(dtype), shape) for param in params)
+        params = _for_kernels(model, params, shape, dtype)
         result = ops.run_dense(model, x, recurrence, spk, states, params, options, want_seqs)
     return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
 
@@ -421,6 +421,18 @@ def _state_dtype(x: Tensor, states: tuple, params: tuple) -> torch.dtype:
     tensors = (x, *(param for param in params if param.dim() > 0), *(state for state in states if state is not None))
     doubled = any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if doubled else torch.float32
+
+
+def _for_kernels(model: Model, params: tuple, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Parameters as the kernels read them.
+
+    What learns is clamped by torch: whether a gradient passes at a bound is torch's rule, and changed with torch 2.14.
+    What does not, the kernels clamp themselves.
+    """
+    learns = model.clamped if torch.is_grad_enabled() else ()
+    named_params = zip(model.params, params, strict=True)
+    clamped = (p.clamp(0, 1) if n in learns and p.requires_grad else p for n, p in named_params)
+    return tuple(_over_trailing_dims(param.to(dtype), shape) for param in clamped)
 
 
 def _over_trailing_dims(param: Tensor, shape: torch.Size) -> Tensor:

@@ -76,8 +76,8 @@ struct Alpha {
     const T inh_again = zeroes ? -grad_inh * reset + mem_again * tau : inh_alone;
     const T charged = subtracts ? state[kMem] - previous[kInh] * reset : state[kMem];
     if (subtracts) grad_params[kThreshold] = grad_params[kThreshold] - grad_exc * reset;
-    grad_params[kAlpha] = alpha.gradient((exc + exc_again) * previous[kExc]);
-    grad_params[kBeta] = beta.gradient((inh + inh_again) * previous[kInh]);
+    grad_params[kAlpha] = (exc + exc_again) * previous[kExc];
+    grad_params[kBeta] = (inh + inh_again) * previous[kInh];
     grad_params[kTau] = (zeroes ? grad + mem_again : grad) * (charged / tau);
     carry[kMem] = -T(0);
     carry[kExc] = exc_again * alpha.value;

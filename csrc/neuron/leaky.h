@@ -45,7 +45,7 @@ struct Leaky {
     const T grad = firing.backward(surrogate, grad_spk, evaluated, state[kMem], extra, reset, carry[kMem],
                                    grad_params[kThreshold], grad_params[kGradedSpikesFactor]);
     if (firing.options.subtracts()) grad_params[kThreshold] = grad_params[kThreshold] - grad * reset;
-    grad_params[kBeta] = beta.gradient(grad * kept(previous[kMem], reset));
+    grad_params[kBeta] = grad * kept(previous[kMem], reset);
     carry[kMem] = firing.options.zeroes() ? grad * beta.value * (T(1) - reset) : grad * beta.value;
     return grad;
   }

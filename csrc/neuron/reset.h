@@ -30,14 +30,12 @@ C10_HOST_DEVICE T fires(T mem_shift, bool inclusive) {
   return (mem_shift > T(0)) | (inclusive & (mem_shift == T(0))) ? T(1) : T(0);
 }
 
-// A factor that snnTorch clamps to [0, 1] at every step; outside of it no gradient reaches the parameter.
+// A factor that snnTorch clamps to [0, 1] at every step. Its gradient is that of the clamped value: whether the clamp
+// lets it through is PyTorch's rule, for which Python clamps a factor that learns.
 template <typename T>
 struct Decay {
   T value;
-  bool inside;
-  C10_HOST_DEVICE explicit Decay(T factor)
-      : value(factor < T(0) ? T(0) : (factor > T(1) ? T(1) : factor)), inside(factor >= T(0) && factor <= T(1)) {}
-  C10_HOST_DEVICE T gradient(T grad) const { return inside ? grad : T(0); }
+  C10_HOST_DEVICE explicit Decay(T factor) : value(factor < T(0) ? T(0) : (factor > T(1) ? T(1) : factor)) {}
 };
 
 }  // namespace snnfast

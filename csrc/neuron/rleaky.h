@@ -52,7 +52,7 @@ struct RLeaky {
                         grad_params[kThreshold], grad_params[kGradedSpikesFactor]);
     const T again = firing.options.zeroes() ? -grad * reset : -T(0);
     if (firing.options.subtracts()) grad_params[kThreshold] = grad_params[kThreshold] - grad * reset;
-    grad_params[kBeta] = beta.gradient((again + grad) * previous[kMem]);
+    grad_params[kBeta] = (again + grad) * previous[kMem];
     carry[kMem] = again * beta.value;
     carry[kMemAgain] = grad * beta.value;
     grad_rec[0] = again;

@@ -57,8 +57,8 @@ struct SecondOrder {
     const T again = firing.options.zeroes() ? -grad * reset : -T(0);
     const T grad_syn = (carry[kSyn] + carry[kSynAgain]) + grad;
     if (firing.options.subtracts()) grad_params[kThreshold] = grad_params[kThreshold] - grad * reset;
-    grad_params[kAlpha] = alpha.gradient((again + grad_syn) * previous[kSyn]);
-    grad_params[kBeta] = beta.gradient((again + grad) * previous[kMem]);
+    grad_params[kAlpha] = (again + grad_syn) * previous[kSyn];
+    grad_params[kBeta] = (again + grad) * previous[kMem];
     carry[kMem] = again * beta.value;
     carry[kMemAgain] = grad * beta.value;
     carry[kSyn] = again * alpha.value;

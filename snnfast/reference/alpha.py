@@ -26,5 +26,6 @@ ALPHA = Model(
     states=("mem", "syn_exc", "syn_inh"),
     params=("alpha", "beta", "tau_alpha", "threshold", "graded_spikes_factor"),
     charge=charge,
+    clamped=("alpha", "beta"),
     delay_optional=False,
 )

@@ -14,4 +14,11 @@ def charge(x, states, params, reset, call):
     return (mem,)
 
 
-LEAKY = Model("leaky", "Leaky", states=("mem",), params=("beta", "threshold", "graded_spikes_factor"), charge=charge)
+LEAKY = Model(
+    "leaky",
+    "Leaky",
+    states=("mem",),
+    params=("beta", "threshold", "graded_spikes_factor"),
+    charge=charge,
+    clamped=("beta",),
+)

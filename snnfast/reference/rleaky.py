@@ -21,6 +21,7 @@ RLEAKY = Model(
     states=("mem",),
     params=("beta", "threshold", "graded_spikes_factor"),
     charge=charge,
+    clamped=("beta",),
     recurrent=True,
 )
 

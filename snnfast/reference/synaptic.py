@@ -27,6 +27,7 @@ SYNAPTIC = Model(
     states=("mem", "syn"),
     params=("alpha", "beta", "threshold", "graded_spikes_factor"),
     charge=charge,
+    clamped=("alpha", "beta"),
 )
 
 RSYNAPTIC = replace(SYNAPTIC, name="rsynaptic", layer="RSynaptic", recurrent=True)
