@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES = setup.py toolchain.py pyproject.toml $(shell find csrc -type f)
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: mnist test test-all bench lint format build cuda wheel clean
+.PHONY: mnist test test-all differential bench lint format build cuda wheel clean
 
 mnist: build
 	$(VENV)/bin/python examples/mnist.py --recipe rate-fc $(ARGS)
@@ -18,6 +18,10 @@ test: build
 # What `make test` leaves to CI too.
 test-all: build
 	$(PYTEST) $(ARGS)
+
+# Random neurons and networks on snnTorch and on snnfast: make differential ARGS="--snntorch ~/snntorch --cases 2000".
+differential: build
+	$(VENV)/bin/python tests/differential.py $(ARGS)
 
 bench: build
 	$(PIP) install --quiet --no-deps spikingjelly==2.0.0 loguru
