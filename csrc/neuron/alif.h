@@ -57,8 +57,8 @@ struct Alif {
     const T grad_adaptation = carry[kAdaptation];
     const T grad_u = surrogate.backward(grad_spk * graded_spikes_factor + grad_adaptation, u, evaluated);
     const T grad_charge = carry[kMem] * kept(spike) + grad_u;
-    grad_params[kBeta] = beta.gradient(grad_charge * previous[kMem]);
-    grad_params[kRho] = rho.gradient(grad_adaptation * previous[kAdaptation]);
+    grad_params[kBeta] = grad_charge * previous[kMem];
+    grad_params[kRho] = grad_adaptation * previous[kAdaptation];
     grad_params[kStrength] = -grad_u * previous[kAdaptation];
     grad_params[kThreshold] = options.subtracts() ? -grad_u - carry[kMem] * spike : -grad_u;
     grad_params[kGradedSpikesFactor] = grad_spk * spike;

@@ -42,5 +42,6 @@ ALIF = Model(
     needed=("mem", "adaptation"),
     changed=("mem", "adaptation"),
     held=("adaptation",),
+    clamped=("beta", "rho"),
     delay_optional=False,
 )

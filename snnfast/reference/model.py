@@ -35,7 +35,7 @@ class Model:
             the first ones; for the parameters' it has all. A charged value among the extras is needed no second time.
         changed: the states that `fire` may change, reset delay or not. Without the delay it may change the membrane.
         held: the states that `charge` hands on as they were before the step.
-        clamped: the parameters that `charge` clamps to [0, 1].
+        clamped: the parameters that a step clamps to [0, 1].
         output: the state that is the output itself and needs no place of its own, always the last; None: no such.
         recurrent: whether it takes a second current.
         spikes: whether the output is spikes, whose gradient is a surrogate.
