@@ -7,6 +7,7 @@
 
 namespace snnfast {
 
-C10_HOST_DEVICE constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// a / b, rounded up. a: 0 or more; up to the largest integer there is.
+C10_HOST_DEVICE constexpr int64_t divided_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 }  // namespace snnfast

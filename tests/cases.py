@@ -119,3 +119,9 @@ def random_cases(count: int, seed: int, surrogates=None) -> list[Case]:
 def identical(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal bit for bit, but for NaN's payload and the sign of zero."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def moved(tensor):
+    """The same values at an address that is a multiple of no more than the size of one."""
+    place = tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape)
+    return place.copy_(tensor.detach())

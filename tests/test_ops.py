@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from snnfast import ops, surrogate
+from cases import moved
+from snnfast import functional, ops, surrogate
 from snnfast.reference import MODELS
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -124,12 +125,6 @@ def test_steps_that_share_a_row_give_the_bits_of_copies(model, dense, dtype, siz
             assert all(map(torch.equal, *found))
 
 
-def moved(tensor):
-    """The same values at an address that is a multiple of no more than the size of one."""
-    place = tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape)
-    return place.copy_(tensor.detach())
-
-
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_inputs_may_lie_at_any_address(model, device):
     """Also where there are so many neurons that a thread reads four of them at once."""
@@ -145,3 +140,169 @@ def test_inputs_may_lie_at_any_address(model, device):
         (x, rec, states, params, moved(gradient)),
     ):
         assert all(map(torch.equal, outcome(model, *arguments), expected))
+
+
+def surrogate_cases():
+    for model in MODELS:
+        yield pytest.param(model, False, id=model.name)
+        if model.spikes:
+            yield pytest.param(model, True, id=f"{model.name}-evaluated")
+
+
+@pytest.mark.parametrize("model, mine", list(surrogate_cases()))
+def test_saved_tensors_may_lie_at_any_address(model, mine, device):
+    """As hooks on saved tensors, which keep them elsewhere, may give them back: states, charges, and what they make."""
+    spike_grad = surrogate.evaluated(lambda u: 1 / (1 + u * u)) if mine else surrogate.atan(2.0)
+    options = ops.Options(spike_grad, "zero", not model.delay_optional, True)
+    x, rec, states, params = inputs(model, True, True, torch.float32, device, sizes=(8, 4))
+    grads = []
+    for hook in (lambda tensor: tensor, moved):
+        current = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, hook):
+            result = ops.run(model, current, rec, states, params, options, True)
+        grads.append(torch.autograd.grad([result.spk, *result.last], current, [x[0].expand_as(x), *states])[0])
+    assert torch.equal(*grads)
+
+
+def dense_and_not():
+    for model in MODELS:
+        yield pytest.param(model, False, id=model.name)
+        if model.recurrent:
+            yield pytest.param(model, True, id=f"{model.name}-dense")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("initial", [True, False], ids=["initial", "zeros"])
+@pytest.mark.parametrize("model, dense", list(dense_and_not()))
+def test_no_steps_leave_the_states_as_they_were(model, dense, initial, dtype, device):
+    """Forward and backward of a sequence with T = 0; the gradient of the last states goes on to the initial ones."""
+    x, rec, states, params = inputs(model, True, initial, dtype, device)
+    x, rec = x[:0].requires_grad_(), None if rec is None else rec[:0]
+    states, params = ([tensor.requires_grad_() for tensor in tensors] for tensors in (states, params))
+    options = ops.Options(surrogate.atan(2.0), "subtract", model.delay_optional, True)
+    others = []
+    if dense:
+        weight, bias, spk = (torch.randn(shape, device=device, dtype=dtype) for shape in ((4, 4), (4,), (3, 4)))
+        others = [weight.requires_grad_(), bias.requires_grad_(), spk.requires_grad_()]
+        result = ops.run_dense(model, x, ops.Recurrence(weight, bias), spk, states, params, options, True)
+    else:
+        result = ops.run(model, x, rec, states, params, options, True)
+    assert result.spk.shape == (0, 3, 4) and all(seq.shape == (0, 3, 4) for seq in result.seqs)
+    expected = states or [torch.zeros(3, 4, device=device, dtype=dtype)] * len(model.states)
+    assert all(map(torch.equal, result.last, expected))
+    gradients = [torch.randn_like(state) for state in result.last]
+    grad_x, *found = torch.autograd.grad(result.last, [x, *states, *params, *others], gradients, allow_unused=True)
+    assert grad_x.shape == (0, 3, 4)
+    assert all(map(torch.equal, found, gradients[: len(states)]))
+    assert all(grad is None or not grad.any() for grad in found[len(states) :])
+
+
+def negated(tensor):
+    """The same values behind torch's negation bit, in memory as they are: the imaginary part of a conjugate is one."""
+    view = torch._neg_view(-tensor)
+    assert view.is_neg() and view.stride() == tensor.stride() and torch.equal(view, tensor)
+    return view
+
+
+def calls_of(model, device):
+    """Each of a model's operators, with all of its arguments."""
+    fwd, bwd = operators(model)
+    x, rec, states, params = inputs(model, True, True, torch.float32, device)
+    how, after = ("subtract", False, False), ("evaluated", [], torch.float32)
+    yield fwd, (x, rec, states, params, True, *how, model.stored, 1, True)
+    spk, *rest = fwd(x, rec, states, params, True, *how, model.stored, 1, True)
+    count = len(model.states)
+    seqs, extras = rest[count : count + model.stored], rest[count + model.stored :]
+    grads = [torch.randn_like(x), list(map(torch.randn_like, states)), list(map(torch.randn_like, seqs))]
+    seqs = seqs if model.output is None else [*seqs, spk]
+    derivative = torch.randn_like(x)
+    yield bwd, (spk, None, *grads, seqs, extras, states, params, derivative, True, *how, *after, True, True)
+    if model.recurrent:
+        fwd, bwd = (getattr(torch.ops.snnfast, f"{model.name}_dense_{way}").default for way in ("fwd", "bwd"))
+        weight, bias, before = (torch.randn(shape, device=device) for shape in ((4, 4), (4,), (3, 4)))
+        yield fwd, (x, weight, bias, before, states, params, *how, model.stored, True)
+        yield bwd, (spk, *grads, seqs, extras, weight, states, params, derivative, *how, *after, True)
+
+
+def other_calls(device):
+    data = torch.rand(5, 3, 4, device=device)
+    yield torch.ops.snnfast.encode_rate, (data, torch.tensor(7, device=device), None, 2, 0.9, 0.0, torch.float32)
+    yield torch.ops.snnfast.encode_latency, (torch.round(data * 5), 5, True, 1.0, 0.0, torch.float32)
+    yield torch.ops.snnfast.encode_delta, (data, 0.3, False, True, torch.float32)
+    bits = torch.ops.snnfast.pack_spikes(torch.ones(12, device=device))
+    yield torch.ops.snnfast.unpack_spikes, (bits, torch.rand(4, device=device), [3, 4])
+    if device == "cpu":
+        yield torch.ops.snnfast.spike_linear, (data, torch.randn(6, 4))
+        yield torch.ops.snnfast.spike_linear_grad, (torch.randn(5, 3, 6), data)
+
+
+@pytest.mark.parametrize("model", [*MODELS, None], ids=lambda model: model.name if model else "others")
+def test_negated_views_are_read_as_what_they_are(model, device):
+    """In every argument, and every list of them, of every operator."""
+    for operator, arguments in calls_of(model, device) if model else other_calls(device):
+        expected = as_list(operator(*arguments))
+        for place, argument in enumerate(arguments):
+            many = isinstance(argument, (list, tuple))
+            for k, tensor in enumerate(argument if many else [argument]):
+                if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+                    continue
+                one = [*argument[:k], negated(tensor), *argument[k + 1 :]] if many else negated(tensor)
+                found = as_list(operator(*arguments[:place], one, *arguments[place + 1 :]))
+                assert all(map(torch.equal, found, expected)), (operator, place, k)
+
+
+def as_list(result):
+    return [result] if isinstance(result, torch.Tensor) else result
+
+
+def test_values_may_lie_between_two_addresses_of_their_type():
+    """As torch.frombuffer leaves them."""
+    x, rec, states, params = inputs(MODELS[0], True, True, torch.float32, "cpu")
+
+    def apart(tensor):
+        place = bytearray(1 + tensor.numel() * 4)
+        place[1:] = tensor.contiguous().numpy().tobytes()
+        copy = torch.frombuffer(place, dtype=torch.float32, offset=1).view(tensor.shape)
+        assert copy.data_ptr() % 4 and torch.equal(copy, tensor)
+        return copy
+
+    expected = outcome(MODELS[0], x, rec, states, params, x)
+    found = outcome(MODELS[0], apart(x), rec, list(map(apart, states)), list(map(apart, params)), apart(x))
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("reset_delay", [True, False])
+@pytest.mark.parametrize("model, dense", list(dense_and_not()))
+def test_what_no_gradient_reaches_makes_none_of_nan(model, dense, reset_delay, reset, device):
+    """A loss on some of the outputs, and membranes that are NaN and infinite: kernels and reference loop agree."""
+    x, rec, states, params = inputs(model, True, True, torch.float32, device)
+    x[1, 0, 1], x[2, 1, 2], x[4, 2, 0] = torch.nan, torch.inf, torch.nan
+    states[0][0, 3] = torch.nan
+    weight = torch.randn(4, 4, device=device) * 0.3
+    options = ops.Options(surrogate.atan(2.0), reset, reset_delay or not model.delay_optional, True)
+
+    def gradients(output):
+        given = [tensor.clone().requires_grad_() for tensor in (x, *states, *params)]
+        current, of_states, of_params = given[0], given[1 : 1 + len(states)], given[1 + len(states) :]
+        if dense:
+            recurrence = ops.Recurrence(weight, None)
+            result = functional.run_dense(model, current, None, of_states, of_params, recurrence, options, True)
+        else:
+            result = functional.run(model, current, of_states, of_params, options, True, rec=rec)
+        outputs = [result.spk, *result.seqs, *result.last]
+        if output >= len(outputs):
+            return None
+        loss = outputs[output]
+        signs = torch.arange(loss.numel(), device=device).view(loss.shape) % 3 - 1.0
+        found = torch.autograd.grad(loss, given[: 1 + len(states)], signs, allow_unused=True)
+        return [torch.zeros_like(g) if f is None else f for f, g in zip(found, given, strict=False)]
+
+    for output in itertools.count():
+        fused = gradients(output)
+        if fused is None:
+            break
+        with functional.use_reference():
+            expected = gradients(output)
+        for a, b in zip(fused, expected, strict=True):
+            assert torch.allclose(a, b, rtol=0, atol=1e-6 if dense else 0, equal_nan=True), (output, a, b)

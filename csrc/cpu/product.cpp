@@ -256,10 +256,10 @@ Tensor spike_linear(Tensor spk, Tensor weight) {
   std::optional<Tensor> result;
   dispatch_dtype<std::tuple<float, double>>(spk.scalar_type(), [&](auto value) {
     using T = decltype(value);
-    spk = contiguous(spk);
+    spk = readable(spk);
     const T* spikes = data<T>(spk);
     if (!are_few(spikes, shape, outputs, kFew)) return;
-    const Tensor rows = contiguous(weight_t);
+    const Tensor rows = readable(weight_t);
     const Matrix<T> matrix(data<T>(rows), shape.columns, outputs);
     result = new_empty(spk, sizes, spk.scalar_type());
     prepare_fresh_memory(result->mutable_data_ptr(), result->numel() * sizeof(T));
@@ -280,8 +280,8 @@ Tensor spike_linear_grad(Tensor grad, Tensor spk) {
   std::optional<Tensor> result;
   dispatch_dtype<std::tuple<float, double>>(spk.scalar_type(), [&](auto value) {
     using T = decltype(value);
-    spk = contiguous(spk);
-    grad = contiguous(grad);
+    spk = readable(spk);
+    grad = readable(grad);
     const T* spikes = data<T>(spk);
     if (!are_few(spikes, shape, outer.columns, kFewForGradient)) return;
     result = torch::stable::new_zeros(spk, {shape.columns, outer.columns}, spk.scalar_type());
@@ -296,7 +296,7 @@ Tensor spike_linear_grad(Tensor grad, Tensor spk) {
       });
     });
   });
-  if (result.has_value()) return contiguous(torch::stable::transpose(*result, 0, 1));
+  if (result.has_value()) return readable(torch::stable::transpose(*result, 0, 1));
   const Tensor rows = torch::stable::reshape(spk, {shape.rows, shape.columns});
   return torch::stable::matmul(torch::stable::transpose(grads, 0, 1), rows);
 }

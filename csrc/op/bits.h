@@ -19,7 +19,7 @@ struct BitsOp {
 
   // spk [...] -> a bit of each that is not 0, in row-major order
   static Tensor pack(Tensor spk) {
-    spk = contiguous(spk);
+    spk = readable(spk);
     const int64_t spikes = spk.numel(), bytes = bytes_of(spikes);
     const Tensor bits = Backend::empty(spk, Sizes(&bytes, 1), ScalarType::Byte);
     dispatch_dtype<SpikeTypes>(spk.scalar_type(), [&](auto spike) {
@@ -31,15 +31,11 @@ struct BitsOp {
 
   // height, laid out over the trailing dimensions of `shape` -> [*shape]: a spike of this height for a bit, else 0
   static Tensor unpack(Tensor bits, Tensor height, std::vector<int64_t> shape) {
-    int64_t spikes = 1;
-    for (const int64_t size : shape) {
-      STD_TORCH_CHECK(size >= 0, "shape must have sizes of 0 or more, got ", size);
-      spikes *= size;
-    }
+    const int64_t spikes = checked_numel("shape", shape);
     check_tensor("bits", bits, height, ScalarType::Byte, bytes_of(spikes));
     check_param("height", height, bits, height.scalar_type(), spikes);
-    bits = contiguous(bits);
-    height = contiguous(height);
+    bits = readable(bits);
+    height = readable(height);
     const Tensor spk = Backend::empty(bits, shape, height.scalar_type());
     dispatch_dtype<SpikeTypes>(height.scalar_type(), [&](auto spike) {
       using S = decltype(spike);

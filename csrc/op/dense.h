@@ -27,10 +27,10 @@ struct DenseOp : NeuronOp<Backend, Model> {
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     x = readable(x, sequence);
-    spk = contiguous(spk);
-    bias = contiguous(bias);
-    const Tensor weight_t = contiguous(torch::stable::transpose(weight, 0, 1));
-    make_contiguous(states, params);
+    spk = readable(spk);
+    bias = readable(bias);
+    const Tensor weight_t = readable(torch::stable::transpose(weight, 0, 1));
+    make_readable(states, params);
     const auto results = Base::outputs(x, sequence, saved, 1, save_extras ? Base::extras(reset_delay) : 0);
 
     dispatch_dtype<typename Backend::StorageTypes>(x.scalar_type(), [&](auto storage) {
@@ -40,6 +40,8 @@ struct DenseOp : NeuronOp<Backend, Model> {
         using Neuron = Model<T, decltype(delay)::value>;
         const auto scan = Base::template scan_into<Neuron, S>(results, x, sequence, saved, states, params);
         if (sequence.neurons == 0) return;
+        // The last states are then the initial ones.
+        if (sequence.steps == 0) return Backend::scan(x, scan, options);
         const bool done = Backend::scan_dense(x, scan, options, spk, weight_t, bias);
         if (!done) scan_by_step(x, results[0], spk, weight_t, bias, scan, options);
       });
@@ -64,9 +66,9 @@ struct DenseOp : NeuronOp<Backend, Model> {
 
     grad_spk = readable(grad_spk, sequence);
     for (auto& grad : grad_seqs) grad = readable(grad, sequence);
-    make_contiguous(grad_last, seqs, extras, states, params);
-    evaluated = contiguous(evaluated);
-    weight = contiguous(weight);
+    make_readable(grad_last, seqs, extras, states, params);
+    evaluated = readable(evaluated);
+    weight = readable(weight);
     std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
     results.push_back(torch::stable::new_zeros(like, sequence.neuron_shape(), state));
     for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(like, sequence.neuron_shape(), state));
@@ -95,9 +97,9 @@ struct DenseOp : NeuronOp<Backend, Model> {
   static int64_t check_weight(const Tensor& weight, const Tensor& like, ScalarType dtype) {
     STD_TORCH_CHECK(like.dim() >= 2, "x must have a time and a neuron dimension, got ", like.dim(), " dimensions");
     const int64_t features = like.size(-1);
-    check_tensor("weight", weight, like, dtype, features * features);
-    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == features, "weight must have shape [", features, ", ",
-                    features, "]");
+    check_tensor("weight", weight, like, dtype, weight.numel());
+    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == features && weight.size(1) == features,
+                    "weight must have shape [", features, ", ", features, "]");
     return features;
   }
 

@@ -23,11 +23,12 @@ struct EncodeOp {
   static Tensor rate(Tensor x, Tensor seed, std::optional<int64_t> steps, int64_t silent, double gain, double offset,
                      ScalarType dtype) {
     const Sequence sequence(x, !steps.has_value());
-    const int64_t total = steps.has_value() ? *steps : silent + sequence.steps;
     check_count("silent", silent);
-    check_count("steps", total);
+    if (steps.has_value()) check_count("steps", *steps);
+    const int64_t total = steps.has_value() ? *steps : checked_sum("silent", silent, sequence.steps);
     check_tensor("seed", seed, x, ScalarType::Long, 1);
     x = readable(x, sequence);
+    seed = readable(seed);
     const Tensor spk = fresh(x, total, sequence.neuron_shape(), dtype);
     if (spk.numel() == 0) return spk;
     dispatch_both(x.scalar_type(), dtype, [&](auto value, auto spike) {
@@ -44,7 +45,7 @@ struct EncodeOp {
   // times [...], whole numbers -> [steps, ...]
   static Tensor latency(Tensor times, int64_t steps, bool ramp, double on, double off, ScalarType dtype) {
     check_count("steps", steps);
-    times = contiguous(times);
+    times = readable(times);
     const Tensor spk = fresh(times, steps, times.sizes(), dtype);
     if (spk.numel() == 0) return spk;
     dispatch_dtype<std::tuple<float, double>>(times.scalar_type(), [&](auto value) {
@@ -61,7 +62,7 @@ struct EncodeOp {
   // x [T, ...] -> [T, ...]
   static Tensor delta(Tensor x, double threshold, bool padding, bool off_spike, ScalarType dtype) {
     const Sequence sequence(x, true);
-    x = contiguous(x);
+    x = readable(x);
     const Tensor spk = Backend::empty(x, x.sizes(), dtype);
     if (spk.numel() == 0) return spk;
     dispatch_both(x.scalar_type(), dtype, [&](auto value, auto spike) {
@@ -74,10 +75,6 @@ struct EncodeOp {
   }
 
  private:
-  static void check_count(const char* name, int64_t value) {
-    STD_TORCH_CHECK(value >= 0, name, " must be 0 or more, got ", value);
-  }
-
   static Tensor fresh(const Tensor& like, int64_t steps, Sizes shape, ScalarType dtype) {
     std::vector<int64_t> sizes{steps};
     sizes.insert(sizes.end(), shape.begin(), shape.end());

@@ -39,8 +39,8 @@ struct NeuronOp {
     const NeuronOptions options{reset_named(reset_mechanism), inclusive};
 
     x = readable(x, sequence);
-    rec = contiguous(rec);
-    make_contiguous(states, params);
+    rec = readable(rec);
+    make_readable(states, params);
     const int64_t seqs = unroll ? saved : 0;
     const auto results = outputs(x, sequence, seqs, every, save_extras ? extras(reset_delay) : 0);
 
@@ -77,8 +77,8 @@ struct NeuronOp {
     x = readable(x, sequence);
     grad_spk = readable(grad_spk, sequence);
     for (auto& grad : grad_seqs) grad = readable(grad, sequence);
-    make_contiguous(grad_last, seqs, extras, states, params);
-    evaluated = contiguous(evaluated);
+    make_readable(grad_last, seqs, extras, states, params);
+    evaluated = readable(evaluated);
     std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
     const int wanted = want_states ? Some::kStates : 0;
     for (int k = 0; k < wanted; ++k) results.push_back(new_empty(like, sequence.neuron_shape(), state));

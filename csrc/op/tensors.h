@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -14,18 +15,32 @@
 
 namespace snnfast {
 
-using torch::stable::contiguous;
 using torch::stable::new_empty;
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? std::optional<Tensor>(contiguous(*tensor)) : std::nullopt;
+// The tensor, or its negation where torch keeps that as a bit beside the data. Torch looks for the bit before it calls
+// an operator, but not in a list of optional tensors.
+inline Tensor without_negation(const Tensor& tensor) {
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(tensor)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::resolve_neg", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// A tensor's values as kernels read them: in row-major order, each at an address that its type may have.
+inline Tensor readable(const Tensor& tensor) {
+  const Tensor plain = without_negation(tensor);
+  const auto address = reinterpret_cast<std::uintptr_t>(plain.const_data_ptr());
+  if (address % plain.element_size() != 0) return torch::stable::contiguous(torch::stable::clone(plain));
+  return plain.is_contiguous() ? plain : torch::stable::contiguous(plain);
+}
+
+inline std::optional<Tensor> readable(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? std::optional<Tensor>(readable(*tensor)) : std::nullopt;
 }
 
 template <typename... Lists>
-void make_contiguous(Lists&... lists) {
+void make_readable(Lists&... lists) {
   const auto each = [](auto& list) {
-    for (auto& tensor : list) tensor = contiguous(tensor);
+    for (auto& tensor : list) tensor = readable(tensor);
   };
   (each(lists), ...);
 }
@@ -55,10 +70,10 @@ const T* data(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? data<T>(*tensor) : nullptr;
 }
 
-// A sequence as kernels read it: contiguous, or one row where it is that of all steps.
+// A sequence as kernels read it: all steps, or one row where it is that of all of them.
 inline Tensor readable(const Tensor& tensor, const Sequence& sequence) {
   const bool one_row = sequence.steps > 1 && tensor.size(0) == sequence.steps && tensor.stride(0) == 0;
-  return contiguous(one_row ? torch::stable::select(tensor, 0, 0) : tensor);
+  return readable(one_row ? torch::stable::select(tensor, 0, 0) : tensor);
 }
 
 inline std::optional<Tensor> readable(const std::optional<Tensor>& tensor, const Sequence& sequence) {
