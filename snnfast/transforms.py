@@ -96,16 +96,24 @@ class Fold(NamedTuple):
         return tensor.unsqueeze(place).expand(*tensor.shape[:place], self.size, *tensor.shape[place:])
 
 
-def vjp(function: Callable, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+def vjp(function: Callable, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
     """The gradients of `function(*inputs)`, a tuple of tensors, with respect to its inputs, themselves differentiable.
+
+    An output whose gradient is None is as if it were none.
 
     Not by `torch.func.vjp` where no transform is at work: it refuses the user's saved-tensor hooks.
     """
     if at_work():
-        return list(torch.func.vjp(function, *inputs)[1](tuple(grads)))
+        wanted = [place for place, grad in enumerate(grads) if grad is not None]
+
+        def reached(*inputs):
+            outputs = function(*inputs)
+            return tuple(outputs[place] for place in wanted)
+
+        return list(torch.func.vjp(reached, *inputs)[1](tuple(grads[place] for place in wanted)))
     with torch.enable_grad():
         # Aliases, because the inputs may depend on each other.
         inputs = [i.view_as(i) if i.requires_grad else i.detach().requires_grad_() for i in inputs]
-        pairs = [(o, g) for o, g in zip(function(*inputs), grads, strict=True) if o.requires_grad]
+        pairs = [(o, g) for o, g in zip(function(*inputs), grads, strict=True) if o.requires_grad and g is not None]
         outputs, grads = zip(*pairs, strict=True)
         return list(torch.autograd.grad(outputs, inputs, grads, create_graph=True, materialize_grads=True))

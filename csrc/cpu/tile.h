@@ -189,7 +189,8 @@ class BackwardTile {
     const int64_t offset = t * scan_.neurons + first_;
     Given given{};
     given.grad_spk = row(scan_.grad_spk, t);
-    given.fed = fed ? fed : absent_;
+    const T* unfed = scan_.grad_spk ? zeros_ : absent_;  // see kept_apart
+    given.fed = fed ? fed : unfed;
     given.evaluated = scan_.evaluated ? scan_.evaluated + offset : zeros_;
     for (int k = 0; k < Neuron::kStates; ++k) {
       given.grad_states[k] = row(scan_.grad_states[k], t);

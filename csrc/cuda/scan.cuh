@@ -202,7 +202,7 @@ __device__ void load_inputs(BackwardInputs<Neuron> (&inputs)[kLanes], const Scan
   if (t == 0) load_states<kLanes, Neuron>(previous, scan.initial, i);
 #pragma unroll
   for (int w = 0; w < kLanes; ++w) {
-    inputs[w].grad_spk = static_cast<T>(grad_spk.lanes[w]);
+    inputs[w].grad_spk = static_cast<T>(grad_spk.lanes[w]) + kept_apart<T>(scan.grad_spk);
     if (scan.fed && t + 1 == scan.steps) inputs[w].grad_spk = inputs[w].grad_spk + scan.fed[i + w];
     inputs[w].evaluated = evaluated.lanes[w];
   }
@@ -353,13 +353,12 @@ class Chunk {
   }
 
   // What step j read, and the states that it left.
-  template <typename S>
-  __device__ void recall(int j, const Pack<S, kLanes>& grad_spk, BackwardInputs<Neuron> (&inputs)[kLanes],
+  __device__ void recall(int j, const T (&grad_spk)[kLanes], BackwardInputs<Neuron> (&inputs)[kLanes],
                          States& states) const {
     const Kept<Neuron, kLanes>& from = at(j);
 #pragma unroll
     for (int w = 0; w < kLanes; ++w) {
-      inputs[w].grad_spk = static_cast<T>(grad_spk.lanes[w]);
+      inputs[w].grad_spk = grad_spk[w];
       inputs[w].evaluated = T(0);
 #pragma unroll
       for (int k = 0; k < Neuron::kStates; ++k) {
@@ -422,7 +421,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int j = kAhead - 1; j >= 0; --j) {
           const int64_t t = start + first + j;
-          const Pack<S, kLanes> grad_now = grad_spk[j];
+          T grad_now[kLanes];
+#pragma unroll
+          for (int w = 0; w < kLanes; ++w) {
+            grad_now[w] = static_cast<T>(grad_spk[j].lanes[w]) + kept_apart<T>(scan.grad_spk);
+          }
           ask(grad_spk[j], scan.grad_spk, t - kAhead);
           if (t >= scan.steps) continue;
           BackwardInputs<Neuron> inputs[kLanes];

@@ -60,14 +60,16 @@ struct Firing {
       const T spike = ungraded(fired);
       const T again = spike - reset;
       const T grad_reset = -grad_mem;
-      const bool subtracts = options.subtracts(), zeroes = options.zeroes();
+      const bool reached = !is_absent(grad_mem);
+      const bool subtracts = options.subtracts() & reached, zeroes = options.zeroes() & reached;
       const T grad_again = subtracts ? grad_reset * threshold : grad_reset * charge;
       grad_threshold = subtracts ? grad_reset * again : -T(0);
       grad_mem = zeroes ? grad_mem + grad_reset * again : grad_mem;
       grad_spk = subtracts | zeroes ? grad_spk + grad_again / graded_spikes_factor : grad_spk;
       grad_graded = subtracts | zeroes ? -grad_again * (spike / graded_spikes_factor) : -T(0);
     }
-    const T grad_u = surrogate.backward(grad_spk * graded_spikes_factor, u, evaluated);
+    const T through_spike = surrogate.backward(grad_spk * graded_spikes_factor, u, evaluated);
+    const T grad_u = is_absent(grad_spk) ? kAbsent<T> : through_spike;
     grad_threshold = grad_threshold - grad_u;
     grad_graded = grad_graded + grad_spk * fired;
     return grad_mem + grad_u;

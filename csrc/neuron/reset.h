@@ -4,7 +4,11 @@
 #include <torch/headeronly/macros/Macros.h>
 
 #include <array>
+#include <bit>
+#include <cstdint>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 
 namespace snnfast {
 
@@ -23,6 +27,17 @@ struct NeuronOptions {
   C10_HOST_DEVICE bool subtracts() const { return reset_mechanism == Reset::kSubtract; }
   C10_HOST_DEVICE bool zeroes() const { return reset_mechanism == Reset::kZero; }
 };
+
+// An absent gradient: the one value that leaves every number it is added to as it was, -0 included.
+template <typename T>
+inline constexpr T kAbsent = -T(0);
+
+// Where autograd has no gradient it computes nothing, and a membrane that is NaN there makes no NaN.
+template <typename T>
+C10_HOST_DEVICE bool is_absent(T grad) {
+  using Bits = std::conditional_t<sizeof(T) == sizeof(uint32_t), uint32_t, uint64_t>;
+  return std::bit_cast<Bits>(grad) == std::bit_cast<Bits>(kAbsent<T>);
+}
 
 // Heaviside step of mem - threshold: 0 for NaN; at 0 it is 1 where inclusive.
 template <typename T>

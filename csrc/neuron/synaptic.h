@@ -54,7 +54,7 @@ struct SecondOrder {
     const T grad =
         firing.backward(surrogate, grad_spk, evaluated, state[kMem], extra, reset, carry[kMem] + carry[kMemAgain],
                         grad_params[kThreshold], grad_params[kGradedSpikesFactor]);
-    const T again = firing.options.zeroes() ? -grad * reset : -T(0);
+    const T again = firing.options.zeroes() && !is_absent(grad) ? -grad * reset : -T(0);
     const T grad_syn = (carry[kSyn] + carry[kSynAgain]) + grad;
     if (firing.options.subtracts()) grad_params[kThreshold] = grad_params[kThreshold] - grad * reset;
     grad_params[kAlpha] = (again + grad_syn) * previous[kSyn];

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "../neuron/reset.h"
+
 namespace snnfast {
 
 // Steps that backward runs again at a time, from the states before them.
@@ -49,6 +51,21 @@ struct Scan {
   T* starts[Neuron::kStates];         // [chunk_starts(steps), neurons]; the states before each chunk but the first
   Slots<T*, Neuron::kExtras> extras;  // [steps, neurons]
   T* last[Neuron::kStates];           // [neurons]
+
+  // visit(pointer) for all that is read and written element by element.
+  template <typename Visit>
+  void for_pointers(const Visit& visit) const {
+    visit(x.data);
+    visit(rec);
+    visit(spk);
+    for (int k = 0; k < Neuron::kStates; ++k) {
+      visit(initial[k]);
+      visit(states[k]);
+      visit(starts[k]);
+      visit(last[k]);
+    }
+    for (int k = 0; k < Neuron::kExtras; ++k) visit(extras[k]);
+  }
 };
 
 template <typename Neuron, typename S>
@@ -70,11 +87,33 @@ struct ScanBackward {
   T* grad_initial[Neuron::kStates];  // [neurons]
   T* grad_params[Neuron::kParams];   // [neurons], summed over time; all null or none
   bool add_params;                   // to what grad_params hold
+
+  // visit(pointer) for all that is read and written element by element.
+  template <typename Visit>
+  void for_pointers(const Visit& visit) const {
+    visit(grad_spk.data);
+    visit(fed);
+    visit(x.data);
+    visit(evaluated);
+    visit(grad_x);
+    for (int k = 0; k < Neuron::kStates; ++k) {
+      visit(grad_states[k].data);
+      visit(grad_last[k]);
+      visit(starts[k]);
+      visit(states[k]);
+      visit(initial[k]);
+      visit(grad_initial[k]);
+    }
+    for (int k = 0; k < Neuron::kExtras; ++k) visit(extras[k]);
+    for (int k = 0; k < Neuron::kParams; ++k) visit(grad_params[k]);
+  }
 };
 
-// An absent gradient: the one value that leaves every number it is added to as it was, -0 included.
-template <typename T>
-inline constexpr T kAbsent = -T(0);
+// What is added to the values of a gradient that was given: none of them is then taken for an absent one.
+template <typename T, typename S>
+C10_HOST_DEVICE T kept_apart(const Rows<S>& gradient) {
+  return gradient ? T(0) : kAbsent<T>;
+}
 
 // Kahan's sum, so that a parameter's gradient over thousands of steps is as good as its terms.
 template <typename T>

@@ -125,7 +125,7 @@ def loop(
 
 def backward(
     model: Model,
-    grad_spk: Tensor,
+    grad_spk: Tensor | None,
     grad_last: tuple,
     grad_seqs: tuple,
     grad_extras: tuple,
@@ -140,7 +140,7 @@ def backward(
     Each step is differentiated where forward was, at the states that it stored: they carry the graph to x.
 
     Args:
-        grad_spk: dL/dspikes [T, ...].
+        grad_spk: dL/dspikes [T, ...], or None.
         grad_last, grad_seqs: dL/d(last states) [...] and dL/d(all states) [T, ...], a tensor or None for each.
         grad_extras: dL/dextras [T, ...], a tensor or None for each.
         seqs: the states after each step [T, ...]; zeros where they were not stored.
@@ -166,7 +166,7 @@ def backward(
         def charge_from(x, *given, reset=reset):
             return model.charge((x, x) if model.recurrent else x, given[:count], given[count:], reset, call)
 
-        grads = vjp(fire, (*charged, *params), (grad_spk[t], *grads))
+        grads = vjp(fire, (*charged, *params), (None if grad_spk is None else grad_spk[t], *grads))
         of_charged, of_params = list(grads[:count]), grads[count:]
         for name, grad in zip(kept, grad_extras, strict=True):
             if grad is not None:
