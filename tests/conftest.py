@@ -1,6 +1,7 @@
 """Every test with the `device` fixture runs on the CPU and, where there is one, on the GPU.
 
-SNNFAST_EMULATED names a build of the CUDA kernels for the CPU (test_emulation.py), to run a test on in `_C`'s place.
+SNNFAST_EMULATED names a build of the CUDA kernels for the CPU (test_emulation.py), SNNFAST_SANITIZED one of the CPU's
+(sanitize.py), to run a test on in `_C`'s place.
 """
 
 import importlib.machinery
@@ -25,8 +26,8 @@ def _put_in_place(name, path):
     sys.modules[name] = module
 
 
-if emulated := os.environ.get("SNNFAST_EMULATED"):
-    _put_in_place("snnfast._C", emulated)
+if extension := os.environ.get("SNNFAST_EMULATED") or os.environ.get("SNNFAST_SANITIZED"):
+    _put_in_place("snnfast._C", extension)
 
 
 @pytest.fixture(params=DEVICES)

@@ -7,46 +7,26 @@ or orders its memory. The tests of the operators are what is run, in a process o
 import os
 import subprocess
 import sys
-import sysconfig
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from torch.utils import cpp_extension
+
+from building import EMULATED_SOURCES, TESTS, build
 
 pytestmark = pytest.mark.long
-
-TESTS = Path(__file__).parent
-CSRC = TESTS.parent / "csrc"
-CUDA_SOURCES = ("alif", "bits", "lapicque", "leaky", "lif", "rleaky")
-SOURCES = ("ops.cpp", "cpu/product.cpp", *(f"cuda/{name}.cu" for name in CUDA_SOURCES))
 
 ONE_BLOCK = {}
 FEW_THREADS = {"THREADS": 32, "MULTIPROCESSORS": 1}  # that four neurons each fill
 WAITING_BLOCKS = {"SHARED": 8000, "MULTIPROCESSORS": 3}
+NO_WAITING_BLOCKS = WAITING_BLOCKS | {"COOPERATIVE": 0}
+LITTLE_SHARED = FEW_THREADS | {"SHARED": 48 << 10}
 BLOCKS_OF_MANY_SAMPLES = {"SHARED": 30000, "MULTIPROCESSORS": 1}
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     """The path of an extension in `_C`'s place whose CPU kernels are CUDA's."""
-    folder = tmp_path_factory.mktemp("emulated")
-    include = [TESTS / "emulation", *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     misaligned = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]  # which a GPU does not forgive either
-    flags = ["-O1", *misaligned, "-std=c++20", "-ffp-contract=off", "-w", "-fPIC", "-fvisibility=hidden"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(f"-I{path}" for path in include)]
-
-    def compiled(source):
-        target = folder / f"{Path(source).stem}.o"
-        subprocess.run(["g++", *flags, "-x", "c++", "-c", CSRC / source, "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, SOURCES))
-    libraries = [flag for path in cpp_extension.library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
-    extension = folder / "_C.abi3.so"
-    subprocess.run(["g++", "-shared", "-o", extension, *objects, *libraries, "-ltorch_cpu", "-lc10"], check=True)
-    return extension
+    return build(tmp_path_factory.mktemp("emulated"), EMULATED_SOURCES, ["-O1", *misaligned])
 
 
 @pytest.mark.parametrize(
@@ -54,14 +34,22 @@ def kernels(tmp_path_factory):
     [
         ("test_leaky.py", "special or strides or last or steps or memory", ONE_BLOCK),
         ("test_leaky.py", "special or steps", FEW_THREADS),
-        ("test_ops.py", "row and (leaky or lapicque or lif)", ONE_BLOCK),
+        ("test_ops.py", "(row or steps or nan) and (leaky or lapicque or lif)", ONE_BLOCK),
+        ("test_ops.py", "negated and (leaky or lapicque or lif)", ONE_BLOCK),
         ("test_ops.py", "(row or address) and (leaky or lapicque)", FEW_THREADS),
         ("test_models.py", "alif and (reference_does or custom or gradients)", ONE_BLOCK),
         ("test_half.py", "", ONE_BLOCK),
         ("test_half.py", "", FEW_THREADS),
+        ("test_half.py", "address", LITTLE_SHARED),
+        ("test_encoding.py", "philox or layouts or whole or delta_is or (latency_is and 20)", ONE_BLOCK),
         ("test_recompute.py", "bits_hold or bits_of or is_a_spike or three", ONE_BLOCK),
-        ("test_recurrence.py", "(RLeaky or not RSynaptic) and (100 or reference or hidden or empty)", ONE_BLOCK),
+        (
+            "test_recurrence.py",
+            "(RLeaky or not RSynaptic) and (100 or reference or hidden or empty or turn)",
+            ONE_BLOCK,
+        ),
         ("test_recurrence.py", "RLeaky and (33 or 7 or reference)", WAITING_BLOCKS),
+        ("test_recurrence.py", "RLeaky and 33", NO_WAITING_BLOCKS),
         ("test_recurrence.py", "RLeaky and 33", BLOCKS_OF_MANY_SAMPLES),
         ("test_norse.py", "recurrent", WAITING_BLOCKS),
     ],

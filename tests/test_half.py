@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from cases import moved
 from snnfast import ops, surrogate
 from snnfast.reference import LAPICQUE, LEAKY, MODELS
 
@@ -83,6 +84,18 @@ def test_every_neuron_is_the_wide_one_between_rounded_ends(dtype, half_device):
             (grad,) = torch.autograd.grad([spk, *last], x, [torch.ones_like(spk), *map(torch.ones_like, last)])
             found.append([spk.to(dtype), *last, *(seqs or ())[: model.stored], grad])
         assert all(map(torch.equal, *found)), (model.name, want_seqs)
+
+
+@pytest.mark.parametrize("neurons", [32, 300])
+def test_saved_tensors_may_lie_at_any_address(neurons, half_device):
+    """As hooks on saved tensors may give them back: the currents, and the states before each chunk of steps."""
+    x, mem, *params = leaves(LEAKY, 33, neurons, torch.bfloat16, half_device, learn=False)
+    grads = []
+    for hook in (lambda tensor: tensor, moved):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, hook):
+            result = ops.run(LEAKY, x, None, (mem,), tuple(params), OPTIONS._replace(reset_delay=False), False)
+        grads.append(torch.autograd.grad(result.spk.float().sum(), x)[0])
+    assert torch.equal(*grads)
 
 
 def test_memory_kept_is_that_of_the_currents(half_device):

@@ -271,6 +271,20 @@ def test_no_steps_hand_gradients_through(device):
     assert identical(mem.grad, torch.full_like(mem, 3.0))
 
 
+def test_layers_of_two_sizes_run_in_turn(device):
+    """One kernel of a GPU holds the weights of either in its shared memory."""
+
+    def outcome(features):
+        module = layer(snnfast, "RLeaky", features, device)
+        x = currents(3, 2, features, device=device).requires_grad_()
+        outputs = module.unroll(x)
+        return [*outputs, *torch.autograd.grad(sum(output.sum() for output in outputs), x)]
+
+    first = outcome(110)
+    outcome(100)
+    assert all(map(torch.equal, outcome(110), first))
+
+
 def test_weights_changed_before_backward_are_noticed(device):
     """An optimiser's step between forward and backward is an error, as in PyTorch's layers, not a wrong gradient."""
     module = layer(snnfast, "RLeaky", 8, device)

@@ -30,7 +30,7 @@ struct Cuda {
   template <typename Neuron, typename S>
   static void scan(const Tensor& on, const Scan<Neuron, S>& scan, const NeuronOptions& options) {
     if constexpr (kHasWide<Neuron, S>) {
-      if (is_wide(on, scan.neurons, scan.x.data, scan.rec, scan.initial[0])) return scan_in<Wide>(on, scan, options);
+      if (is_wide(on, scan)) return scan_in<Wide>(on, scan, options);
     }
     scan_in<NarrowForward>(on, scan, options);
   }
@@ -44,9 +44,8 @@ struct Cuda {
     }
     dispatch_surrogate<T>(choice, [&](const auto& known, const auto& any) {
       if constexpr (kHasWide<Neuron, S> && kIsCommon<std::decay_t<decltype(known)>>) {
-        const bool wide = is_wide(on, scan.neurons, scan.x.data, scan.grad_spk.data, scan.grad_states[0].data,
-                                  scan.grad_last[0], scan.states[0], scan.initial[0]);
-        if (wide) return scan_backward_in<false, Wide>(on, scan, options, known);
+        const bool holds_chunk = !scan.x || chunk_bytes<Neuron, Wide>(kThreads) <= most_shared(on);
+        if (holds_chunk && is_wide(on, scan)) return scan_backward_in<false, Wide>(on, scan, options, known);
         scan_backward_in<false, NarrowBackward<T>>(on, scan, options, known);
       } else {
         scan_backward_in<false, NarrowBackward<T>>(on, scan, options, any);
@@ -123,7 +122,7 @@ struct Cuda {
     Grid blocks = grid(on, scan.neurons, Regime::kLanes);
     if constexpr (kRecomputes<S> && Recomputable<Neuron>) {
       if (scan.x) {
-        blocks.shared = kChunk * blocks.threads * sizeof(Kept<Neuron, Regime::kLanes>);
+        blocks.shared = chunk_bytes<Neuron, Regime>(blocks.threads);
         constexpr auto kernel = scan_again_kernel<kWithParams, Regime, Neuron, S, Surrogate>;
         return launch(on, blocks, kernel, scan, options, surrogate);
       }
@@ -132,14 +131,22 @@ struct Cuda {
     launch(on, blocks, kernel, scan, options, surrogate);
   }
 
-  // Whether the device is full of threads that take four neurons each, and every input can be read so.
-  template <typename... Inputs>
-  static bool is_wide(const Tensor& on, int64_t neurons, const Inputs*... inputs) {
+  // Of the shared memory in which a block runs a chunk of steps again.
+  template <typename Neuron, typename Regime>
+  static constexpr int64_t chunk_bytes(int threads) {
+    return kChunk * threads * int64_t{sizeof(Kept<Neuron, Regime::kLanes>)};
+  }
+
+  // Whether the device is full of threads that take four neurons each, and all that they touch lies so.
+  template <typename Scan>
+  static bool is_wide(const Tensor& on, const Scan& scan) {
     constexpr int kLanes = Wide::kLanes;
-    const auto aligned = [](const auto* input) {
-      return reinterpret_cast<std::uintptr_t>(input) % (kLanes * sizeof(*input)) == 0;
-    };
-    if (neurons % kLanes != 0 || !(aligned(inputs) && ...)) return false;
+    const int64_t neurons = scan.neurons;
+    bool aligned = neurons % kLanes == 0;
+    scan.for_pointers([&](const auto* pointer) {
+      aligned = aligned && reinterpret_cast<std::uintptr_t>(pointer) % (kLanes * sizeof(*pointer)) == 0;
+    });
+    if (!aligned) return false;
     const int64_t filled = device_attribute(on, cudaDevAttrMultiProcessorCount) *
                            device_attribute(on, cudaDevAttrMaxThreadsPerMultiProcessor);
     return neurons >= filled;

@@ -28,11 +28,15 @@ inline constexpr unsigned kAllLanes = 0xffffffff;
 // What a device has room for.
 struct Chip {
   int64_t multiprocessors, shared, threads;  // bytes that a block may have; threads of a multiprocessor
+  bool cooperative;                          // whether blocks may wait for each other
 
   explicit Chip(const torch::stable::Tensor& on)
       : multiprocessors(device_attribute(on, cudaDevAttrMultiProcessorCount)),
-        shared(device_attribute(on, cudaDevAttrMaxSharedMemoryPerBlockOptin)),
-        threads(device_attribute(on, cudaDevAttrMaxThreadsPerMultiProcessor)) {}
+        shared(most_shared(on)),
+        threads(device_attribute(on, cudaDevAttrMaxThreadsPerMultiProcessor)),
+        cooperative(device_attribute(on, cudaDevAttrCooperativeLaunch) != 0) {}
+
+  int64_t most_blocks() const { return cooperative ? multiprocessors : 1; }
 };
 
 // How the work is shared: `teams` of `blocks`, each team with up to `samples` of them, each block with `own` neurons.
@@ -55,7 +59,7 @@ struct Team {
 
   // The fewest blocks that hold the weights, with `beside` more bytes each; none where all together cannot.
   static std::optional<Team> of(const Chip& chip, int64_t features, int64_t samples, int64_t beside) {
-    for (int64_t blocks = 1; blocks <= chip.multiprocessors && (blocks - 1) * kWarp < features; ++blocks) {
+    for (int64_t blocks = 1; blocks <= chip.most_blocks() && (blocks - 1) * kWarp < features; ++blocks) {
       const int64_t own = divided_up(divided_up(features, blocks), kWarp) * kWarp;
       const int64_t bytes = features * own * int64_t{sizeof(float)} + beside;
       if (own > kMostWarps * kWarp || bytes > chip.shared) continue;

@@ -28,13 +28,25 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& on) {
   return static_cast<cudaStream_t>(stream);
 }
 
+inline int64_t device_attribute(const torch::stable::Tensor& on, cudaDeviceAttr attribute) {
+  int value = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, on.get_device_index()));
+  return value;
+}
+
+// Bytes that a block may have.
+inline int64_t most_shared(const torch::stable::Tensor& on) {
+  return device_attribute(on, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+
 // On the tensor's device and the stream that is current there.
 template <typename... Params, typename... Args>
 void launch(const torch::stable::Tensor& on, const Grid& grid, void (*kernel)(Params...), const Args&... args) {
   constexpr std::size_t kWithoutAsking = 48 << 10;
   const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
   if (grid.shared > kWithoutAsking) {
-    const int bytes = static_cast<int>(grid.shared);
+    // Always for as much as there is: another thread may ask for the same kernel before this one launches it.
+    const int bytes = static_cast<int>(most_shared(on));
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   }
   cudaLaunchAttribute cooperative{};
@@ -48,12 +60,6 @@ void launch(const torch::stable::Tensor& on, const Grid& grid, void (*kernel)(Pa
   config.attrs = &cooperative;
   config.numAttrs = grid.cooperative ? 1 : 0;
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args...));
-}
-
-inline int64_t device_attribute(const torch::stable::Tensor& on, cudaDeviceAttr attribute) {
-  int value = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, on.get_device_index()));
-  return value;
 }
 
 // A block's dynamic shared memory.

@@ -2,8 +2,10 @@
 //
 // All blocks of a launch run at once. A fiber runs until it waits: at a barrier, for the lanes of its warp, or for
 // another block. Those that may go on are taken in an order drawn from a seed, so that what is not synchronised shows
-// in the results; a launch in which nobody can go on is an error. SNNFAST_EMULATED_{MULTIPROCESSORS,SHARED,THREADS} say
-// what the device has, SNNFAST_EMULATED_SEED the order.
+// in the results; a launch in which nobody can go on, or in which the threads of a block wait at different barriers, is
+// an error, as is one that a GPU would refuse. SNNFAST_EMULATED_{MULTIPROCESSORS,SHARED,THREADS,COOPERATIVE} say what
+// the device has, SNNFAST_EMULATED_SEED the order. Under the address sanitizer a block touches its own shared memory
+// alone.
 #pragma once
 
 #include <ucontext.h>
@@ -14,13 +16,22 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(...)
+#define ASAN_UNPOISON_MEMORY_REGION(...)
+#endif
 
 #define __global__
 #define __device__
@@ -34,7 +45,8 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
-  cudaDevAttrMaxThreadsPerMultiProcessor
+  cudaDevAttrMaxThreadsPerMultiProcessor,
+  cudaDevAttrCooperativeLaunch
 };
 enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
 
@@ -82,7 +94,7 @@ struct Block {
   dim3 index;
   std::vector<Warp> warps;
   int threads = 0, arrived = 0;
-  unsigned generation = 0;
+  unsigned generation = 0, barrier = 0;  // in this line of the source
   std::vector<unsigned char> shared;
 };
 
@@ -107,6 +119,14 @@ class Machine {
       : config_(config), kernel_(std::move(kernel)), shared_(shared), random_(setting("SEED", 0)) {}
 
   void run() {
+    struct OwnMemory {
+      unsigned char* const beyond;
+      const std::size_t bytes;
+      OwnMemory(unsigned char* shared, std::size_t own) : beyond(shared + own), bytes(kMostShared - own) {
+        ASAN_POISON_MEMORY_REGION(beyond, bytes);
+      }
+      ~OwnMemory() { ASAN_UNPOISON_MEMORY_REGION(beyond, bytes); }
+    } const own_memory(shared_, config_.dynamicSmemBytes);
     const bool together = config_.numAttrs > 0;
     const unsigned blocks = config_.gridDim.x * config_.gridDim.y;
     for (unsigned first = 0; first < blocks; first += together ? blocks : 1) {
@@ -253,8 +273,10 @@ inline const unsigned* exchanged(unsigned value) {
 
 }  // namespace emulation
 
-inline void __syncthreads() {
+inline void __syncthreads(std::source_location here = std::source_location::current()) {
   emulation::Block& block = emulation::Machine::current()->block();
+  if (block.arrived == 0) block.barrier = here.line();
+  if (block.barrier != here.line()) throw std::runtime_error("emulated kernel: threads wait at different barriers");
   emulation::gather(block.arrived, block.generation, block.threads);
 }
 
@@ -286,13 +308,35 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
   return before;
 }
 
+namespace emulation {
+
+inline constexpr int kGivenShared = 48 << 10;  // which a launch need not ask for
+
+// The least that was ever asked for each kernel, as if another thread had asked for it just before the launch.
+inline std::map<const void*, int>& asked_shared() {
+  static std::map<const void*, int> asked;
+  return asked;
+}
+
+inline bool may_share(const void* kernel, std::size_t bytes) {
+  const auto asked = asked_shared().find(kernel);
+  const int limit = asked == asked_shared().end() ? 0 : asked->second;
+  return bytes <= static_cast<std::size_t>(std::max(limit, kGivenShared));
+}
+
+}  // namespace emulation
+
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
-  return bytes <= emulation::setting("SHARED", 232448) ? cudaSuccess : cudaErrorInvalidValue;
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
+  if (bytes > emulation::setting("SHARED", 232448)) return cudaErrorInvalidValue;
+  const auto asked = emulation::asked_shared().try_emplace(reinterpret_cast<const void*>(kernel), bytes).first;
+  asked->second = std::min(asked->second, bytes);
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  constexpr std::pair<const char*, int> kHopper[] = {{"MULTIPROCESSORS", 132}, {"SHARED", 232448}, {"THREADS", 2048}};
+  constexpr std::pair<const char*, int> kHopper[] = {
+      {"MULTIPROCESSORS", 132}, {"SHARED", 232448}, {"THREADS", 2048}, {"COOPERATIVE", 1}};
   *value = emulation::setting(kHopper[attribute].first, kHopper[attribute].second);
   return cudaSuccess;
 }
@@ -309,9 +353,12 @@ alignas(16) inline unsigned char snnfast_shared[emulation::kMostShared];
 template <typename... Params, typename... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), const Args&... args) {
   const bool cooperative = config->numAttrs > 0;
-  const int blocks = emulation::setting("MULTIPROCESSORS", 132);
-  if (config->dynamicSmemBytes > emulation::kMostShared) return cudaErrorInvalidValue;
-  if (cooperative && config->gridDim.x > static_cast<unsigned>(blocks)) return cudaErrorInvalidValue;
+  const auto blocks = static_cast<unsigned>(emulation::setting("MULTIPROCESSORS", 132));
+  const bool fits = emulation::may_share(reinterpret_cast<const void*>(kernel), config->dynamicSmemBytes);
+  const bool together = config->gridDim.x <= blocks && emulation::setting("COOPERATIVE", 1) != 0;
+  const unsigned x = config->gridDim.x, y = config->gridDim.y, threads = config->blockDim.x;
+  const bool sized = x > 0 && x < 1u << 31 && y > 0 && y < 1u << 16 && threads > 0 && threads <= 1024;
+  if (!fits || !sized || (cooperative && !together)) return cudaErrorInvalidValue;
   emulation::Machine(*config, [&] { kernel(args...); }, snnfast::snnfast_shared).run();
   return cudaSuccess;
 }
