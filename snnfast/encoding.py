@@ -12,6 +12,9 @@ number of threads. Nothing waits for a GPU, so all can be captured in a CUDA gra
 """
 
 import math
+import warnings
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -63,7 +66,7 @@ def rate(
         num_steps = _steps(num_steps, "; data with a time dimension of its own needs time_var_input=True")
         _check_first(first_spike_time, num_steps)
     gain, offset = _number("gain", gain), _number("offset", offset)
-    return ops.encode_rate(data, _seed(data, generator), num_steps, first_spike_time, gain, offset, dtype)
+    return _encoded(ops.encode_rate, data, _seed(data, generator), num_steps, first_spike_time, gain, offset, dtype)
 
 
 def poisson(
@@ -188,7 +191,7 @@ def latency(
         )
     if clip:
         times = times.masked_fill(data < threshold, -1)
-    return ops.encode_latency(times, num_steps, bool(interpolate), on, off, dtype)
+    return _encoded(ops.encode_latency, times, num_steps, bool(interpolate), on, off, dtype)
 
 
 def delta(
@@ -223,7 +226,26 @@ def delta(
         raise ValueError(f"threshold must be 0 or more, got {threshold}")
     if off_spike and dtype == torch.bool:
         raise ValueError("dtype must be floating for off_spike, whose spikes are -1 too; got torch.bool")
-    return ops.encode_delta(data, threshold, bool(padding), bool(off_spike), dtype)
+    return _encoded(ops.encode_delta, data, threshold, bool(padding), bool(off_spike), dtype)
+
+
+def _encoded(encode: Callable, data: Tensor, *others) -> Tensor:
+    """`encode(data, *others)`, on the CPU where the data's GPU has no kernels: the same spikes."""
+    why = _lacks_kernels(data.device)
+    if why is None:
+        return encode(data, *others)
+    _say_once(why)
+    moved = [other.cpu() if isinstance(other, Tensor) else other for other in others]
+    return encode(data.cpu(), *moved).to(data.device)
+
+
+def _lacks_kernels(device: torch.device) -> str | None:
+    return ops.why_no_kernel_runs(device.index) if device.type == "cuda" else None
+
+
+@cache
+def _say_once(why: str) -> None:
+    warnings.warn(f"encoding: CUDA, {why}, encodes on the CPU: the same spikes, but slower", stacklevel=4)
 
 
 def _spike_times(data, num_steps, threshold, tau, first_spike_time, normalize, linear, epsilon) -> Tensor:

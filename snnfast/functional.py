@@ -452,8 +452,10 @@ def _reasons_not_to_fuse(x: Tensor, surrogate, state_quant, inhibition) -> list[
         reasons.append("inhibition")
     if not isinstance(surrogate, Surrogate):
         reasons.append("a spike_grad that is no plain step function or learns parameters")
-    if x.device.type == "cuda" and ops.cuda_import_error is not None:
-        reasons.append(f"CUDA, whose kernels did not load ({ops.cuda_import_error})")
+    if x.device.type == "cuda":
+        why = ops.why_no_kernel_runs(x.device.index)
+        if why is not None:
+            reasons.append(f"CUDA, {why},")
     elif x.device.type not in ("cpu", "cuda", "meta"):
         reasons.append(f"device {x.device.type}")
     if transforms.forward_mode():

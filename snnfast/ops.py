@@ -16,7 +16,7 @@ from . import _ext, reference, surrogate, transforms
 from .reference import Model
 from .transforms import Fold
 
-cuda_import_error = _ext.import_error
+why_no_kernel_runs = torch.compiler.assume_constant_result(_ext.why_no_kernel_runs)
 
 
 class Options(NamedTuple):
@@ -454,7 +454,7 @@ def _grad_weight(grad: Tensor, spk: Tensor) -> Tensor:
     """dL/dweight [out, in] of spk [..., in] and dL/doutput [..., out]."""
     if spk.device.type == "cpu" and not transforms.functional() and not transforms.any_batched((grad,), legacy=True):
         return _call("spike_linear_grad", grad, spk)
-    return grad.reshape(-1, grad.shape[-1]).T @ spk.reshape(-1, spk.shape[-1])
+    return torch.atleast_2d(grad).flatten(0, -2).T @ torch.atleast_2d(spk).flatten(0, -2)
 
 
 def spike_linear(spk: Tensor, weight: Tensor) -> Tensor:
@@ -610,7 +610,7 @@ def _reference_backward(call, groups, grad_extras) -> tuple:
     with torch.enable_grad():
         grad_x, grad_states, terms = reference.backward(
             model,
-            torch.zeros_like(like) if grad_spk is None else as_sequence(grad_spk).to(dtype),
+            None if grad_spk is None else as_sequence(grad_spk).to(dtype),
             grad_last,
             (*grad_seqs, *[None] * (states - len(grad_seqs))),
             tuple(map(as_sequence, grad_extras)),

@@ -1,6 +1,7 @@
 """Bad input: every mistake gets an error that says which argument, what is allowed and what came; nothing crashes."""
 
 import re
+import types
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import snnfast as snn
-from snnfast import ops
+from snnfast import _ext, functional, ops
 from snnfast.functional import leaky, leaky_step
 
 X = torch.randn(4, 2, 3)
@@ -351,6 +352,87 @@ def test_what_fails_within_an_operator_keeps_its_type(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as raised:
         MEMORY["unroll"]()
     assert raised.value.__context__ is None
+
+
+HUGE = 2**63 - 1
+SEED = torch.zeros((), dtype=torch.int64)
+BYTES = torch.zeros(1, dtype=torch.uint8)
+TOO_MANY = [
+    (
+        "encode_rate",
+        (X, SEED, None, HUGE, 1.0, 0.0, torch.float32),
+        f"silent must be at most {HUGE - 4} before 4 steps",
+    ),
+    ("encode_rate", (X, SEED, None, -1, 1.0, 0.0, torch.float32), "silent must be 0 or more, got -1"),
+    ("encode_rate", (X, SEED, -1, 0, 1.0, 0.0, torch.float32), "steps must be 0 or more, got -1"),
+    (
+        "unpack_spikes",
+        (BYTES, ONE, [2**32, 2**32]),
+        f"shape must have at most {HUGE} elements, got {2**32} times {2**32}",
+    ),
+    ("unpack_spikes", (BYTES, ONE, [2**62, 3, 5]), f"shape must have at most {HUGE} elements, got {2**62} times 3"),
+    ("unpack_spikes", (BYTES, ONE, [HUGE]), f"bits must have {2**60} elements, got 1"),
+    ("unpack_spikes", (BYTES, ONE, [2, -3]), "shape must have sizes of 0 or more, got -3"),
+]
+
+
+@pytest.mark.parametrize("op, arguments, message", TOO_MANY, ids=lambda v: v if isinstance(v, str) else "")
+def test_sizes_that_64_bits_do_not_count_are_refused(op, arguments, message):
+    """Arithmetic of sizes that wrapped round would pass the checks that follow it."""
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        getattr(torch.ops.snnfast, op)(*arguments)
+
+
+def test_more_silent_steps_than_there_are_integers():
+    with pytest.raises(RuntimeError, match=re.escape(f"silent must be at most {HUGE - 4} before 4 steps, got {HUGE}")):
+        snn.encoding.rate(X.clamp(0, 1), first_spike_time=HUGE, time_var_input=True)
+
+
+class CudaBuild:
+    """A `_C_cuda` without kernels for the GPU at hand."""
+
+    @staticmethod
+    def why_no_kernel_runs(index):
+        return "no kernel image is available for execution on the device" if index == 1 else None
+
+    @staticmethod
+    def architectures():
+        return "8.0, 9.0"
+
+
+def test_a_gpu_without_kernels_is_named_with_what_was_built(monkeypatch):
+    """Not "no kernel image" from somewhere: which GPU, what this build is for, and how to build for it."""
+    monkeypatch.setattr(_ext, "_cuda", CudaBuild)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(functional, "_said", set())
+    _ext.why_no_kernel_runs.cache_clear()
+    try:
+        of = {index: types.SimpleNamespace(device=torch.device("cuda", index)) for index in (0, 1)}
+        assert functional._reasons_not_to_fuse(of[0], snn.surrogate.atan(), False, False) == []
+        (reason,) = functional._reasons_not_to_fuse(of[1], snn.surrogate.atan(), False, False)
+        assert "device 1, Tesla T4 of compute capability 7.5, runs no kernel" in reason
+        assert "compiled for 8.0, 9.0" in reason and "TORCH_CUDA_ARCH_LIST=7.5 compiles for it" in reason
+        monkeypatch.setattr(_ext, "_cuda", None)
+        monkeypatch.setattr(_ext, "_import_error", "No module named 'snnfast._C_cuda'")
+        _ext.why_no_kernel_runs.cache_clear()
+        (reason,) = functional._reasons_not_to_fuse(of[0], snn.surrogate.atan(), False, False)
+        assert reason == "CUDA, whose kernels did not load (No module named 'snnfast._C_cuda'),"
+    finally:
+        _ext.why_no_kernel_runs.cache_clear()
+
+
+def test_data_on_a_gpu_without_kernels_is_encoded_on_the_cpu(monkeypatch):
+    """The same spikes, where the data lie, with one warning. The data's device stands in for such a GPU's."""
+    data = torch.rand(5, 3)
+    torch.manual_seed(0)
+    expected = snn.encoding.rate(data, 4)
+    monkeypatch.setattr(snn.encoding, "_lacks_kernels", lambda device: "which has no kernels here")
+    torch.manual_seed(0)
+    snn.encoding._say_once.cache_clear()
+    with pytest.warns(UserWarning, match="encoding: CUDA, which has no kernels here, encodes on the CPU") as said:
+        found = [snn.encoding.rate(data, 4), snn.encoding.delta(data)]
+    assert torch.equal(found[0], expected) and len(said) == 1
 
 
 def test_documented_behaviours():
