@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES = setup.py toolchain.py pyproject.toml $(shell find csrc -type f)
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: mnist test test-all differential bench lint format build cuda wheel clean
+.PHONY: mnist test test-all differential sanitize bench lint format build cuda wheel clean
 
 mnist: build
 	$(VENV)/bin/python examples/mnist.py --recipe rate-fc $(ARGS)
@@ -22,6 +22,10 @@ test-all: build
 # Random neurons and networks on snnTorch and on snnfast: make differential ARGS="--snntorch ~/snntorch --cases 2000".
 differential: build
 	$(VENV)/bin/python tests/differential.py $(ARGS)
+
+# The operators' tests under the address and undefined-behaviour sanitizers.
+sanitize: $(VENV)/dependencies
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/sanitize.py $(ARGS)
 
 bench: build
 	$(PIP) install --quiet --no-deps spikingjelly==2.0.0 loguru
