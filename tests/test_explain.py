@@ -228,6 +228,25 @@ def test_the_window_and_its_reason():
     assert re.search(r"(\d+) steps at a time: the currents of all 50 steps take 781 KiB, and a window", str(large))
 
 
+class Inverted(snn.Leaky):
+    def _base_state_function(self, input_):
+        return input_ - self.beta * self.mem
+
+
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_overridden_methods_are_the_cause(accelerated):
+    net = Stepped()
+    net.lif1 = Inverted(0.5)
+    x = torch.rand(T, B, 5)
+    explained = snn.explain(snn.accelerate(net) if accelerated else net, x)
+    layers = {layer.layer: layer for layer in explained.layers}
+    assert (layers["lif1"].steps, layers["lif1"].calls) == (T, 0) and "test_explain.py" in layers["lif1"].where
+    assert layers["lif1"].reasons == ["Inverted._base_state_function is not snnfast's"]
+    assert layers["lif2"].fused
+    unrolled = snn.explain(snn.Unroll(nn.Linear(5, 6), Inverted(0.5)), x)
+    assert unrolled.unseen == {"1": "Inverted._base_state_function is not snnfast's"}
+
+
 def test_a_layer_that_did_not_run_and_one_that_nobody_converted():
     net = Stepped()
     net.unused, net.theirs = lif(), snntorch.Leaky(0.9)

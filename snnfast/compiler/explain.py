@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor
 from torch.fx import Interpreter, Node
 
 from .. import ops
-from ..neurons import SpikingNeuron, fused_class
+from ..neurons import SpikingNeuron, fused_class, own
 from . import graph as g
 from .accelerate import Accelerated, captured
 from .backend import Fused, listening, make_options
@@ -228,9 +228,9 @@ class _Count:
 
     def _causes(self, layer: LayerReport, breaks: list[str]) -> list[Reason]:
         module = self.modules.get(layer.layer)
-        own = _why_plain(module) if isinstance(module, SpikingNeuron) else []
-        if own and layer.calls == 0:
-            return own
+        plain = _why_plain(module) if isinstance(module, SpikingNeuron) else []
+        if plain and layer.calls == 0:
+            return plain
         if layer.alone and breaks and STEPPED not in layer.why:
             apart = [reason for reason in layer.why if reason is not ONE_STEP]
             return [*apart, *(Reason(f"its steps are in different graphs: {cause}", NO_CAPTURE) for cause in breaks)]
@@ -242,7 +242,10 @@ class _Count:
         if fused_class(module) is not None:
             return "it is snnTorch's own; see snnfast.convert"
         if isinstance(module, SpikingNeuron):
-            return None if name in self._layers else UNSEEN
+            if name in self._layers:
+                return None
+            # Where torch captured it within Unroll, its operations bear no name of a layer.
+            return "; ".join(reason.cause for reason in _why_plain(module)) or UNSEEN
         if hasattr(module, "reset_mem"):
             return f"{type(module).__name__} is not among snnfast's neurons"
         return None
@@ -288,8 +291,12 @@ def _owners(modules: dict[str, nn.Module]) -> dict[int, str]:
 
 
 def _why_plain(layer: SpikingNeuron) -> list[Reason]:
-    """The options of a layer that make it run in plain PyTorch."""
+    """The options and methods of a layer that make it run in plain PyTorch."""
     reasons = []
+    overridden = own.of_sequence(layer)
+    if overridden:
+        names = " and ".join(f"{type(layer).__name__}.{name}" for name in overridden)
+        reasons.append(Reason(f"{names} is not snnfast's", "leave the library's own methods in place to have a kernel"))
     for option in ("state_quant", "inhibition"):
         if getattr(layer, option):
             reasons.append(Reason(f"{option} is not fused", f"leave {option} out to have a kernel"))

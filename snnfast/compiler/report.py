@@ -9,11 +9,13 @@ from typing import NamedTuple
 import torch
 from torch.fx import Node
 
+from ..neurons.base import snntorch
 from . import graph as g
 from .chains import Chain, what_broke
 
 HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 TORCH = os.path.dirname(torch.__file__) + os.sep
+SNNTORCH = (os.path.dirname(snntorch.__file__) + os.sep,) if snntorch else ()
 
 
 class Reason(NamedTuple):
@@ -197,8 +199,8 @@ def place(filename: str, line) -> str:
 
 
 def is_users(filename: str) -> bool:
-    """Whether a file is neither torch's nor of this library."""
-    return not filename.startswith((HERE, TORCH, "<"))
+    """Whether a file is neither torch's nor of this library, nor of the one whose steps it takes over."""
+    return not filename.startswith((HERE, TORCH, *SNNTORCH, "<"))
 
 
 def _count(number: int, thing: str) -> str:

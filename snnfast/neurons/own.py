@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .. import ops
 from ..functional import check_current, check_fits
 from ..reference import Call, firing
 
@@ -191,6 +192,8 @@ def step(layer, input_: Tensor, given: tuple) -> Tensor:
         raise NotImplementedError(
             f"{type(layer).__name__} has no step of snnTorch's that calls {names}: override forward"
         )
+    if not torch.compiler.is_compiling():
+        ops.tell("reference", (input_,), None)
     for name, state in zip(layer.state_names, given, strict=True):
         before = layer._initial(name, state, input_.shape, input_.device)
         layer._keep(name, torch.zeros_like(input_) if before is None else before)
