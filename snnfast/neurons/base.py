@@ -21,7 +21,7 @@ from ..functional import (
 )
 from ..reference import Model
 from . import own
-from .instances import Entry, layer_of
+from .instances import enter, layer_of
 
 try:
     import snntorch
@@ -173,8 +173,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
 
     def _register_instance(self) -> None:
         """Enters snnTorch's list of instances without keeping the layer alive."""
-        instances = _root().instances
-        instances.append(Entry(self, instances))
+        enter(self, _root().instances)
 
     def set_through_list(self, name: str, value) -> None:
         """Sets what snnTorch's `reset_hidden` sets of every layer in its list of instances."""

@@ -12,13 +12,8 @@ class Entry:
 
     __slots__ = ("_reference",)
 
-    def __init__(self, layer, instances: list):
-        def leave(reference):
-            instances[:] = [
-                entry for entry in instances if type(entry) is not Entry or entry._reference is not reference
-            ]
-
-        reference = weakref.ref(layer, leave)
+    def __init__(self, layer):
+        reference = weakref.ref(layer)
         hash(reference)  # which it then knows for good
         object.__setattr__(self, "_reference", reference)
 
@@ -51,6 +46,23 @@ class Entry:
         if layer is None:
             raise AttributeError("the layer that stood here in SpikingNeuron.instances is gone")
         return layer
+
+
+_swept_at = 64
+"""The length at which `enter` next looks for entries whose layers are gone."""
+
+
+def enter(layer, instances: list) -> None:
+    """Enters a layer in snnTorch's list.
+
+    As there, an entry outlasts its layer, so that the list counts what was made; but entries of layers that are gone
+    leave it before they outnumber the others by more than a few.
+    """
+    global _swept_at
+    if len(instances) >= _swept_at:
+        instances[:] = [entry for entry in instances if layer_of(entry) is not None]
+        _swept_at = 64 + 2 * len(instances)
+    instances.append(Entry(layer))
 
 
 def layer_of(entry):
