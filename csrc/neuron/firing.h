@@ -65,7 +65,7 @@ struct Firing {
       const T grad_again = subtracts ? grad_reset * threshold : grad_reset * charge;
       grad_threshold = subtracts ? grad_reset * again : -T(0);
       grad_mem = zeroes ? grad_mem + grad_reset * again : grad_mem;
-      grad_spk = subtracts | zeroes ? grad_spk + grad_again / graded_spikes_factor : grad_spk;
+      grad_spk = subtracts | zeroes ? reached_by(grad_spk + grad_again / graded_spikes_factor) : grad_spk;
       grad_graded = subtracts | zeroes ? -grad_again * (spike / graded_spikes_factor) : -T(0);
     }
     const T through_spike = surrogate.backward(grad_spk * graded_spikes_factor, u, evaluated);

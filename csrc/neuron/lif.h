@@ -49,7 +49,7 @@ struct CurrentBasedLif {
     const T spk = fires(u, inclusive);
     const T grad_v = carry[kV] + carry[kLeaked];
     if constexpr (!kRecur) {
-      const T with_reset = (grad_spk + grad_v * v_reset) - grad_v * decayed;
+      const T with_reset = reached_by((grad_spk + grad_v * v_reset) - grad_v * decayed);
       grad_spk = is_absent(grad_v) ? grad_spk : with_reset;
     }
     const T through_spike = surrogate.backward(grad_spk, u, evaluated);

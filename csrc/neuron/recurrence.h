@@ -60,7 +60,7 @@ struct OneToOne {
     for (int k = 0; k < Inner::kStates; ++k) carry[k] = terms[k];
     for (int k = 0; k < kInnerTerms; ++k) carry[kStates + k] = terms[Inner::kStates + k];
     carry[kSpk] = grad_rec[0] * V;
-    carry[kSpkAgain] = grad_rec[1] * V + T(0);  // of 0 too: it is not absent
+    carry[kSpkAgain] = reached_by(grad_rec[1] * V);
     grad_params[kV] = (grad_rec[0] + grad_rec[1]) * previous[kSpk];
     return grad_x;
   }

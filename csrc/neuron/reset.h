@@ -39,6 +39,12 @@ C10_HOST_DEVICE bool is_absent(T grad) {
   return std::bit_cast<Bits>(grad) == std::bit_cast<Bits>(kAbsent<T>);
 }
 
+// A gradient that is not absent, even where it is -0.
+template <typename T>
+C10_HOST_DEVICE T reached_by(T grad) {
+  return grad + T(0);
+}
+
 // Heaviside step of mem - threshold: 0 for NaN; at 0 it is 1 where inclusive.
 template <typename T>
 C10_HOST_DEVICE T fires(T mem_shift, bool inclusive) {
