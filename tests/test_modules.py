@@ -590,6 +590,13 @@ def test_freed_when_dropped():
     assert alive() is None
 
 
+def test_a_layer_whose_constructor_failed_is_reset_with_the_others():
+    with pytest.raises(TypeError) as kept_alive:
+        snn.Leaky("0.9")
+    utils.reset(nn.Sequential(snn.Leaky(0.9)))
+    del kept_alive
+
+
 def test_the_list_of_instances_counts_what_was_made_and_does_not_grow_for_good():
     saved = snntorch.SpikingNeuron.instances
     try:

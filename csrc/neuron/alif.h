@@ -56,9 +56,9 @@ struct Alif {
     const T spike = fires(u, options.inclusive);
     const T grad_adaptation = carry[kAdaptation];
     const T with_output = reached_by(grad_spk * graded_spikes_factor + grad_adaptation);
-    const T grad_spike = is_absent(grad_spk) ? grad_adaptation : with_output;
+    const T grad_spike = if_absent(grad_spk, grad_adaptation, with_output);
     const T through_spike = surrogate.backward(grad_spike, u, evaluated);
-    const T grad_u = is_absent(grad_spike) ? kAbsent<T> : through_spike;
+    const T grad_u = if_absent(grad_spike, kAbsent<T>, through_spike);
     const T grad_charge = carry[kMem] * kept(spike) + grad_u;
     grad_params[kBeta] = grad_charge * previous[kMem];
     grad_params[kRho] = grad_adaptation * previous[kAdaptation];
@@ -67,7 +67,7 @@ struct Alif {
     grad_params[kGradedSpikesFactor] = grad_spk * spike;
     carry[kMem] = grad_charge * beta.value;
     const T to_adaptation = grad_adaptation * rho.value + -grad_u * strength;
-    carry[kAdaptation] = is_absent(grad_spike) ? kAbsent<T> : to_adaptation;
+    carry[kAdaptation] = if_absent(grad_spike, kAbsent<T>, to_adaptation);
     return grad_charge;
   }
 

@@ -75,7 +75,7 @@ struct Alpha {
     const T inh_alone = subtracts ? -grad_inh * reset : -T(0);
     const T inh_again = zeroes ? -grad_inh * reset + mem_again * tau : inh_alone;
     const T charged = subtracts ? state[kMem] - previous[kInh] * reset : state[kMem];
-    if (subtracts) grad_params[kThreshold] = grad_params[kThreshold] - grad_exc * reset;
+    grad_params[kThreshold] = subtracts ? grad_params[kThreshold] - grad_exc * reset : grad_params[kThreshold];
     grad_params[kAlpha] = (exc + exc_again) * previous[kExc];
     grad_params[kBeta] = (inh + inh_again) * previous[kInh];
     grad_params[kTau] = (zeroes ? grad + mem_again : grad) * (charged / tau);

@@ -69,7 +69,7 @@ struct Firing {
       grad_graded = subtracts | zeroes ? -grad_again * (spike / graded_spikes_factor) : -T(0);
     }
     const T through_spike = surrogate.backward(grad_spk * graded_spikes_factor, u, evaluated);
-    const T grad_u = is_absent(grad_spk) ? kAbsent<T> : through_spike;
+    const T grad_u = if_absent(grad_spk, kAbsent<T>, through_spike);
     grad_threshold = grad_threshold - grad_u;
     grad_graded = grad_graded + grad_spk * fired;
     return grad_mem + grad_u;

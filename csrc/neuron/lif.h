@@ -50,10 +50,10 @@ struct CurrentBasedLif {
     const T grad_v = carry[kV] + carry[kLeaked];
     if constexpr (!kRecur) {
       const T with_reset = reached_by((grad_spk + grad_v * v_reset) - grad_v * decayed);
-      grad_spk = is_absent(grad_v) ? grad_spk : with_reset;
+      grad_spk = if_absent(grad_v, grad_spk, with_reset);
     }
     const T through_spike = surrogate.backward(grad_spk, u, evaluated);
-    const T grad_u = is_absent(grad_spk) ? kAbsent<T> : through_spike;
+    const T grad_u = if_absent(grad_spk, kAbsent<T>, through_spike);
     const T grad_decayed = grad_v * (T(1) - spk) + grad_u;
     grad_params[kVTh] = -grad_u;
     grad_params[kVReset] = grad_v * spk;

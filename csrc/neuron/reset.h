@@ -32,11 +32,22 @@ struct NeuronOptions {
 template <typename T>
 inline constexpr T kAbsent = -T(0);
 
+template <typename T>
+using BitsOf = std::conditional_t<sizeof(T) == sizeof(uint32_t), uint32_t, uint64_t>;
+
 // Where autograd has no gradient it computes nothing, and a membrane that is NaN there makes no NaN.
 template <typename T>
 C10_HOST_DEVICE bool is_absent(T grad) {
-  using Bits = std::conditional_t<sizeof(T) == sizeof(uint32_t), uint32_t, uint64_t>;
-  return std::bit_cast<Bits>(grad) == std::bit_cast<Bits>(kAbsent<T>);
+  return std::bit_cast<BitsOf<T>>(grad) == std::bit_cast<BitsOf<T>>(kAbsent<T>);
+}
+
+// `nothing` where a gradient is absent, else `something`. By bits: of several choices by one condition the compiler
+// makes branches, which do not vectorise.
+template <typename T>
+C10_HOST_DEVICE T if_absent(T grad, T nothing, T something) {
+  using Bits = BitsOf<T>;
+  const Bits absent = Bits(0) - Bits(is_absent(grad));
+  return std::bit_cast<T>((std::bit_cast<Bits>(nothing) & absent) | (std::bit_cast<Bits>(something) & ~absent));
 }
 
 // A gradient that is not absent, even where it is -0.

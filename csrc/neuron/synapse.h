@@ -31,7 +31,7 @@ struct Synapse {
     grad_mem_rate = grad_v * ((v_leak - v) + jump);
     grad_syn_rate = -(grad_i * jump);
     grad_v_leak = grad_charge;
-    grad_leaked = is_absent(grad_v) ? grad_v : -grad_charge;
+    grad_leaked = if_absent(grad_v, grad_v, -grad_charge);
     grad_i = (grad_i - grad_i * syn_rate) + grad_charge;
     return grad_i;
   }

@@ -105,6 +105,9 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         self.register_buffer("reset_mechanism_val", torch.tensor(RESET_MECHANISMS.index(reset_mechanism)))
         self._reset_mechanism = reset_mechanism
         own.choose_charge(self)
+        # A constructor that fails after this leaves a layer in the list until it is collected.
+        for name in self.state_names:
+            self._keep(name, torch.zeros(0))
         self._register_instance()
 
     def _init_mem(self) -> None:
@@ -113,6 +116,8 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
             self._keep(name, torch.zeros(0))
 
     def _add_states(self) -> None:
+        for name in self.state_names:
+            self.__dict__.pop(name, None)
         self._init_mem()
         self._keep_buffers_as_states()
 
