@@ -125,3 +125,22 @@ def moved(tensor):
     """The same values at an address that is a multiple of no more than the size of one."""
     place = tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape)
     return place.copy_(tensor.detach())
+
+
+def each_saved_tensor_moved(run):
+    """run() as it is, then once for each tensor it saves for backward, that one given back at another address."""
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return len(kept) - 1
+
+    def unpack(place):
+        return moved(kept[place]) if place == chosen else kept[place]
+
+    chosen, saved = None, 1
+    while chosen is None or chosen < saved:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield run()
+        chosen, saved = 0 if chosen is None else chosen + 1, len(kept)

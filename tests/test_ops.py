@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from cases import moved
+from cases import each_saved_tensor_moved, moved
 from snnfast import functional, ops, surrogate
 from snnfast.reference import MODELS
 
@@ -155,13 +155,14 @@ def test_saved_tensors_may_lie_at_any_address(model, mine, device):
     spike_grad = surrogate.evaluated(lambda u: 1 / (1 + u * u)) if mine else surrogate.atan(2.0)
     options = ops.Options(spike_grad, "zero", not model.delay_optional, True)
     x, rec, states, params = inputs(model, True, True, torch.float32, device, sizes=(8, 4))
-    grads = []
-    for hook in (lambda tensor: tensor, moved):
+
+    def gradient():
         current = x.clone().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, hook):
-            result = ops.run(model, current, rec, states, params, options, True)
-        grads.append(torch.autograd.grad([result.spk, *result.last], current, [x[0].expand_as(x), *states])[0])
-    assert torch.equal(*grads)
+        result = ops.run(model, current, rec, states, params, options, True)
+        return torch.autograd.grad([result.spk, *result.last], current, [x[0].expand_as(x), *states])[0]
+
+    first, *others = each_saved_tensor_moved(gradient)
+    assert len(others) > len(params) and all(torch.equal(first, other) for other in others)
 
 
 def dense_and_not():
