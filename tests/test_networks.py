@@ -12,6 +12,7 @@ import snnfast as snn
 from networks import CLASSES, NETWORKS, B, T
 
 QUICK = ("hidden_states", "batch_norm_in_training", "recurrent", "equations_of_ones_own", "residual_block")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in NETWORKS]
 
 
 def data(network, dtype):
@@ -52,9 +53,7 @@ def assert_same(found, wanted, exact):
         torch.testing.assert_close(found[name], value, **close, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in NETWORKS]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_trains_as_the_loop(name):
     network = NETWORKS[name]
     with warnings.catch_warnings():
@@ -68,9 +67,7 @@ def test_trains_as_the_loop(name):
             assert_same(trained(net, network), wanted, exact=products == "per-step" and not network.rounds)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in NETWORKS]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_explain_counts_what_the_profiler_sees(name):
     network = NETWORKS[name]
     with warnings.catch_warnings():
