@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import snntorch
 import torch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -54,3 +55,9 @@ def _seed_and_poison():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _a_list_of_instances_of_its_own(monkeypatch):
+    """snnTorch's resets go through all layers that were ever made, those whose constructor failed among them."""
+    monkeypatch.setattr(snntorch.SpikingNeuron, "instances", [])
