@@ -13,7 +13,7 @@ import sys
 from building import CPU_SOURCES, EMULATED_SOURCES, TESTS, build
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
-FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS]
+FLAGS = ["-O0", "-g1", *SANITIZERS]  # unoptimised compiles fast, which is most of the time
 
 # Python frees less than it takes, and torch takes some of the memory it frees from other allocators.
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -47,8 +47,9 @@ def run(kind: str, arguments: list[str]) -> None:
     name = "SNNFAST_EMULATED" if emulated else "SNNFAST_SANITIZED"
     environment = os.environ | OPTIONS | {"LD_PRELOAD": libraries(), name: str(extension), "CUDA_VISIBLE_DEVICES": ""}
     for files, selected in EMULATED_TESTS if emulated else CPU_TESTS:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selected, *arguments]
-        command += [str(TESTS / file) for file in files.split()]
+        # What pytest captured of a report would be lost with the process that it ends.
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider"]
+        command += ["-k", selected, *arguments, *(str(TESTS / file) for file in files.split())]
         if (code := subprocess.run(command, env=environment, cwd=TESTS.parent).returncode) != 0:
             sys.exit(code)
 

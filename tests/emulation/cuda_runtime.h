@@ -205,9 +205,9 @@ class Machine {
 
   void resume(Fiber& fiber) {
     if (held_ != fiber.block) {
-      if (held_) std::memcpy(held_->shared.data(), shared_, held_->shared.size());
+      if (held_) std::copy_n(shared_, held_->shared.size(), held_->shared.data());
       held_ = fiber.block;
-      std::memcpy(shared_, held_->shared.data(), held_->shared.size());
+      std::copy(held_->shared.begin(), held_->shared.end(), shared_);
     }
     running_ = &fiber;
     threadIdx = fiber.index;
