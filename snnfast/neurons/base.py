@@ -106,8 +106,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         self._reset_mechanism = reset_mechanism
         own.choose_charge(self)
         # A constructor that fails after this leaves a layer in the list until it is collected.
-        for name in self.state_names:
-            self._keep(name, torch.zeros(0))
+        SpikingNeuron._init_mem(self)
         self._register_instance()
 
     def _init_mem(self) -> None:
