@@ -1,0 +1,1 @@
+"""A user's own time loop, fused where it stands."""

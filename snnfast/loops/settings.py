@@ -1,0 +1,35 @@
+"""Which layers' loops are recorded, and with which numbers."""
+
+from dataclasses import dataclass
+
+NUMBERS = ("forward", "exact")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How loops are recorded.
+
+    numbers: "forward": spikes, membranes and losses as the loop's, gradients to rounding; "exact": gradients' bits too.
+    verify: so many packed windows of each loop are computed as written too, and compared; 0 for none.
+    """
+
+    numbers: str = "forward"
+    verify: int = 0
+
+    def __post_init__(self):
+        if self.numbers not in NUMBERS:
+            raise ValueError(f"numbers must be one of {', '.join(NUMBERS)}; got {self.numbers!r}")
+        if isinstance(self.verify, bool) or not isinstance(self.verify, int):
+            raise TypeError(f"verify must be an integer, got {type(self.verify).__name__}")
+        if self.verify < 0:
+            raise ValueError(f"verify must not be negative, got {self.verify}")
+
+
+everywhere: Settings | None = None
+"""With which settings every loop of the process is recorded; None: those of layers and regions alone that ask for it."""
+
+
+def record_everywhere(settings: Settings | None) -> None:
+    """Records the loops of all layers of this process from now on; None: no more than those that ask for it."""
+    global everywhere
+    everywhere = settings
