@@ -19,6 +19,7 @@ from ..functional import (
     run,
     spike_height,
 )
+from ..loops import recording
 from ..reference import Model
 from . import own
 from .instances import enter, layer_of
@@ -275,6 +276,8 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         if (self._own or own.own_of_class(type(self))) and (names := own.of_step(self)):
             own.say_once(type(self).__name__, names)
             return self._step_by_methods(input_, states)
+        if recording.is_on:
+            return recording.step(self, input_, states)
         return self._step_fused(input_, states)
 
     def _step_by_methods(self, input_: Tensor, states: tuple):
@@ -291,11 +294,17 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
             spk, *last = ops.CAPTURED[self.model.name].step(
                 input_, *(given[name] for name in self.model.states), *self._parameters_of_model(), *options
             )
+            last = dict(zip(self.model.states, last, strict=True))
         else:
-            spk, last, _ = self._run(input_, states, unroll=False)
-        for name, state in zip(self.model.states, last, strict=True):
+            spk, last = self._step_alone(input_, states)
+        for name, state in last.items():
             self._keep(name, state)
         return self._output(spk)
+
+    def _step_alone(self, input_: Tensor, states: tuple) -> tuple[Tensor, dict[str, Tensor]]:
+        """Spikes of one step and the states after it, by name, which the layer does not keep."""
+        spk, last, _ = self._run(input_, states, unroll=False)
+        return spk, dict(zip(self.model.states, last, strict=True))
 
     def _output(self, spk: Tensor):
         """What a step returns, with the states as the layer has them."""
@@ -343,14 +352,17 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         return self._unroll_fused(input_, states, want_seqs)
 
     def _unroll_fused(self, input_, states, want_seqs):
-        spk, last, seqs = self._run(input_, states, unroll=True, want_seqs=want_seqs)
+        spk, last, seqs = self._sequence(input_, states, want_seqs)
         if self.init_hidden:
-            for name, state in zip(self.model.states, last, strict=True):
+            for name, state in last.items():
                 setattr(self, name, state)
-        if not want_seqs:
-            return spk
-        by_name = dict(zip(self.model.states, seqs, strict=True))
-        return spk, *(by_name[name] for name in self._returned())
+        return (spk, *(seqs[name] for name in self._returned())) if want_seqs else spk
+
+    def _sequence(self, input_: Tensor, states: tuple, want_seqs: bool) -> tuple[Tensor, dict, dict]:
+        """Spikes of all steps, the last states and, if wanted, all states, by name; the layer keeps none."""
+        spk, last, seqs = self._run(input_, states, unroll=True, want_seqs=want_seqs)
+        seqs = dict(zip(self.model.states, seqs, strict=True)) if want_seqs else {}
+        return spk, dict(zip(self.model.states, last, strict=True)), seqs
 
     def _run(self, input_, states, unroll, want_seqs=False):
         by_name = self._states_before(input_, states, unroll)

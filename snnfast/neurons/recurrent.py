@@ -79,25 +79,28 @@ class RecurrentNeuron(SpikingNeuron):
     def _step_fused(self, input_, states):
         if self._feeds_back_one_to_one():
             return super()._step_fused(input_, states)
-        by_name = self._states_before(input_, states, unroll=False)
-        spk, last, _ = self._run_step(input_, by_name["spk"], tuple(by_name[name] for name in self.given.states))
-        for name, state in zip((*self.given.states, "spk"), (*last, spk), strict=True):
+        spk, last = self._step_alone(input_, states)
+        for name, state in last.items():
             self._keep(name, state)
         return self._output(spk)
 
-    def _unroll_fused(self, input_, states, want_seqs):
+    def _step_alone(self, input_, states):
         if self._feeds_back_one_to_one():
-            return super()._unroll_fused(input_, states, want_seqs)
+            return super()._step_alone(input_, states)
+        by_name = self._states_before(input_, states, unroll=False)
+        spk, last, _ = self._run_step(input_, by_name["spk"], tuple(by_name[name] for name in self.given.states))
+        return spk, {**dict(zip(self.given.states, last, strict=True)), "spk": spk}
+
+    def _sequence(self, input_, states, want_seqs):
+        if self._feeds_back_one_to_one():
+            return super()._sequence(input_, states, want_seqs)
         by_name = self._states_before(input_, states, unroll=True)
         unroll = self._unroll_at_once if _is_plain(self.recurrent, (nn.Linear,)) else self._unroll_by_step
         spk, last, seqs = unroll(input_, by_name, want_seqs)
-        if self.init_hidden and len(spk):
-            for name, state in zip(("spk", *self.given.states), (spk[-1].clone(), *last), strict=True):
-                setattr(self, name, state)
-        if not want_seqs:
-            return spk
-        seqs = dict(zip(self.given.states, seqs, strict=True))
-        return spk, *(seqs[name] for name in self._returned())
+        seqs = dict(zip(self.given.states, seqs, strict=True)) if want_seqs else {}
+        if not len(spk):
+            return spk, {}, seqs
+        return spk, {"spk": spk[-1].clone(), **dict(zip(self.given.states, last, strict=True))}, seqs
 
     def _unroll_at_once(self, input_, by_name, want_seqs):
         return run_dense(

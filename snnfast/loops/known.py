@@ -1,0 +1,99 @@
+"""The operations that may wait: what is not on this list ends the waiting of all others, and runs as written.
+
+They read their arguments and give new tensors: no memory is written, nothing is drawn at random, nothing is switched.
+"""
+
+import operator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..compiler import rules
+
+_BY_STEP = (
+    "sum mean std var prod amax amin max min argmax argmin any all norm cumsum softmax log_softmax logsumexp matmul mm "
+    "bmm mv dot einsum outer transpose permute movedim squeeze unsqueeze t swapaxes expand expand_as repeat "
+    "repeat_interleave narrow select stack cat concat hstack vstack split chunk roll flip tril triu gather take_along_dim "
+    "index_select masked_fill scatter one_hot view_as reshape_as unflatten conv_transpose1d conv_transpose2d "
+    "conv_transpose3d layer_norm group_norm instance_norm interpolate pad embedding cosine_similarity normalize "
+    "pairwise_distance bilinear unfold fold pixel_shuffle cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss "
+    "huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div cosine_embedding_loss hinge_embedding_loss "
+    "poisson_nll_loss margin_ranking_loss local_response_norm glu threshold hardshrink softshrink softmin prelu logit "
+    "isnan isinf isfinite heaviside remainder fmod floor_divide addcmul addcdiv addmm lerp ones_like zeros_like full_like "
+    "new_zeros new_ones new_full contiguous float_power atan atan2 tan asin acos sinh cosh rsub log2 log10 trunc frac "
+    "count_nonzero is_nonzero diff mT "
+    "linear conv1d conv2d conv3d batch_norm max_pool1d max_pool2d max_pool3d avg_pool3d"
+).split()
+_REVERSED = "__rsub__ __rdiv__ __rtruediv__ __rpow__ __rmul__ __radd__ __getitem__".split()
+_NOT = {Tensor.is_nonzero, torch.is_nonzero, Tensor.mT}
+
+DEFERRABLE = frozenset(
+    {function for function in rules.TABLE if not getattr(function, "__module__", "") == "_operator"}
+    | {getattr(Tensor, name) for name in (*rules.METHODS, *_REVERSED) if hasattr(Tensor, name)}
+    | {getattr(home, name) for home in (torch, F, Tensor) for name in _BY_STEP if hasattr(home, name)}
+) - _NOT
+
+PRODUCTS = frozenset(
+    {F.linear, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.einsum, F.bilinear, Tensor.matmul, Tensor.mm}
+    | {getattr(home, f"conv{kind}d") for home in (torch, F) for kind in ("1", "2", "3")}
+    | {getattr(torch, f"conv_transpose{rank}d") for rank in (1, 2, 3)}
+)
+"""Those whose sums may round otherwise when the steps are one call."""
+
+VIEWS = frozenset(
+    getattr(home, name)
+    for home in (torch, Tensor)
+    for name in (
+        "view reshape flatten unflatten transpose permute movedim squeeze unsqueeze t swapaxes expand expand_as narrow "
+        "select split chunk view_as reshape_as detach contiguous to float double __getitem__ unbind"
+    ).split()
+    if hasattr(home, name)
+)
+"""Those whose result may be their argument's memory."""
+
+MAKERS = frozenset(
+    getattr(torch, name)
+    for name in (
+        "zeros ones full empty rand randn randint randperm arange linspace eye tensor as_tensor zeros_like ones_like "
+        "full_like empty_like rand_like randn_like randint_like bernoulli normal poisson multinomial from_numpy "
+        "is_tensor is_storage get_default_dtype equal allclose"
+    ).split()
+) | {Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.cpu, Tensor.__format__,
+     Tensor.__repr__, Tensor.clone, Tensor.__contains__, Tensor.equal, Tensor.cuda}
+"""Others that write no memory there was: on tensors that are computed they run at once, and nothing else is computed."""
+
+
+def in_place() -> dict:
+    """For each in-place operation that may wait, the one whose result it writes."""
+    pairs = {}
+    for name in rules.POINTWISE.split() + ["relu", "masked_fill", "addcmul", "lerp"]:
+        written, made = getattr(Tensor, f"{name}_", None), getattr(Tensor, name, None)
+        if written is not None and made in DEFERRABLE and name not in ("detach",):
+            pairs[written] = made
+    return pairs
+
+
+IN_PLACE = in_place()
+
+
+def call_of(function) -> tuple[str, object]:
+    """How a graph calls it: ("call_method", name) or ("call_function", function)."""
+    if function is Tensor.__getitem__:
+        return "call_function", operator.getitem
+    name = getattr(function, "__name__", "")
+    if function not in rules.TABLE and getattr(Tensor, name, None) is function:
+        return "call_method", name
+    return "call_function", function
+
+
+def written_by(function, args: tuple, kwargs: dict):
+    """The tensors that a call may write: None where that could be any it is given."""
+    if kwargs and kwargs.get("out") is not None:
+        return [kwargs["out"]]
+    name = getattr(function, "__name__", "")
+    if function in DEFERRABLE or function in MAKERS:
+        return [] if not (kwargs and kwargs.get("inplace")) else [args[0]]
+    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in ("__iadd__", "__isub__"):
+        return [args[0]] if args and isinstance(args[0], Tensor) else None
+    return None

@@ -1,0 +1,347 @@
+"""Packing: what is pending of a period's operations is computed, one call for all steps wherever that is known to do."""
+
+import contextlib
+import itertools
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_map
+
+from ..compiler import rules
+from ..compiler.emission import own_memory
+from . import known
+from .period import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Period, Slot, needs_itself, step_outputs
+
+
+class Series:
+    """The values of `count` periods from `start` on: one for all, a stack [T, ...], or apart."""
+
+    def __init__(self, start: int, count: int, steady=None, stack=None, apart=None):
+        self.start, self.count = start, count
+        self.steady, self._stack, self._apart = steady, stack, apart
+
+    @property
+    def is_steady(self) -> bool:
+        return self.steady is not None
+
+    def stack(self) -> Tensor:
+        if self._stack is None:
+            if self.is_steady:
+                return self.steady.expand(self.count, *self.steady.shape)
+            self._stack = torch.stack(self._apart)
+        return self._stack
+
+    def apart(self):
+        if self._apart is None:
+            self._apart = (self.steady,) * self.count if self.is_steady else self._stack.unbind(0)
+        return self._apart
+
+    def between(self, start: int, count: int) -> "Series":
+        """A part of it."""
+        if (start, count) == (self.start, self.count):
+            return self
+        first = start - self.start
+        apart = None if self._apart is None else self._apart[first : first + count]
+        stack = None if self._stack is None else self._stack[first : first + count]
+        return Series(start, count, self.steady, stack, apart)
+
+    def after(self, leads: list) -> "Series":
+        """With other values before it."""
+        start, count = self.start - len(leads), self.count + len(leads)
+        if self._stack is None or not self.count:
+            rest = list(self.apart()) if self.count else []
+            return Series(start, count, apart=[*leads, *rest])
+        return Series(start, count, stack=torch.cat([torch.stack(leads), self._stack]))
+
+
+class Numbers(list):
+    """Numbers that differ from period to period."""
+
+
+class Window:
+    """All that is pending of a period's operations, while it is computed. Nothing is changed before it is done."""
+
+    def __init__(self, period: Period, exact: bool):
+        self.period, self.exact = period, exact
+        self.series: dict[tuple[Operation, int], Series] = {}
+        self.last: dict[tuple[Operation, int], Tensor] = {}
+        self.calls = self.plain = 0
+
+    def run(self, wanted, as_written: bool = False) -> None:
+        """Computes the series; `wanted(operation, output)`: whether others than the period's operations want them."""
+        if as_written:
+            self._replay([operation for operation in self.period.operations if operation.count])
+            return
+        for part in self.period.parts:
+            pending = [operation for operation in part if operation.count]
+            if not pending:
+                continue
+            if len(part) == 1 and part[0].is_chain:
+                self._sequence(part[0], wanted)
+            elif len(part) > 1 or part[0].is_step or needs_itself(part[0]) or not self._at_once(part[0]):
+                self._replay(pending)
+
+    def _input(self, operation: Operation, number: int):
+        """What stands in a slot over the window: a Series, Numbers, or a value that is the same at every step."""
+        slot, given = operation.slots[number], operation.given[number]
+        if slot.kind in (SAME, LITERAL):
+            return slot.what
+        if slot.kind == NUMBER:
+            return given[0] if all(one == given[0] for one in given) else Numbers(given)
+        if slot.kind == REAL:
+            if all(one is given[0] for one in given):
+                return Series(operation.start, operation.count, steady=given[0])
+            return Series(operation.start, operation.count, apart=given)
+        rest = operation.count - len(given)
+        start = operation.start + len(given)
+        if not rest:
+            return Series(operation.start, operation.count, apart=given)
+        made = self.series[slot.what, slot.output].between(start - slot.lag, rest)
+        made = Series(start, rest, made.steady, made._stack, made._apart)
+        return made.after(given) if given else made
+
+    def _sequence(self, operation: Operation, wanted) -> None:
+        """All steps of a layer's in one launch."""
+        layer, count = operation.function, operation.count
+        current = self._input(operation, 0).stack()
+        states = [given[0] for given in operation.given[1:]]
+        outputs = step_outputs(layer)
+        every = any(wanted(operation, output) for output in range(1, len(outputs)))
+        with in_modes(operation.modes):
+            spk, last, seqs = layer._sequence(current, tuple(states), every)
+        self.calls += 1
+        self.series[operation, 0] = Series(operation.start, count, stack=spk)
+        for output, name in enumerate(outputs):
+            if output and every:
+                self.series[operation, output] = Series(operation.start, count, stack=seqs[name])
+            if name in last:
+                self.last[operation, output] = last[name]
+
+    def _at_once(self, operation: Operation) -> bool:
+        """One call for all steps; whether there is one."""
+        inputs = [self._input(operation, number) for number in range(len(operation.slots))]
+        with in_modes(operation.modes):
+            return (
+                self._once(operation, inputs)
+                or self._part_of_tensor(operation, inputs)
+                or self._by_rule(operation, inputs)
+            )
+
+    def _once(self, operation: Operation, inputs: list) -> bool:
+        """What is given the same at every step gives the same."""
+        if any(isinstance(given, Numbers) or (isinstance(given, Series) and not given.is_steady) for given in inputs):
+            return False
+        if operation.writes or (self.exact and any(like.requires_grad for like in operation.outputs)):
+            return False
+        self.calls += 1
+        outs = call(operation, [given.steady if isinstance(given, Series) else given for given in inputs])
+        for output, out in enumerate(outs):
+            self.series[operation, output] = Series(operation.start, operation.count, steady=out)
+        return True
+
+    def _part_of_tensor(self, operation: Operation, inputs: list) -> bool:
+        """`x[first]`, `x[first + 1]`, ... of one tensor, or `mem[:, 0]` of every step."""
+        if operation.function is not Tensor.__getitem__ or len(inputs) != 2:
+            return False
+        source, index = inputs
+        if isinstance(index, Numbers):
+            first, count = index[0], len(index)
+            # A bool or a negative index is another matter.
+            if not source.is_steady or type(first) is not int or index != list(range(first, first + count)) or first < 0:
+                return False
+            if first + count > len(source.steady):
+                return False
+            made = source.steady.narrow(0, first, count)
+        elif source._stack is not None and _is_basic(index):
+            made = source.stack()[(slice(None), *(index if isinstance(index, tuple) else (index,)))]
+        else:
+            return False
+        self.calls += 1
+        self.series[operation, 0] = Series(operation.start, operation.count, stack=made)
+        return True
+
+    def _by_rule(self, operation: Operation, inputs: list) -> bool:
+        if operation.alone or any(isinstance(given, Numbers) for given in inputs) or operation.writes:
+            return False
+        key = operation.count, tuple(isinstance(given, Series) and given.is_steady for given in inputs)
+        if key not in operation.by_steps:
+            operation.by_steps[key] = _batched(operation, inputs)
+        batched = operation.by_steps[key]
+        if batched is None or (self.exact and not batched.exact):
+            return False
+        stacks = [given for given in inputs if isinstance(given, Series)]
+        out = run_batched(batched, {number: series for number, series in enumerate(stacks)})
+        if key[0] not in operation.by_steps:
+            operation.by_steps[key[0]] = True
+            if operation.function in known.PRODUCTS and not self._gives_the_loops_bits(operation, inputs, out):
+                # Its sums round otherwise than those of small products: spikes would not be the loop's.
+                operation.alone = True
+                return False
+        self.calls += 1
+        self.series[operation, 0] = Series(operation.start, operation.count, stack=out)
+        return True
+
+    @torch.no_grad()
+    def _gives_the_loops_bits(self, operation: Operation, inputs: list, out: Tensor) -> bool:
+        """Whether first and last step are what they are alone."""
+        for step in {0, operation.count - 1}:
+            leaves = [given.apart()[step] if isinstance(given, Series) else given for given in inputs]
+            (alone,) = call(operation, [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+            if not torch.equal(alone, out[step]):
+                return False
+        return True
+
+    def _replay(self, operations: list[Operation]) -> None:
+        """Step by step, as written."""
+        made = {}
+        first = min(operation.start for operation in operations)
+        end = max(operation.start + operation.count for operation in operations)
+        inputs = {operation: self._inputs_from_outside(operation, operations) for operation in operations}
+        for period in range(first, end):
+            for operation in operations:
+                step = period - operation.start
+                if not 0 <= step < operation.count:
+                    continue
+                leaves = []
+                for slot, given, outside in zip(operation.slots, operation.given, inputs[operation], strict=True):
+                    if outside is not None:
+                        leaves.append(outside[step])
+                    elif slot.kind == MADE and step >= len(given):
+                        leaves.append(made[slot.what, period - slot.lag][slot.output])
+                    else:
+                        leaves.append(given[step] if given else slot.what)
+                with in_modes(operation.modes):
+                    made[operation, period] = call(operation, leaves, self.exact)
+                self.plain += 1
+        for operation in operations:
+            steps = [made[operation, operation.start + step] for step in range(operation.count)]
+            for output in range(len(operation.outputs)):
+                apart = [outs[output] for outs in steps]
+                self.series[operation, output] = Series(operation.start, operation.count, apart=apart)
+
+    def _inputs_from_outside(self, operation: Operation, together: list[Operation]) -> list:
+        """For each slot its values at every step, where another part of the period makes them."""
+        return [
+            self._steps_of(operation, slot, given) if slot.kind == MADE and slot.what not in together else None
+            for slot, given in zip(operation.slots, operation.given, strict=True)
+        ]
+
+    def _steps_of(self, operation: Operation, slot: Slot, given: list) -> list:
+        """What another part of the period gives to every step, the same tensors to all who ask."""
+        rest = operation.count - len(given)
+        if not rest:
+            return given
+        made = self.series[slot.what, slot.output]
+        first = operation.start + len(given) - slot.lag - made.start
+        return [*given, *made.apart()[first : first + rest]]
+
+
+def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
+    """One step of an operation, as written."""
+    if operation.is_step:
+        layer = operation.function
+        spk, states = layer._step_alone(leaves[0], tuple(leaves[1:]))
+        return spk, *(states[name] for name in step_outputs(layer)[1:])
+    if exact and operation.function in known.PRODUCTS:
+        leaves = [_placed(leaf) for leaf in leaves]
+    args, kwargs = operation.values(leaves)
+    out = operation.function(*args, **kwargs)
+    return (out,) if operation.several is None else tuple(out)
+
+
+def _placed(leaf):
+    """A step of a stack, in memory of its own where it would not begin where a new tensor does."""
+    if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf._is_view() and leaf.data_ptr() % 64:
+        return own_memory(leaf)
+    return leaf
+
+
+def _is_basic(index) -> bool:
+    entries = index if isinstance(index, tuple) else (index,)
+    plain = (int, slice, type(None))
+    return all(isinstance(entry, plain) and not isinstance(entry, bool) for entry in entries)
+
+
+def _batched(operation: Operation, inputs: list):
+    """The rule's one call, its `Stacked` holding the numbers of series; None without a rule."""
+    if operation.several is not None:
+        return None
+    graph, numbers = Graph(), itertools.count()
+
+    def node_of(value: Tensor) -> Node:
+        node = graph.placeholder(f"x{len(graph.nodes)}")
+        node.meta["example_value"] = value
+        return node
+
+    def leaf(number):
+        given, slot = inputs[number], operation.slots[number]
+        if isinstance(given, Series):
+            node = node_of(given.steady if given.is_steady else _sample(slot.like))
+            node.meta["series"] = next(numbers)
+            return node if given.is_steady else rules.Stacked((node,) * operation.count)
+        return _shared(node_of, given) if isinstance(given, Tensor) else given
+
+    leaves = [leaf(number) for number in range(len(inputs))]
+    args, kwargs = operation.values(leaves)
+    kind, target = known.call_of(operation.function)
+    result = graph.create_node(kind, target) if kind == "call_method" else graph.call_function(target)
+    result.meta["example_value"] = _sample(operation.outputs[0])
+    one = rules.Call((result,) * operation.count, tuple(args), kwargs)
+    if not rules.stacked(one):
+        return None
+    table = rules.METHODS.get(target) if kind == "call_method" else rules.TABLE.get(target)
+    return table(one) if table else None
+
+
+def _shared(node_of, value: Tensor) -> Node:
+    node = node_of(value)
+    node.meta["value"] = value
+    return node
+
+
+def _sample(like) -> Tensor:
+    """A tensor of that shape without memory."""
+    empty = torch.empty((), dtype=like.dtype, device=like.device).expand(like.shape)
+    return empty.requires_grad_() if like.requires_grad and like.dtype.is_floating_point else empty
+
+
+def run_batched(batched, series: dict[int, Series]) -> Tensor:
+    """A rule's call, on the series of a window."""
+
+    def fill(leaf):
+        if isinstance(leaf, rules.Stacked):
+            stack = series[leaf.lanes[0].meta["series"]].stack()
+            return leaf.before(stack) if leaf.before else stack
+        if isinstance(leaf, Node):
+            return leaf.meta["value"] if "value" in leaf.meta else series[leaf.meta["series"]].steady
+        return leaf
+
+    args, kwargs = tree_map(fill, (batched.args, batched.kwargs), is_leaf=rules.is_stacked)
+    if batched.op == "call_method":
+        out = getattr(args[0], batched.target)(*args[1:], **kwargs)
+    else:
+        out = batched.target(*args, **kwargs)
+    return batched.after(out) if batched.after else out
+
+
+def modes() -> tuple:
+    """What is switched on around an operation."""
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+
+@contextlib.contextmanager
+def in_modes(wanted: tuple):
+    """Within it, what was switched on around an operation is so again."""
+    grad, inference = wanted
+    if modes() == wanted:
+        yield
+    elif inference:
+        with torch.inference_mode():
+            yield
+    elif torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            yield
+    else:
+        with torch.set_grad_enabled(grad):
+            yield

@@ -1,0 +1,287 @@
+"""One period of a loop: its operations, where each takes what it is given, and in which order they may run at once."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import known
+
+MADE, REAL, SAME, LITERAL, NUMBER = range(5)
+
+
+class Slot(NamedTuple):
+    """What an operation is given at one place.
+
+    MADE: the `output` of `what`, an operation of the same period (lag=0) or of the one before (lag=1); REAL: a tensor
+    from outside, like `what`; SAME: the object `what`; LITERAL: a value equal to `what`; NUMBER: a number of that type.
+    """
+
+    kind: int
+    what: object
+    output: int = 0
+    lag: int = 0
+    like: "Like | None" = None
+
+
+class Like(NamedTuple):
+    """What a placeholder knows of its value."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+
+    @staticmethod
+    def of(tensor: Tensor) -> "Like":
+        return Like(tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
+
+    @property
+    def bytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+@dataclass(eq=False)
+class Operation:
+    """One operation of a period, and what of it is pending.
+
+    function: a torch function, or a spiking layer, of which a step is taken from its input and its states.
+    nested: which arguments are lists whose tensors have slots of their own; names: those of keyword arguments.
+    several: the type of a result that is a tuple; None for a tensor. same_as: the slot that the result is, itself.
+    writes: slots whose memory it writes, as batch-norm does.
+    """
+
+    function: object
+    nested: tuple
+    names: tuple[str, ...]
+    outputs: list[Like]
+    several: type | None
+    modes: tuple
+    same_as: int | None
+    writes: tuple[int, ...]
+    place: str
+    slots: list[Slot] = ()
+    start: int = 0
+    count: int = 0
+    given: list = field(default_factory=list)
+    made: list = field(default_factory=list)
+    alone: bool = False
+    by_steps: dict = field(default_factory=dict)
+
+    def connect(self, slots: list[Slot]) -> None:
+        """Says where it takes its arguments from, once all operations of the period are there."""
+        self.slots = slots
+        self.is_step = isinstance(self.function, nn.Module)
+        self.is_chain = self.is_step and all(
+            slot.kind == MADE and slot.what is self and slot.lag == 1 and slot.output == output
+            for slot, output in zip(self.slots[1:], self.state_outputs(), strict=True)
+        )
+        self.forget()
+
+    def state_outputs(self) -> list[int]:
+        """Which of a step's outputs its states are, in the layer's order."""
+        names = step_outputs(self.function)
+        return [names.index(name) for name in self.function.state_names]
+
+    def forget(self) -> None:
+        """Nothing of it is pending any more."""
+        self.count = 0
+        self.given = [[] if slot.kind in (MADE, REAL, NUMBER) else None for slot in self.slots]
+        self.made = []
+
+    def values(self, leaves: list) -> tuple[list, dict]:
+        """Arguments and keyword arguments of a call with these values in its slots."""
+        values, flat = iter(leaves), []
+        for nesting in self.nested:
+            flat.append(next(values) if nesting is None else nesting[0](next(values) for _ in range(nesting[1])))
+        count = len(flat) - len(self.names)
+        return flat[:count], dict(zip(self.names, flat[count:], strict=True))
+
+    @property
+    def name(self) -> str:
+        return type(self.function).__name__ if self.is_step else getattr(self.function, "__name__", str(self.function))
+
+
+def step_outputs(layer) -> tuple[str, ...]:
+    """What a step of a layer gives: spikes, then the states that are not spikes."""
+    return ("spk", *(name for name in layer.state_names if name != "spk"))
+
+
+def nesting_of(args: tuple, kwargs: dict) -> tuple:
+    """For each argument None, or of a list that holds tensors its type and length."""
+    return tuple(
+        (list if isinstance(a, list) else tuple, len(a))
+        if isinstance(a, (list, tuple)) and any(isinstance(one, Tensor) for one in a)
+        else None
+        for a in (*args, *kwargs.values())
+    )
+
+
+def leaves_of(nested: tuple, args: tuple, kwargs: dict) -> list | tuple | None:
+    """What stands in the slots of a call; None where the call has other arguments."""
+    flat = (*args, *kwargs.values()) if kwargs else args
+    if len(flat) != len(nested):
+        return None
+    leaves = []
+    for nesting, value in zip(nested, flat, strict=True):
+        if nesting is None:
+            leaves.append(value)
+        elif not isinstance(value, (list, tuple)) or len(value) != nesting[1]:
+            return None
+        else:
+            leaves.extend(value)
+    return leaves
+
+
+class Logged(NamedTuple):
+    """An operation as it was run: `sources` says of each leaf which logged operation made it, and which output it is."""
+
+    function: object
+    nested: tuple
+    names: tuple[str, ...]
+    leaves: list
+    sources: list
+    outs: tuple
+    several: type | None
+    modes: tuple
+    same_as: int | None
+    writes: tuple[int, ...]
+    place: str
+
+
+class Period:
+    """The operations of one period, in their order."""
+
+    def __init__(self, before: list[Logged], now: list[Logged], first: int):
+        """`first`: the number of the first operation of `now` in the log, those of `before` standing right before."""
+        self.operations = []
+        places = []
+        for earlier, logged in zip(before, now, strict=True):
+            operation = Operation(
+                logged.function, logged.nested, logged.names, [Like.of(out) for out in logged.outs],
+                logged.several, logged.modes, logged.same_as, logged.writes, logged.place,
+            )  # fmt: skip
+            self.operations.append(operation)
+            places.append((earlier, logged))
+        for operation, (earlier, logged) in zip(self.operations, places, strict=True):
+            sources = zip(earlier.leaves, logged.leaves, logged.sources, strict=True)
+            operation.connect([self._slot(old, new, source, first) for old, new, source in sources])
+        self.parts = _parts(self.operations)
+        self.cut = _best_cut(self.operations)
+        self.bytes = sum(like.bytes for operation in self.operations for like in operation.outputs)
+        self.windows = self.steps = 0
+
+    def _slot(self, old, new, source, first: int) -> Slot:
+        if source is not None:
+            number, output = source
+            count = len(self.operations)
+            if number >= first - count:
+                lag = int(number < first)
+                maker = self.operations[(number - first) % count]
+                return Slot(MADE, maker, output, lag, Like.of(new))
+        if isinstance(new, nn.Parameter):
+            return Slot(SAME, new)
+        if isinstance(new, Tensor):
+            return Slot(REAL, None, like=Like.of(new))
+        if type(old) is type(new) and (old is new or old == new):
+            return Slot(LITERAL, new)
+        return Slot(NUMBER, type(new))
+
+    def consumers(self, operation: Operation) -> list[tuple[Operation, Slot]]:
+        """Who takes what an operation makes, its own states aside."""
+        return [
+            (user, slot)
+            for user in self.operations
+            for slot in user.slots
+            if slot.kind == MADE and slot.what is operation and not (user is operation and user.is_chain)
+        ]
+
+
+def same_calls(before: list[Logged], now: list[Logged]) -> bool:
+    """Whether two stretches of a log are two periods of one loop."""
+    if len(before) != len(now):
+        return False
+    for a, b in zip(before, now, strict=True):
+        if a.function is not b.function or a.nested != b.nested or a.names != b.names or a.modes != b.modes:
+            return False
+        if a.several is not b.several or a.same_as != b.same_as or a.writes != b.writes:
+            return False
+        if [o.shape for o in a.outs] != [o.shape for o in b.outs] or [o.dtype for o in a.outs] != [
+            o.dtype for o in b.outs
+        ]:
+            return False
+        if not all(map(_may_be_one_slot, a.leaves, b.leaves)):
+            return False
+    return True
+
+
+def _may_be_one_slot(old, new) -> bool:
+    if isinstance(new, nn.Parameter):
+        return old is new
+    if isinstance(new, Tensor):
+        return isinstance(old, Tensor)
+    if type(old) is not type(new):
+        return False
+    return type(new) in (int, float) or old is new or bool(old == new)
+
+
+def _edges(operations: list[Operation]) -> dict[Operation, set[Operation]]:
+    """Who needs whom, of whatever period."""
+    needs = {}
+    for operation in operations:
+        own = operation if operation.is_chain else None
+        needs[operation] = {s.what for s in operation.slots if s.kind == MADE and s.what is not own}
+    return needs
+
+
+def _parts(operations: list[Operation]) -> list[list[Operation]]:
+    """The operations in the order in which they may run over many periods; those that need one another together.
+
+    They are the strongly connected components of who needs whom (Tarjan, 1972): loop distribution.
+    """
+    needs, index, low, stack, parts = _edges(operations), {}, {}, [], []
+
+    def visit(operation):
+        index[operation] = low[operation] = len(index)
+        stack.append(operation)
+        for other in sorted(needs[operation], key=operations.index):
+            if other not in index:
+                visit(other)
+                low[operation] = min(low[operation], low[other])
+            elif other in stack:
+                low[operation] = min(low[operation], index[other])
+        if low[operation] == index[operation]:
+            part = []
+            while not part or part[-1] is not operation:
+                part.append(stack.pop())
+            parts.append(sorted(part, key=operations.index))
+
+    for operation in operations:
+        if operation not in index:
+            visit(operation)
+    return parts
+
+
+def needs_itself(operation: Operation) -> bool:
+    """Whether a step of it needs what the step before gave, other than as a neuron's state."""
+    return operation in _edges([operation])[operation]
+
+
+def _best_cut(operations: list[Operation]) -> int:
+    """Before which operation a window best ends: where least is handed on from one window to the next."""
+    place = {operation: number for number, operation in enumerate(operations)}
+
+    def handed_on(cut):
+        total = 0
+        for user in operations:
+            for slot in user.slots:
+                if slot.kind != MADE or (slot.what is user and user.is_chain):
+                    continue
+                maker, taker = place[slot.what], place[user]
+                # In units of "windows started": an operation before the cut is a period ahead of those after it.
+                if slot.lag + (maker < cut) - (taker < cut) > 0:
+                    total += slot.like.bytes
+        return total
+
+    return min(range(len(operations)), key=handed_on)

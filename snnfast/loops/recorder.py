@@ -1,0 +1,700 @@
+"""The recorder: it learns a loop's period from two that run as written, and lets the operations of further ones wait."""
+
+import contextlib
+import sys
+import threading
+import weakref
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from . import known
+from .packing import Window, modes
+from .period import LITERAL, MADE, NUMBER, REAL, SAME, Like, Logged, Operation, Period, leaves_of, nesting_of
+from .period import same_calls, step_outputs
+from .placeholder import Pending, any_pending, become, describes, make_pending, new
+from .settings import Settings
+
+STEPS_TO_LEARN = 16
+"""Calls of the first layer among which a loop must repeat itself, or it runs as it is."""
+
+OPERATIONS_TO_LEARN = 2000
+
+IN_CACHE = 32 << 20
+"""Bytes of one window that a CPU's cache holds in parts, and that no network's memory is noticed beside."""
+
+KEPT = 4
+"""Periods that are remembered for each layer that begins one: of batches of other sizes, of training and evaluation."""
+
+
+class Loops:
+    """What is remembered of the loops that a layer begins; it lives with the layer."""
+
+    def __init__(self):
+        self.periods: list[tuple[tuple, Period]] = []
+        self.failures = 0
+        self.skip = 0
+
+    def __reduce__(self):
+        return Loops, ()
+
+    def find(self, key: tuple) -> Period | None:
+        """The period of a loop that began like that."""
+        return next((period for known_key, period in self.periods if known_key == key), None)
+
+    def keep(self, key: tuple, period: Period) -> None:
+        """Remembers a period in place of what began alike."""
+        self.periods = [(key, period), *((k, p) for k, p in self.periods if k != key)][:KEPT]
+
+    def fail(self) -> None:
+        """The loop could not be recorded, or to no use: it runs as it is for a while, longer every time."""
+        self.failures += 1
+        self.skip = min(2**self.failures, 1024)
+
+
+class Recorder(TorchFunctionMode):
+    """Sees every operation of its thread from a layer's step on."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.RLock()
+        self.settings = Settings()
+        self.first = None
+        self.is_there = False
+        self.packing = False
+        self._pieces = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Neither learns nor records."""
+        self.period = None
+        self.operations = ()
+        self.place = self.number = 0
+        self.waiting = False
+        self.read, self.snapshots = {}, {}
+        self.log, self.marks, self.made, self.learning = [], [], {}, False
+
+    # In and out of the thread's stack of modes: always at its bottom, as users' contexts take away what is on its top.
+
+    def enter(self) -> None:
+        if not self.is_there:
+            _put_at_bottom(self)
+            self.is_there = True
+
+    def leave(self) -> None:
+        self.pack()
+        self._forget()
+        if self.is_there:
+            _take_away(self)
+            self.is_there = False
+
+    # A layer's step.
+
+    def step(self, layer, input_, states: tuple, chosen: Settings):
+        """One step of a layer, in or outside a recorded loop."""
+        if chosen is not self.settings:
+            self.pack()
+            self._forget()
+            self.settings = chosen
+        leaves = [input_, *self._states(layer, states)]
+        for again in (False, True):
+            if self.period is not None:
+                operation = self.operations[self.place]
+                if operation.function is layer:
+                    outs = self._record(operation, leaves)
+                    if outs is not None:
+                        return self._keep(layer, outs)
+                self.pack(layer)
+            if self.period is not None and layer is not self.first:
+                # Another layer, or another path: the first layer's next step begins anew.
+                self._forget()
+            if layer is self.first or (self.period is None and not self.learning):
+                if again or not self._begin(layer, leaves):
+                    break
+            else:
+                break
+        return self._keep(layer, self._run_step(layer, leaves))
+
+    @staticmethod
+    def _states(layer, states: tuple) -> list:
+        given = zip(layer.state_names, states, strict=True)
+        return [layer.__dict__[name] if state is None else state for name, state in given]
+
+    @staticmethod
+    def _keep(layer, outs: tuple):
+        for name, state in zip(step_outputs(layer), outs, strict=True):
+            if name in layer.state_names:
+                layer._keep(name, state)
+        return layer._output(outs[0])
+
+    def _begin(self, layer, leaves: list) -> bool:
+        """At the step of a layer that may be a loop's first: goes on learning, or takes up what is known. Whether the
+        step can be recorded."""
+        loops = layer.__dict__.get("_loops")
+        if loops is None:
+            loops = layer.__dict__["_loops"] = Loops()
+        if self.learning:
+            return self._may_have_learnt(layer, loops)
+        if loops.skip:
+            loops.skip -= 1
+            self._forget()
+            self.first = layer
+            if self.is_there:
+                _take_away(self)
+                self.is_there = False
+            return False
+        self._forget()
+        self.first = layer
+        self.key = self._key(leaves)
+        self.enter()
+        period = loops.find(self.key)
+        if period is not None:
+            self._take_up(period)
+            return True
+        self.learning = True
+        self.marks = [0]
+        return False
+
+    def _key(self, leaves: list) -> tuple:
+        known_shapes = (leaves[0].shape, leaves[0].dtype, leaves[0].device) if isinstance(leaves[0], Tensor) else None
+        return known_shapes, modes(), self.settings, self.first.training
+
+    def _may_have_learnt(self, layer, loops: Loops) -> bool:
+        """The first layer again: whether the log ends in two periods that are alike."""
+        self.marks.append(len(self.log))
+        for count in range(1, (len(self.marks) - 1) // 2 + 1):
+            now, middle, before = self.marks[-1], self.marks[-1 - count], self.marks[-1 - 2 * count]
+            if same_calls(self.log[before:middle], self.log[middle:now]):
+                period = Period(self.log[before:middle], self.log[middle:now], middle)
+                loops.keep(self.key, period)
+                self._forget()
+                self._take_up(period)
+                return True
+        if len(self.marks) > STEPS_TO_LEARN or len(self.log) > OPERATIONS_TO_LEARN:
+            self._forget()
+            loops.fail()
+        return False
+
+    def _take_up(self, period: Period) -> None:
+        self.period, self.operations = period, period.operations
+        self.most = max(2, IN_CACHE // max(period.bytes, 1))
+        for operation in self.operations:
+            operation.forget()
+
+    def _run_step(self, layer, leaves: list) -> tuple:
+        compute_all(leaves)
+        spk, states = layer._step_alone(leaves[0], tuple(leaves[1:]))
+        outs = (spk, *(states[name] for name in step_outputs(layer)[1:]))
+        if self.learning:
+            self._log(layer, (*leaves,), {}, outs, tuple, None, ())
+        return outs
+
+    # Any other operation.
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.period is not None:
+            if func is F.dropout or func in _DROPOUTS:
+                func, args, kwargs = _with_mask(func, args, kwargs)
+                if func is None:
+                    return args
+            operation = self.operations[self.place]
+            if func is operation.function:
+                leaves = leaves_of(operation.nested, args, kwargs)
+                if leaves is not None and tuple(kwargs) == operation.names:
+                    outs = self._record(operation, leaves)
+                    if outs is not None:
+                        return outs[0] if operation.several is None else _tuple_of(operation.several, outs)
+            elif func in known.IN_PLACE and known.IN_PLACE[func] is operation.function:
+                written = self._record_in_place(operation, args, kwargs)
+                if written is not None:
+                    return written
+            return self._otherwise(func, args, kwargs)
+        if self.learning:
+            return self._learn(func, args, kwargs)
+        return self._otherwise(func, args, kwargs)
+
+    def _record(self, operation: Operation, leaves) -> tuple | None:
+        """Lets an operation wait; None where it is not the one that was expected, or must see what waits."""
+        if operation.modes != modes() or len(leaves) != len(operation.slots):
+            return None
+        if self.place == self.period.cut and self._is_long():
+            self.pack()
+        entries = self._entries(operation, leaves)
+        if entries is None:
+            return None
+        if operation.same_as is not None:
+            self._next()
+            return (leaves[operation.same_as],)
+        if not operation.count:
+            operation.start = self.number
+        for place, value in entries:
+            operation.given[place].append(value)
+        outs = tuple(new(self, operation, output, self.number) for output in range(len(operation.outputs)))
+        operation.made.append(outs)
+        operation.count += 1
+        self.waiting = True
+        self._next()
+        return outs
+
+    def _next(self) -> None:
+        self.place += 1
+        if self.place == len(self.operations):
+            self.place = 0
+            self.number += 1
+
+    def _is_long(self) -> bool:
+        return self.waiting and max(operation.count for operation in self.operations) >= self.most
+
+    def _entries(self, operation: Operation, leaves) -> list | None:
+        """What is new in the slots of an operation: (slot, value); None where one does not fit."""
+        entries = []
+        for place, (slot, value) in enumerate(zip(operation.slots, leaves, strict=True)):
+            kind = slot.kind
+            if kind == MADE:
+                if type(value) is Pending:
+                    recorder, maker, output, period = value.made_by
+                    if maker is not slot.what or output != slot.output or period != self.number - slot.lag:
+                        return None
+                    if recorder is not self:
+                        return None
+                    continue
+                if not self._fits(value, slot.like, operation.is_chain and place > 0):
+                    return None
+                if operation.count and (operation.is_chain and place or len(operation.given[place]) < operation.count):
+                    # The loop goes on from something else: what waits is of before, and placeholders are no more.
+                    self.pack()
+                    return self._entries(operation, leaves)
+                entries.append((place, self._to_read(value)))
+            elif kind == REAL:
+                given = operation.given[place]
+                if not given or value is not given[-1]:
+                    if not self._fits(value, slot.like, False):
+                        return None
+                value = self._to_read(value)
+                if place in operation.writes:
+                    self.read.pop(id(value), None)
+                entries.append((place, value))
+            elif kind == SAME:
+                if value is not slot.what:
+                    return None
+                self._to_read(value)
+            elif kind == LITERAL:
+                if value is not slot.what and (type(value) is not type(slot.what) or value != slot.what):
+                    return None
+            elif type(value) is not slot.what:
+                return None
+            else:
+                entries.append((place, value))
+        return entries
+
+    @staticmethod
+    def _fits(value, like: Like, state: bool) -> bool:
+        if type(value) is not Tensor and type(value) is not nn.Parameter:
+            return False
+        if value.dtype is not like.dtype or value.device != like.device:
+            return state and value.shape == (0,)
+        if state:
+            return value.shape == like.shape or value.shape == (0,)
+        return value.shape == like.shape and (value.requires_grad == like.requires_grad or not value.requires_grad)
+
+    def _to_read(self, tensor: Tensor) -> Tensor:
+        """A tensor that waiting operations will read, as it is now."""
+        key = id(tensor)
+        if key not in self.read:
+            self.read[key] = tensor, _version(tensor)
+            if not tensor.is_leaf or not tensor.requires_grad:
+                storage = tensor.untyped_storage()
+                if not storage.resizable() and not storage.is_shared():
+                    # Somebody else, such as NumPy, has this memory too, and writes to it unseen.
+                    self.snapshots[key] = tensor.clone()
+        if key in self.snapshots:
+            kept = self.snapshots[key]
+            if not torch.equal(kept, tensor):
+                kept = self.snapshots[key] = tensor.clone()
+            return kept
+        return tensor
+
+    def _record_in_place(self, operation: Operation, args: tuple, kwargs: dict):
+        """`x.add_(y)` where `x = x.add(y)` may wait: the object is from now on what will have been written to it."""
+        target = args[0]
+        leaves = leaves_of(operation.nested, args, kwargs)
+        like = operation.outputs[0]
+        if leaves is None or tuple(kwargs) != operation.names or not _may_be_written(target, like):
+            return None
+        pending = type(target) is Pending
+        if pending and self._is_viewed(target):
+            return None
+        if not pending and any(id(target) == key for key in self.read):
+            return None
+        if pending:
+            outs = self._record(operation, leaves)
+            if outs is None:
+                return None
+            (made,) = outs
+            _, maker, output, period = target.made_by
+            _replace(maker, output, period, made)
+            target.made_by, made.made_by = made.made_by, target.made_by
+            operation.made[-1] = (target,)
+            return target
+        before = make_pending(target, self, operation, 0, self.number)
+        outs = self._record(operation, [before, *leaves[1:]])
+        if outs is None:
+            become(target, before)
+            return None
+        target.made_by = outs[0].made_by
+        operation.made[-1] = (target,)
+        return target
+
+    def _is_viewed(self, target: Pending) -> bool:
+        """Whether another placeholder may be of the same memory."""
+        maker, output = target.made_by[1], target.made_by[2]
+        if maker.function in known.VIEWS:
+            return True
+        return any(user.function in known.VIEWS or user.same_as is not None for user, _ in self.period.consumers(maker))
+
+    # While it learns.
+
+    def _learn(self, func, args, kwargs):
+        if func is F.dropout or func in _DROPOUTS:
+            func, args, kwargs = _with_mask(func, args, kwargs)
+            if func is None:
+                return args
+        written = known.IN_PLACE.get(func)
+        deferrable = func in known.DEFERRABLE or written is not None
+        if not deferrable:
+            return self._learn_other(func, args, kwargs)
+        nested = nesting_of(args, kwargs)
+        leaves = leaves_of(nested, args, kwargs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+            return func(*args, **kwargs)
+        if not tensors or (written and id(args[0]) not in self.made and not self._touches(leaves[1:])):
+            return func(*args, **kwargs)
+        sources = [self.made.get(id(leaf)) if isinstance(leaf, Tensor) else None for leaf in leaves]
+        before = [_version(tensor) for tensor in tensors]
+        out = func(*args, **kwargs)
+        changed = [tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version]
+        outs = out if isinstance(out, (tuple, list)) else (out,)
+        if not all(type(one) is Tensor for one in outs):
+            return out
+        writes = ()
+        if changed and written is None:
+            if func is not F.batch_norm:
+                return out
+            writes = tuple(place for place, leaf in enumerate(leaves) if any(leaf is one for one in changed))
+        if written is not None and not _may_be_written(out, Like.of(out)):
+            return out
+        same = next((place for place, leaf in enumerate(leaves) if leaf is out), None) if written is None else None
+        several = type(out) if isinstance(out, (tuple, list)) else None
+        self._log(written or func, args, kwargs, outs, several, same, writes, sources)
+        return out
+
+    def _learn_other(self, func, args, kwargs):
+        out = func(*args, **kwargs)
+        if func in known.MAKERS or describes(func, args):
+            return out
+        return out
+
+    def _touches(self, leaves) -> bool:
+        return any(isinstance(leaf, Tensor) and id(leaf) in self.made for leaf in leaves)
+
+    def _log(self, function, args, kwargs, outs, several, same_as, writes, sources=None) -> None:
+        is_step = isinstance(function, nn.Module)
+        nested = (None,) * len(args) if is_step else nesting_of(args, kwargs)
+        leaves = list(leaves_of(nested, args, kwargs))
+        if sources is None:
+            sources = [self.made.get(id(leaf)) if isinstance(leaf, Tensor) else None for leaf in leaves]
+        number = len(self.log)
+        place = ""
+        self.log.append(
+            Logged(function, nested, tuple(kwargs), leaves, sources, tuple(outs), several, modes(), same_as, writes, place)
+        )
+        if same_as is None:
+            for output, out in enumerate(outs):
+                self.made[id(out)] = number, output
+        elif sources[same_as] is not None:
+            self.made[id(outs[0])] = sources[same_as]
+
+    # What is not expected.
+
+    def _otherwise(self, func, args, kwargs):
+        """Runs an operation as written, after all that waits where that could make a difference."""
+        if func in _JOINS and (joined := self._join(func, args, kwargs)) is not None:
+            return joined
+        if any_pending(args) or (kwargs and any_pending(kwargs.values())):
+            if describes(func, args):
+                with torch._C.DisableTorchFunctionSubclass():
+                    return func(*args, **kwargs)
+            self.pack(func)
+        elif self.waiting and not self._is_harmless(func, args, kwargs):
+            self.pack(func)
+        if self._pieces and (written := known.written_by(func, args, kwargs)):
+            for tensor in written:
+                self._own(tensor)
+        return func(*args, **kwargs)
+
+    def _is_harmless(self, func, args, kwargs) -> bool:
+        """Whether a call on computed tensors leaves alone what waiting operations will read and write."""
+        if describes(func, args):
+            return True
+        written = known.written_by(func, args, kwargs)
+        if written is None:
+            return func in _SWITCHES
+        memories = {tensor.untyped_storage()._cdata for tensor in written if type(tensor) is not Pending}
+        if not written and not self.period_writes():
+            return True
+        read = {tensor.untyped_storage()._cdata for tensor, _ in self.read.values()}
+        if memories & read:
+            return False
+        given = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
+        touched = {tensor.untyped_storage()._cdata for tensor in given}
+        return not touched & self.period_writes()
+
+    def period_writes(self) -> set:
+        """The memory that waiting operations will write."""
+        return {
+            tensor.untyped_storage()._cdata
+            for operation in self.operations
+            for place in operation.writes
+            for tensor in operation.given[place][:1]
+        }
+
+    def layer_changes(self, layer) -> None:
+        """An attribute of a layer is about to change."""
+        if self.waiting and not self.packing and any(operation.function is layer for operation in self.operations):
+            self.pack()
+
+    def _own(self, tensor) -> None:
+        """Gives a step of a stack, that is about to be written, memory of its own."""
+        if isinstance(tensor, Tensor) and self._piece(tensor) is not None:
+            del self._pieces[id(tensor)]
+            torch._C._swap_tensor_impl(tensor, tensor.clone())
+
+    # Packing.
+
+    def pack(self, reason=None) -> None:
+        """Computes all that waits. Every placeholder that somebody still has is its value from now on."""
+        with self.lock:
+            if not self.waiting or self.packing:
+                return
+            self.packing = True
+            try:
+                with torch._C.DisableTorchFunction():
+                    self._check_versions()
+                    self._pack()
+            finally:
+                self.packing = False
+            if reason is not None:
+                self._judge()
+
+    def _pack(self) -> None:
+        pending = [operation for operation in self.operations if operation.count]
+        alive = {operation: _alive(operation) for operation in pending}
+        wanted = self._wanted(alive)
+        window = Window(self.period, self.settings.numbers == "exact")
+        window.run(wanted)
+        values = self._values(window, alive)
+        self.period.windows += 1
+        self.period.steps += max(operation.count for operation in pending)
+        for placeholder, value in values:
+            become(placeholder, value)
+        for operation in pending:
+            operation.forget()
+        self.read, self.snapshots, self.waiting = {}, {}, False
+
+    def _wanted(self, alive):
+        last = {operation: operation.count - 1 for operation in alive}
+        taken = {}
+        for operation in alive:
+            taken[operation] = {slot.output for _, slot in self.period.consumers(operation)}
+            for step, outputs in alive[operation]:
+                taken[operation] |= {output for output, _ in outputs if step < last[operation]}
+
+        def wanted(operation, output):
+            return output in taken[operation]
+
+        return wanted
+
+    def _values(self, window: Window, alive) -> list[tuple[Pending, Tensor]]:
+        values, used = [], {id(tensor) for tensor, _ in self.read.values()}
+        for operation, steps in alive.items():
+            by_output = {}
+            for step, outputs in steps:
+                for output, placeholder in outputs:
+                    by_output.setdefault(output, []).append((step, placeholder))
+            for output, wanted in by_output.items():
+                values += self._pieces_of(window, operation, output, wanted, used)
+        return values
+
+    def _pieces_of(self, window, operation, output, wanted, used) -> list:
+        made = []
+        series = window.series.get((operation, output))
+        for step, placeholder in wanted:
+            if step == operation.count - 1 and (operation, output) in window.last:
+                value = window.last[operation, output]
+            elif series.is_steady:
+                value = series.steady.clone()
+            elif series._stack is not None and len(wanted) < 3:
+                value = series.stack()[step]
+            else:
+                value = series.apart()[step]
+            if id(value) in used:
+                value = value.view_as(value)
+            used.add(id(value))
+            made.append((placeholder, value))
+            if series is not None and series._stack is not None:
+                self._note_piece(placeholder, series._stack, step)
+        return made
+
+    def _note_piece(self, tensor, stack, step) -> None:
+        key, pieces = id(tensor), self._pieces
+        pieces[key] = weakref.ref(tensor, lambda _: pieces.pop(key, None)), stack, step
+
+    def _piece(self, tensor):
+        """(stack, step) that a tensor is a piece of."""
+        found = self._pieces.get(id(tensor))
+        return found[1:] if found is not None and found[0]() is tensor else None
+
+    def _check_versions(self) -> None:
+        for tensor, version in self.read.values():
+            if _version(tensor) != version:
+                raise RuntimeError(
+                    f"a tensor of shape {tuple(tensor.shape)} that steps of a recorded loop read was written to before "
+                    "they were computed, in a way that torch.overrides does not see; run with SNNFAST_AUTO=0, or this "
+                    "loop outside snnfast.accelerate"
+                )
+
+    def _judge(self) -> None:
+        """Sees whether the waiting was worth it."""
+        period = self.period
+        if period is not None and period.windows >= 8 and period.steps < 2.5 * period.windows:
+            loops = self.first.__dict__["_loops"]
+            loops.periods = [(key, known_period) for key, known_period in loops.periods if known_period is not period]
+            loops.fail()
+            self._forget()
+
+    def _join(self, func, args, kwargs):
+        """A stack of steps, of which most are together already."""
+        lanes = args[0] if args else None
+        if len(args) > 1 or kwargs or not isinstance(lanes, (list, tuple)) or len(lanes) < 2:
+            if not (kwargs.get("dim", 0) == 0 and len(kwargs) == 1 and len(args) == 1) and args[1:] != (0,):
+                return None
+        if not isinstance(lanes, (list, tuple)) or not all(isinstance(lane, Tensor) for lane in lanes):
+            return None
+        if not any(type(lane) is Pending or id(lane) in self._pieces for lane in lanes):
+            return None
+        if self.settings.numbers == "exact" and torch.is_grad_enabled():
+            return None
+        if self.waiting:
+            self.pack(func)
+        parts = [stack if count == len(stack) else stack[first : first + count] for stack, first, count in self._runs(lanes)]
+        if len(parts) > len(lanes) // 2 or len({part.shape[1:] for part in parts}) > 1:
+            return None
+        joined = torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+        return joined if func is torch.stack else joined.flatten(0, 1)
+
+    def _runs(self, lanes) -> list:
+        """(stack, first, count) of which the lanes are made in turn."""
+        runs, alone = [], []
+        for lane in lanes:
+            piece = self._piece(lane)
+            if piece is None:
+                alone.append(lane)
+                continue
+            if alone:
+                runs.append([torch.stack(alone), 0, len(alone)])
+                alone = []
+            stack, step = piece
+            if runs and runs[-1][0] is stack and runs[-1][1] + runs[-1][2] == step:
+                runs[-1][2] += 1
+            else:
+                runs.append([stack, step, 1])
+        if alone:
+            runs.append([torch.stack(alone), 0, len(alone)])
+        return runs
+
+
+_DROPOUTS = {F.dropout1d, F.dropout2d, F.dropout3d}
+_JOINS = {torch.stack, torch.cat, torch.concat}
+_SWITCHES = {torch._C._set_grad_enabled}
+
+
+def _with_mask(func, args, kwargs):
+    """Dropout as a product with the mask that it draws here and now; (None, x, {}) where it changes nothing."""
+    given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
+    x, p, training = given.get("input"), given.get("p", 0.5), given.get("training", True)
+    if given.get("inplace") or not isinstance(x, Tensor) or not 0 <= p < 1:
+        return func, args, kwargs
+    if not training or p == 0 or not x.numel():
+        return (None, x, {}) if func is F.dropout else (func, args, kwargs)
+    shape = tuple(x.shape)
+    if func is not F.dropout:
+        if len(shape) != 2 + {F.dropout1d: 1, F.dropout2d: 2, F.dropout3d: 3}[func]:
+            return func, args, kwargs
+        shape = (*shape[:2], *(1,) * (len(shape) - 2))
+    mask = func(torch.ones(shape, dtype=x.dtype, device=x.device), p, True)
+    return torch.mul, (x, mask), {}
+
+
+def _alive(operation: Operation) -> list:
+    """For each step the placeholders that others than the recorder have: (step, [(output, placeholder)])."""
+    alive = []
+    for step, outs in enumerate(operation.made):
+        # Referred to by its tuple, by this loop, and by the call that counts.
+        held = [(output, out) for output, out in enumerate(outs) if sys.getrefcount(out) > 3 and type(out) is Pending]
+        if held:
+            alive.append((step, held))
+    return alive
+
+
+def _replace(maker: Operation, output: int, period: int, made) -> None:
+    """An object stands for another operation from now on: `made` takes its place."""
+    step = period - maker.start
+    if 0 <= step < len(maker.made):
+        outs = list(maker.made[step])
+        outs[output] = made
+        maker.made[step] = tuple(outs)
+
+
+def _may_be_written(target, like: Like) -> bool:
+    """Whether an object may stand for what is written to it: nobody else has its memory."""
+    if not isinstance(target, Tensor) or target.shape != like.shape or target.dtype != like.dtype:
+        return False
+    if type(target) is Pending:
+        return True
+    if type(target) is not Tensor or target._is_view() or (target.is_leaf and target.requires_grad):
+        return False
+    storage = target.untyped_storage()
+    return storage.resizable() and storage.nbytes() == target.nbytes and torch._C._storage_Use_Count(storage._cdata) <= 2
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _tuple_of(kind: type, outs: tuple):
+    return list(outs) if kind is list else outs if kind is tuple else kind(outs)
+
+
+def compute_all(values) -> None:
+    """Computes placeholders among the arguments of a step."""
+    for value in values:
+        if type(value) is Pending:
+            value.made_by[0].pack()
+
+
+def _put_at_bottom(mode) -> None:
+    above = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    torch._C._push_on_torch_function_stack(mode)
+    for other in reversed(above):
+        torch._C._push_on_torch_function_stack(other)
+
+
+def _take_away(mode) -> None:
+    stack = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    for other in reversed(stack):
+        if other is not mode:
+            torch._C._push_on_torch_function_stack(other)

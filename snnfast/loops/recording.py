@@ -1,0 +1,95 @@
+"""Where a layer's step meets the recorder of its thread."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .. import transforms
+from . import settings
+
+is_on = False
+"""Whether any layer of this process may be recorded: what a step asks first."""
+
+_of_thread = threading.local()
+
+
+def switch(layers: bool = False) -> None:
+    """Looks whether anything may be recorded; `layers`: some layer is from now on."""
+    global is_on
+    is_on = is_on or layers or settings.everywhere is not None
+
+
+def record_everywhere(chosen: "settings.Settings | None") -> None:
+    """Records the loops of all layers of this process from now on; None: no more than those that ask for it."""
+    settings.everywhere = chosen
+    switch()
+    if chosen is None:
+        stop()
+
+
+@contextlib.contextmanager
+def region(chosen: "settings.Settings | None") -> Iterator[None]:
+    """Within it, the loops of this thread are recorded; None: none is. What it has recorded is computed at its end."""
+    before = getattr(_of_thread, "region", ())
+    stop()
+    _of_thread.region = (*before, chosen)
+    switch(layers=chosen is not None)
+    try:
+        yield
+    finally:
+        _of_thread.region = before
+        stop()
+
+
+def stop() -> None:
+    """Computes what this thread's recorder has pending, and sends it away."""
+    recorder = getattr(_of_thread, "recorder", None)
+    if recorder is not None:
+        recorder.leave()
+        _of_thread.recorder = None
+
+
+def step(layer, input_: Tensor, states: tuple):
+    """One step of a layer: recorded, if that is wanted here and its loop is one that can be."""
+    recorder = getattr(_of_thread, "recorder", None)
+    chosen = _chosen(layer)
+    if chosen is None or not _is_plain_place():
+        if recorder is not None:
+            stop()
+        return layer._step_fused(input_, states)
+    if recorder is None:
+        from .recorder import Recorder
+
+        recorder = _of_thread.recorder = Recorder()
+    with torch._C.DisableTorchFunction():
+        return recorder.step(layer, input_, states, chosen)
+
+
+def _chosen(layer) -> "settings.Settings | None":
+    """The settings that hold for a layer here."""
+    regions = getattr(_of_thread, "region", ())
+    if regions:
+        return regions[-1]
+    return layer.__dict__.get("_recorded") or settings.everywhere
+
+
+def _is_plain_place() -> bool:
+    """Whether nothing is at work around a step that would see, or keep, the operations of another order."""
+    return not (
+        torch.compiler.is_compiling()
+        or transforms.at_work()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_any_autocast_enabled()
+        or torch.jit.is_tracing()
+        or transforms.saves_through_hooks()
+    )
+
+
+def about_to_change(layer) -> None:
+    """An attribute of a layer is about to change: steps that are pending are those of before."""
+    recorder = getattr(_of_thread, "recorder", None)
+    if recorder is not None:
+        recorder.layer_changes(layer)
