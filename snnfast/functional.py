@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import ops, reference, transforms
+from .loops import recording
 from .ops import Options, Recurrence, Result
 from .reference import LEAKY, Model
 from .snntorchs import fallback
@@ -134,6 +135,7 @@ def run(
             check_states(model, states, x, shape)
         params = _as_parameters(model, params, x, shape)
         return ops.captured_run(model, x, rec, states, params, options, want_seqs)
+    recording.compute(x, states, params, rec)
     return _run(model, x, states, params, options, want_seqs, state_quant, inhibition, rec)
 
 
@@ -240,6 +242,7 @@ def run_dense(
         states, params, want_seqs: as in `run`.
         recurrence: weight [N, N] and bias [N] or None, in any floating dtype.
     """
+    recording.compute(x, spk, states, params, recurrence)
     x = check_current(x, True)
     if x.dim() < 2:
         raise ValueError(f"x must have a time and a neuron dimension [T, ..., N], got {tuple(x.shape)}")

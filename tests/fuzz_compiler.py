@@ -30,6 +30,8 @@ from programs import Program, random_program
 from snnfast.compiler import graph as g
 from snnfast.compiler.backend import is_sequence_call, listening
 from snnfast.compiler.chains import NEURONS
+from snnfast.loops import recording
+from snnfast.loops.settings import Settings
 
 CALLS = 2
 WRONG = ("failed", "captured wrong")
@@ -48,6 +50,17 @@ class Options:
     """One backward through both calls, else one after each."""
     blind: bool = False
     """Whether the second call is made under no_grad."""
+    region: bool = True
+    """Recorded: whether all that waits is computed at the end of each call, else when it is looked at."""
+
+    @property
+    def calls(self) -> int:
+        """A recorder knows a loop from its second call on."""
+        return CALLS + self.is_recorded
+
+    @property
+    def is_recorded(self) -> bool:
+        return self.backend == "recorded"
 
 
 def random_options(seed: int, backend: str = "snnfast") -> Options:
@@ -60,6 +73,7 @@ def random_options(seed: int, backend: str = "snnfast") -> Options:
         warm=rng.random() < 0.7,
         joint=rng.random() < 0.15,
         blind=rng.random() < 0.15,
+        region=rng.random() < 0.5,
     )
 
 
@@ -78,8 +92,8 @@ def check(program: Program, options: Options) -> dict[str, int]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     try:
-        with fusion() as layers:
-            found = run(program, net, compiled(net, options), options)
+        with fusion() as layers, recorded(options) if options.is_recorded else nullcontext():
+            found = run(program, net, net if options.is_recorded else compiled(net, options), options)
     except Exception as error:
         raise AssertionError(f"{traceback.format_exc(limit=-6)}\n{options}\n{program}") from error
     differences = compare(program, expected, found, exact=options.products == "per-step")
@@ -127,7 +141,7 @@ def run_eager(program: Program, options: Options) -> tuple[Options, torch.nn.Mod
         net = program.build()
         if options.warm:
             with torch.no_grad():
-                net(*program.inputs(CALLS))
+                net(*program.inputs(options.calls))
         kept = deepcopy(net)
         try:
             return options, kept, run(program, net, net, options)
@@ -141,6 +155,17 @@ def run_eager(program: Program, options: Options) -> tuple[Options, torch.nn.Mod
         raise Raised(f"{type(error).__name__}: {str(error).splitlines()[0][:60]}") from error
 
 
+@contextmanager
+def recorded(options: Options):
+    """Within it, all loops are recorded."""
+    numbers = "forward" if options.products == "batched" else "exact"
+    recording.record_everywhere(Settings(numbers))
+    try:
+        yield
+    finally:
+        recording.record_everywhere(None)
+
+
 def compiled(net: torch.nn.Module, options: Options):
     """The network under torch.compile."""
     if options.backend != "snnfast":
@@ -152,11 +177,13 @@ def compiled(net: torch.nn.Module, options: Options):
 def run(program: Program, net: torch.nn.Module, function, options: Options) -> dict[str, Tensor]:
     """Everything that two calls of `function` leave behind, by name."""
     seen, losses = {}, []
-    for call in range(CALLS):
+    for call in range(options.calls):
         inputs = program.inputs(call)
         torch.manual_seed(program.seed + call)
         with torch.no_grad() if options.blind and call else nullcontext():
             outputs = pytree.tree_leaves(function(*inputs))
+        if options.region:
+            recording.stop()
         seen[f"call {call} generator"] = torch.get_rng_state()
         seen[f"call {call} grad mode"] = torch.tensor(torch.is_grad_enabled())
         outputs = [leaf if isinstance(leaf, Tensor) else torch.tensor(leaf) for leaf in outputs]
@@ -307,7 +334,7 @@ def try_seed(arguments: tuple[int, Options]) -> tuple[int, str, str, dict[str, i
     except AssertionError as error:
         message = str(error)
     try:
-        if options.backend != "eager":
+        if options.backend == "snnfast":
             check(program, replace(options, backend="eager"))
             return seed, "failed", message, {}
     except AssertionError:

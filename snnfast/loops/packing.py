@@ -145,6 +145,8 @@ class Window:
         if operation.function is not Tensor.__getitem__ or len(inputs) != 2:
             return False
         source, index = inputs
+        if not isinstance(source, Series):
+            return False
         if isinstance(index, Numbers):
             first, count = index[0], len(index)
             # A bool or a negative index is another matter.

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
 
-from . import known
+from . import known, recording
 from .packing import Window, modes
 from .period import LITERAL, MADE, NUMBER, REAL, SAME, Like, Logged, Operation, Period, leaves_of, nesting_of
 from .period import same_calls, step_outputs
-from .placeholder import Pending, any_pending, become, describes, make_pending, new
+from .placeholder import Pending, any_pending, become, compute, describes, make_pending, new
 from .settings import Settings
 
 STEPS_TO_LEARN = 16
@@ -36,6 +37,7 @@ class Loops:
         self.periods: list[tuple[tuple, Period]] = []
         self.failures = 0
         self.skip = 0
+        self.why = ""
 
     def __reduce__(self):
         return Loops, ()
@@ -48,9 +50,10 @@ class Loops:
         """Remembers a period in place of what began alike."""
         self.periods = [(key, period), *((k, p) for k, p in self.periods if k != key)][:KEPT]
 
-    def fail(self) -> None:
+    def fail(self, why: str) -> None:
         """The loop could not be recorded, or to no use: it runs as it is for a while, longer every time."""
         self.failures += 1
+        self.why = why
         self.skip = min(2**self.failures, 1024)
 
 
@@ -75,20 +78,28 @@ class Recorder(TorchFunctionMode):
         self.waiting = False
         self.read, self.snapshots = {}, {}
         self.log, self.marks, self.made, self.learning = [], [], {}, False
+        self.memories, self.looks, self.why = {}, [], ""
 
     # In and out of the thread's stack of modes: always at its bottom, as users' contexts take away what is on its top.
 
     def enter(self) -> None:
         if not self.is_there:
             _put_at_bottom(self)
+            _watch_functions(1)
             self.is_there = True
 
-    def leave(self) -> None:
-        self.pack()
-        self._forget()
+    def _go(self) -> None:
         if self.is_there:
             _take_away(self)
+            _watch_functions(-1)
             self.is_there = False
+
+    def leave(self) -> None:
+        try:
+            self.pack()
+        finally:
+            self._forget()
+            self._go()
 
     # A layer's step.
 
@@ -136,14 +147,15 @@ class Recorder(TorchFunctionMode):
         if loops is None:
             loops = layer.__dict__["_loops"] = Loops()
         if self.learning:
+            if self.why:
+                self._give_up(loops, self.why)
+                return False
             return self._may_have_learnt(layer, loops)
         if loops.skip:
             loops.skip -= 1
             self._forget()
             self.first = layer
-            if self.is_there:
-                _take_away(self)
-                self.is_there = False
+            self._go()
             return False
         self._forget()
         self.first = layer
@@ -167,15 +179,21 @@ class Recorder(TorchFunctionMode):
         for count in range(1, (len(self.marks) - 1) // 2 + 1):
             now, middle, before = self.marks[-1], self.marks[-1 - count], self.marks[-1 - 2 * count]
             if same_calls(self.log[before:middle], self.log[middle:now]):
+                if any(before <= look for look, _ in self.looks):
+                    self._give_up(loops, f"{self.looks[-1][1]} needs its values at every step")
+                    return False
                 period = Period(self.log[before:middle], self.log[middle:now], middle)
                 loops.keep(self.key, period)
                 self._forget()
                 self._take_up(period)
                 return True
-        if len(self.marks) > STEPS_TO_LEARN or len(self.log) > OPERATIONS_TO_LEARN:
-            self._forget()
-            loops.fail()
+        if self.why or len(self.marks) > STEPS_TO_LEARN or len(self.log) > OPERATIONS_TO_LEARN:
+            self._give_up(loops, self.why or "its steps are not alike")
         return False
+
+    def _give_up(self, loops: Loops, why: str) -> None:
+        self._forget()
+        loops.fail(why)
 
     def _take_up(self, period: Period) -> None:
         self.period, self.operations = period, period.operations
@@ -196,10 +214,9 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.period is not None:
-            if func is F.dropout or func in _DROPOUTS:
-                func, args, kwargs = _with_mask(func, args, kwargs)
-                if func is None:
-                    return args
+            func, args, kwargs = _translated(func, args, kwargs)
+            if func is None:
+                return args
             operation = self.operations[self.place]
             if func is operation.function:
                 leaves = leaves_of(operation.nested, args, kwargs)
@@ -230,6 +247,9 @@ class Recorder(TorchFunctionMode):
             return (leaves[operation.same_as],)
         if not operation.count:
             operation.start = self.number
+            if operation.is_step:
+                for parameter in operation.function._tensors_of_step():
+                    self._to_read(parameter)
         for place, value in entries:
             operation.given[place].append(value)
         outs = tuple(new(self, operation, output, self.number) for output in range(len(operation.outputs)))
@@ -358,21 +378,20 @@ class Recorder(TorchFunctionMode):
     # While it learns.
 
     def _learn(self, func, args, kwargs):
-        if func is F.dropout or func in _DROPOUTS:
-            func, args, kwargs = _with_mask(func, args, kwargs)
-            if func is None:
-                return args
+        """Runs an operation as written, and notes it where it may wait in further periods."""
+        func, args, kwargs = _translated(func, args, kwargs)
+        if func is None:
+            return args
         written = known.IN_PLACE.get(func)
-        deferrable = func in known.DEFERRABLE or written is not None
-        if not deferrable:
+        if func not in known.DEFERRABLE and written is None:
             return self._learn_other(func, args, kwargs)
         nested = nesting_of(args, kwargs)
         leaves = leaves_of(nested, args, kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
-            return func(*args, **kwargs)
+            return self._learn_other(func, args, kwargs)
         if not tensors or (written and id(args[0]) not in self.made and not self._touches(leaves[1:])):
-            return func(*args, **kwargs)
+            return self._learn_other(func, args, kwargs)
         sources = [self.made.get(id(leaf)) if isinstance(leaf, Tensor) else None for leaf in leaves]
         before = [_version(tensor) for tensor in tensors]
         out = func(*args, **kwargs)
@@ -381,22 +400,35 @@ class Recorder(TorchFunctionMode):
         if not all(type(one) is Tensor for one in outs):
             return out
         writes = ()
-        if changed and written is None:
+        if written is not None:
+            if not _may_be_written(out, Like.of(out)) or len(self.memories.get(_memory(out), ())) > 1:
+                self._note_writes(changed)
+                return out
+        elif changed:
             if func is not F.batch_norm:
+                self._note_writes(changed)
                 return out
             writes = tuple(place for place, leaf in enumerate(leaves) if any(leaf is one for one in changed))
-        if written is not None and not _may_be_written(out, Like.of(out)):
-            return out
         same = next((place for place, leaf in enumerate(leaves) if leaf is out), None) if written is None else None
         several = type(out) if isinstance(out, (tuple, list)) else None
         self._log(written or func, args, kwargs, outs, several, same, writes, sources)
         return out
 
     def _learn_other(self, func, args, kwargs):
+        """Runs what cannot wait; what it does to values of the loop tells whether the loop can be recorded."""
+        if describes(func, args):
+            return func(*args, **kwargs)
+        tensors = [leaf for leaf in _flat(args, kwargs) if isinstance(leaf, Tensor)]
+        before = [_version(tensor) for tensor in tensors]
         out = func(*args, **kwargs)
-        if func in known.MAKERS or describes(func, args):
-            return out
+        self._note_writes([tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version])
+        if self._touches(tensors):
+            self.looks.append((len(self.log), getattr(func, "__name__", str(func))))
         return out
+
+    def _note_writes(self, tensors: list) -> None:
+        if any(_memory(tensor) in self.memories for tensor in tensors):
+            self.why = "a value that its step made is written to, or to a view of it"
 
     def _touches(self, leaves) -> bool:
         return any(isinstance(leaf, Tensor) and id(leaf) in self.made for leaf in leaves)
@@ -415,6 +447,7 @@ class Recorder(TorchFunctionMode):
         if same_as is None:
             for output, out in enumerate(outs):
                 self.made[id(out)] = number, output
+                self.memories.setdefault(_memory(out), set()).add(id(out))
         elif sources[same_as] is not None:
             self.made[id(outs[0])] = sources[same_as]
 
@@ -472,6 +505,12 @@ class Recorder(TorchFunctionMode):
         if isinstance(tensor, Tensor) and self._piece(tensor) is not None:
             del self._pieces[id(tensor)]
             torch._C._swap_tensor_impl(tensor, tensor.clone())
+
+    def function_is_applied(self, function: type, args: tuple) -> None:
+        """An autograd function of the user's is about to run."""
+        compute(args)
+        if self.learning and self._touches(_flat(args, {})):
+            self.looks.append((len(self.log), function.__name__))
 
     # Packing.
 
@@ -573,8 +612,7 @@ class Recorder(TorchFunctionMode):
         if period is not None and period.windows >= 8 and period.steps < 2.5 * period.windows:
             loops = self.first.__dict__["_loops"]
             loops.periods = [(key, known_period) for key, known_period in loops.periods if known_period is not period]
-            loops.fail()
-            self._forget()
+            self._give_up(loops, "it looks at values too often")
 
     def _join(self, func, args, kwargs):
         """A stack of steps, of which most are together already."""
@@ -620,6 +658,15 @@ class Recorder(TorchFunctionMode):
 _DROPOUTS = {F.dropout1d, F.dropout2d, F.dropout3d}
 _JOINS = {torch.stack, torch.cat, torch.concat}
 _SWITCHES = {torch._C._set_grad_enabled}
+
+
+def _translated(func, args, kwargs):
+    """A call in the form in which it may wait; (None, x, {}) where it gives its argument."""
+    if func is F.dropout or func in _DROPOUTS:
+        return _with_mask(func, args, kwargs)
+    if func is F.relu and (kwargs.get("inplace") or len(args) > 1 and args[1]):
+        return Tensor.relu_, args[:1], {}
+    return func, args, kwargs
 
 
 def _with_mask(func, args, kwargs):
@@ -671,6 +718,14 @@ def _may_be_written(target, like: Like) -> bool:
     return storage.resizable() and storage.nbytes() == target.nbytes and torch._C._storage_Use_Count(storage._cdata) <= 2
 
 
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _flat(args, kwargs) -> list:
+    return tree_flatten((args, kwargs))[0]
+
+
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
@@ -684,6 +739,29 @@ def compute_all(values) -> None:
     for value in values:
         if type(value) is Pending:
             value.made_by[0].pack()
+
+
+_watching = 0
+_apply = vars(torch.autograd.Function)["apply"]
+
+
+def _watch_functions(more: int) -> None:
+    """While a recorder is anywhere, `torch.autograd.Function.apply`, which no mode sees, is given computed values."""
+    global _watching
+    with _WATCH:
+        _watching += more
+        torch.autograd.Function.apply = classmethod(_apply_to_computed) if _watching else _apply
+
+
+_WATCH = threading.Lock()
+
+
+def _apply_to_computed(cls, *args, **kwargs):
+    recorder = recording.of_this_thread()
+    if recorder is not None:
+        recorder.function_is_applied(cls, args)
+    with torch._C.DisableTorchFunction():
+        return _apply.__func__(cls, *args, **kwargs)
 
 
 def _put_at_bottom(mode) -> None:

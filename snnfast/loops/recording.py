@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import transforms
-from . import settings
+from . import placeholder, settings
 
 is_on = False
 """Whether any layer of this process may be recorded: what a step asks first."""
@@ -44,12 +44,23 @@ def region(chosen: "settings.Settings | None") -> Iterator[None]:
         stop()
 
 
+def of_this_thread():
+    """The recorder of this thread, or None."""
+    return getattr(_of_thread, "recorder", None)
+
+
+def compute(*values) -> None:
+    """Computes what waits among the arguments of an operator that torch.overrides does not see."""
+    if is_on and not torch.compiler.is_compiling():
+        placeholder.compute(*values)
+
+
 def stop() -> None:
     """Computes what this thread's recorder has pending, and sends it away."""
     recorder = getattr(_of_thread, "recorder", None)
     if recorder is not None:
-        recorder.leave()
         _of_thread.recorder = None
+        recorder.leave()
 
 
 def step(layer, input_: Tensor, states: tuple):

@@ -143,6 +143,8 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
             self.register_parameter(name, nn.Parameter(floating))
 
     def __setattr__(self, name, value):
+        if recording.is_on and name not in self.state_names:
+            recording.about_to_change(self)
         if name == "spike_grad":
             value = self._resolve_spike_grad(value)
         super().__setattr__(name, value)
@@ -300,6 +302,10 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         for name, state in last.items():
             self._keep(name, state)
         return self._output(spk)
+
+    def _tensors_of_step(self) -> list[Tensor]:
+        """What a step reads besides its input and states."""
+        return [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor is not self.reset_mechanism_val]
 
     def _step_alone(self, input_: Tensor, states: tuple) -> tuple[Tensor, dict[str, Tensor]]:
         """Spikes of one step and the states after it, by name, which the layer does not keep."""
