@@ -698,7 +698,7 @@ class SnnFastCompiled(SnnFast):
         return self.library if loop.library == "snntorch" else None
 
     def prepared(self, network):
-        return self.library.accelerate(_on_own_code(network))
+        return self.library.accelerate(_on_own_code(network), compile=True)
 
 
 LAYER_CONTENDERS = (

@@ -8,7 +8,8 @@ from importlib.metadata import version as _version
 
 from . import encoding, functional, reference, surrogate
 from . import snntorchs as _snntorchs
-from .compiler import accelerate, explain
+from .accelerate import accelerate, accelerated
+from .compiler import explain
 from .convert import convert, reset
 from .functional import use_reference
 from .neurons import ALIF, Alpha, Lapicque, Leaky, RLeaky, RSynaptic, SpikingNeuron, Synaptic
@@ -29,6 +30,7 @@ __all__ = [
     "TrainingStep",
     "Unroll",
     "accelerate",
+    "accelerated",
     "convert",
     "encoding",
     "explain",

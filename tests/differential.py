@@ -270,7 +270,7 @@ class NetworkCase:
         found = {"drop-in": compare(self.run(network, network, x), theirs, exact)}
         if self.accelerated:
             network, _ = self.make()
-            fused = snnfast.accelerate(network, products="per-step")
+            fused = snnfast.accelerate(network, products="per-step", compile=True)
             through_weights = any(layer.through_weights for layer in self.layers)
             found["accelerated"] = compare(self.run(fused, network, x), theirs, exact and not through_weights)
         return found

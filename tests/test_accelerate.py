@@ -123,15 +123,15 @@ def assert_trains_as(net, expected, x):
 @pytest.mark.parametrize("net", [Net, Broken])
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_short_sequence_first_costs_nothing_later(net, first):
-    early = snn.accelerate(net())
+    early = snn.accelerate(net(), compile=True)
     early(steps(first))
     assert kernels(early, steps(4)) == 1
-    assert kernels(snn.accelerate(net()), steps(4)) == 1
+    assert kernels(snn.accelerate(net(), compile=True), steps(4)) == 1
 
 
 @pytest.mark.parametrize("net", [Net, Broken])
 def test_every_number_of_steps_is_fused(net):
-    net = snn.accelerate(net())
+    net = snn.accelerate(net(), compile=True)
     assert [kernels(net, steps(count)) for count in range(2, 14)] == [1] * 12
     assert kernels(net, steps(2)) == 1
 
@@ -140,7 +140,7 @@ def test_every_number_of_steps_is_fused(net):
 def test_every_network_of_a_class_is_fused_and_goes_when_it_is_dropped(net):
     alive = []
     for _ in range(10):
-        one = snn.accelerate(net())
+        one = snn.accelerate(net(), compile=True)
         assert kernels(one, steps(3)) == 1
         alive.append(weakref.ref(one))
         del one
@@ -149,7 +149,7 @@ def test_every_network_of_a_class_is_fused_and_goes_when_it_is_dropped(net):
 
 
 def test_changes_between_calls_cost_no_fusion():
-    net = snn.accelerate(Net())
+    net = snn.accelerate(Net(), compile=True)
     x = steps(3)
     for batch in (4, 3, 4, 3, 1):
         assert kernels(net, steps(3, batch)) == 1
@@ -173,7 +173,7 @@ class Counting(Net):
 
 
 def test_attributes_that_change_cost_no_fusion():
-    net = snn.accelerate(Counting())
+    net = snn.accelerate(Counting(), compile=True)
     for count in range(2, 13):
         net.num_steps = count
         assert kernels(net, steps(1)[0]) == 1
@@ -181,7 +181,7 @@ def test_attributes_that_change_cost_no_fusion():
 
 def test_torchs_limits_stay_as_they_are():
     before = torch._dynamo.config.get_config_copy()
-    net = snn.accelerate(Net())
+    net = snn.accelerate(Net(), compile=True)
     for count in range(1, 4):
         net(steps(count))
     assert torch._dynamo.config.get_config_copy() == before
@@ -191,7 +191,7 @@ def test_where_a_limit_is_met_one_warning_says_so(monkeypatch):
     monkeypatch.setattr(accelerating, "VARIANTS", 2)
     net, x = Net(), steps(5)
     plain = snn.convert(copy.deepcopy(net))
-    snn.accelerate(net)
+    snn.accelerate(net, compile=True)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for count in (2, 3, 4, 5, 4):
@@ -207,7 +207,7 @@ def test_where_a_limit_is_met_one_warning_says_so(monkeypatch):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_copies_are_accelerated_as_the_original(duplicate):
-    net, x = snn.accelerate(Net(), window=2), steps(4)
+    net, x = snn.accelerate(Net(), window=2, compile=True), steps(4)
     expected = net(x)
     other = duplicate(net)
     with torch.no_grad():
@@ -218,8 +218,8 @@ def test_copies_are_accelerated_as_the_original(duplicate):
 
 
 def test_an_accelerated_network_in_another():
-    inner, x = snn.accelerate(Net()), steps(4)
-    outer = snn.accelerate(nn.Sequential(inner, nn.ReLU()))
+    inner, x = snn.accelerate(Net(), compile=True), steps(4)
+    outer = snn.accelerate(nn.Sequential(inner, nn.ReLU()), compile=True)
     assert kernels(outer, x) == kernels(nn.Sequential(inner, nn.ReLU()), x) == 1
     assert torch.equal(outer(x), inner(x))
 
@@ -229,10 +229,10 @@ def test_an_autograd_function_in_the_loop(net):
     net, x = net(), steps(4)
     expected = trained(snn.convert(copy.deepcopy(net)), x)
     assert 0 < expected["out"].mean() < 1 and expected["fc.weight"].abs().sum() > 0
-    net = snn.accelerate(net, products="per-step")
+    net = snn.accelerate(net, products="per-step", compile=True)
     assert_trains_as(net, expected, x)
     assert kernels(net, x) == 1
-    snn.accelerate(net)
+    snn.accelerate(net, compile=True)
     for name, value in trained(net, x).items():
         torch.testing.assert_close(value, expected[name])
     assert kernels(net, x) == 1
@@ -261,7 +261,7 @@ def test_a_surrogate_of_ones_own_is_fused(name):
     expected = trained(snn.convert(copy.deepcopy(net)), x)
     assert expected["fc.weight"].abs().sum() > 0
     for inner in (None, "aot_eager"):
-        one = snn.accelerate(copy.deepcopy(net), products="per-step", inner=inner)
+        one = snn.accelerate(copy.deepcopy(net), products="per-step", inner=inner, compile=True)
         assert_trains_as(one, expected, x)
         assert kernels(one, x) == 1
 
@@ -269,7 +269,7 @@ def test_a_surrogate_of_ones_own_is_fused(name):
 def test_a_surrogate_that_changes_is_followed():
     net, x = Net(Module()), steps(4)
     plain = snn.convert(copy.deepcopy(net))
-    snn.accelerate(net, products="per-step")
+    snn.accelerate(net, products="per-step", compile=True)
     for slope in (3.0, 5.0):
         net.lif.spike_grad.slope = plain.lif.spike_grad.slope = slope
         assert_trains_as(net, trained(plain, x), x)
@@ -278,7 +278,7 @@ def test_a_surrogate_that_changes_is_followed():
 
 
 def test_a_copied_surrogate_outlives_its_original():
-    net, x = snn.accelerate(Net(Module()), products="per-step"), steps(4)
+    net, x = snn.accelerate(Net(Module()), products="per-step", compile=True), steps(4)
     expected = trained(net, x)
     other = copy.deepcopy(net)
     del net

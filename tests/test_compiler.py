@@ -1105,7 +1105,7 @@ def compare(name, training, products, net, **options):
     row, graphs = {**FUSED, **APART}[name], Graphs()
     loop, inputs = row.build(training), row.inputs()
     expected = everything_of(loop, loop, inputs)
-    snn.accelerate(net, products=products, inner=graphs, **options)
+    snn.accelerate(net, products=products, inner=graphs, **options, compile=True)
     assert_same(everything_of(net, net, inputs), expected, exact=products == "per-step")
     return graphs
 
@@ -1132,7 +1132,7 @@ def test_products_of_all_steps_are_one(name, products_in_all):
     for products, times in (("batched", 1), ("per-step", T)):
         torch._dynamo.reset()
         graphs = Graphs()
-        snn.accelerate(row.build(), products=products, inner=graphs)(*row.inputs())
+        snn.accelerate(row.build(), products=products, inner=graphs, compile=True)(*row.inputs())
         targets = [node.target for node in graphs[0].graph.nodes]
         assert sum(target in (torch._C._nn.linear, torch.conv2d) for target in targets) == times * products_in_all
 
@@ -1186,7 +1186,7 @@ def test_explain_changes_nothing():
 
 def test_explain_takes_a_function_and_an_accelerated_network():
     row = FUSED["linear"]
-    net, inputs = snn.accelerate(row.build()), row.inputs()
+    net, inputs = snn.accelerate(row.build(), compile=True), row.inputs()
     assert all(layer.fused for layer in snn.explain(net, *inputs).layers)
     assert all(layer.fused for layer in snn.explain(lambda x: net.loop(net, x), *inputs).layers)
     assert all(layer.fused for layer in snn.explain(net, *inputs, window=2, products="per-step").layers)
@@ -1220,7 +1220,7 @@ def test_a_loop_outside_the_network_stays_right_and_is_named(hidden):
     said = said_of(snn.explain(net, x[0], *(() if hidden else (normal(B, 8),))))
     assert said and all("a loop over time must be inside what is compiled" in text for text in said.values())
     expected = everything_of(net, outside, (x,))
-    snn.accelerate(net)
+    snn.accelerate(net, compile=True)
     assert_same(everything_of(net, outside, (x,)), expected, exact=True)
 
 
@@ -1305,7 +1305,7 @@ def test_the_loop_of_norses_tutorial_is_two_sequence_calls(inner):
     expected, gradients = voltages_and_gradients(net, *batch)
     exact, *doubled = norse_tutorial(torch.float64)
     _, truth = voltages_and_gradients(exact, *doubled)
-    snn.accelerate(net, inner=inner)
+    snn.accelerate(net, inner=inner, compile=True)
     found, of_ours = voltages_and_gradients(net, *batch)
     torch.testing.assert_close(found["voltages"], expected["voltages"], rtol=1e-5, atol=1e-5)
     assert_as_exact(of_ours, gradients, truth)
@@ -1322,7 +1322,7 @@ def test_recurrent_layers_at_other_batch_sizes_and_without_gradients():
     sizes = (4, 3, 7, 5)
     expected = [voltages_and_gradients(net, x[:, :size], labels[:size]) for size in sizes]
     graphs = Graphs()
-    snn.accelerate(net, inner=graphs)
+    snn.accelerate(net, inner=graphs, compile=True)
     for size, (outputs, gradients) in zip(sizes, expected, strict=True):
         found, of_ours = voltages_and_gradients(net, x[:, :size], labels[:size])
         torch.testing.assert_close((found, of_ours), (outputs, gradients), rtol=1e-9, atol=1e-9)
@@ -1338,7 +1338,7 @@ def test_recurrent_products_in_half_precision_stay_the_loops():
     with torch.autocast("cpu", torch.bfloat16):
         expected = voltages_and_gradients(net, x, labels)
         said = said_of(snn.explain(net, x))
-        found = voltages_and_gradients(snn.accelerate(net, products="per-step"), x, labels)
+        found = voltages_and_gradients(snn.accelerate(net, products="per-step", compile=True), x, labels)
     assert "in another dtype than its states" in said["l1"] and "fused over time" in said["out"]
     assert torch.equal(found[0]["voltages"], expected[0]["voltages"])
 
@@ -1355,7 +1355,7 @@ def test_outputs_have_memory_of_their_own():
         return *spk_rec, *mem_rec, torch.stack(spk_rec), torch.stack(spk_rec), torch.stack(mem_rec)
 
     net, inputs, graphs = Net(steps_and_stacks, one_layer()()).double(), frames(), Graphs()
-    outputs = snn.accelerate(net, inner=graphs)(*inputs)
+    outputs = snn.accelerate(net, inner=graphs, compile=True)(*inputs)
     assert graphs.sequences() == {"lif": 1}
     assert len({output.untyped_storage().data_ptr() for output in outputs}) == len(outputs)
     assert all(output.untyped_storage().nbytes() == output.nbytes for output in outputs)
@@ -1377,7 +1377,7 @@ def test_the_state_is_carried_over_calls(products):
             return run
 
         expected = everything_of(loop, twice(loop), inputs)
-        snn.accelerate(net, products=products, inner=graphs)
+        snn.accelerate(net, products=products, inner=graphs, compile=True)
         assert_same(everything_of(net, twice(net), inputs), expected, exact=products == "per-step")
 
 
@@ -1396,7 +1396,7 @@ def test_the_state_is_carried_over_calls(products):
 def test_refuses_wrong_options(options, error, message):
     net = nn.Sequential(snntorch.Leaky(0.9, init_hidden=True))
     with pytest.raises(error, match=message):
-        snn.accelerate(net, **options)
+        snn.accelerate(net, **options, compile=True)
     assert type(net[0]) is snntorch.Leaky and net._compiled_call_impl is None
     with pytest.raises(error, match=message):
         snn.explain(net, normal(B, 6), **options)
@@ -1407,7 +1407,7 @@ def test_refuses_wrong_options(options, error, message):
 def test_refuses_unknown_options_and_modes():
     net, x = snn.Leaky(0.9), normal(B, 6)
     with pytest.raises(TypeError, match="windows"):
-        snn.accelerate(net, windows=2)
+        snn.accelerate(net, windows=2, compile=True)
     with pytest.raises(ValueError, match="options of backend snnfast are window, products, inner; got 'windows'"):
         snn.explain(net, x, windows=2)
     with pytest.raises(Exception, match="options of backend snnfast are window, products, inner; got 'windows'"):
@@ -1421,7 +1421,7 @@ def test_refuses_unknown_options_and_modes():
 @pytest.mark.parametrize("net", [None, print, [nn.Linear(2, 2)]])
 def test_accelerate_refuses_what_is_no_module(net):
     with pytest.raises(TypeError, match="net must be a torch.nn.Module"):
-        snn.accelerate(net)
+        snn.accelerate(net, compile=True)
 
 
 def iteration(net, loop, x, targets):
@@ -1460,7 +1460,7 @@ def test_published_loops_on_leaky_are_two_sequence_calls(name, device):
     _, truth = iteration(exact, loop, *batch)
     _, net, *_ = published(name, snntorch, device=device)
     graphs = Graphs()
-    assert snn.accelerate(net, inner=graphs) is net
+    assert snn.accelerate(net, inner=graphs, compile=True) is net
     found, of_ours = iteration(net, loop, x, targets)
     assert graphs.calls() == graphs.sequences() == {"lif1": 1, "lif2": 1}
     assert torch.equal(found["spikes"], expected["spikes"]) and found["spikes"].sum() > 0
@@ -1479,7 +1479,7 @@ def test_published_loops_with_products_per_step_equal_the_loop(name, device):
     loop, theirs, x, targets = published(name, library, device=device)
     _, net, *_ = published(name, library, device=device)
     expected = iteration(theirs, loop, x, targets)
-    found = iteration(snn.accelerate(net, products="per-step"), loop, x, targets)
+    found = iteration(snn.accelerate(net, products="per-step", compile=True), loop, x, targets)
     for ours, wanted in zip(found, expected, strict=True):
         assert all(torch.equal(ours[key], wanted[key]) for key in wanted)
 
@@ -1490,7 +1490,7 @@ def test_published_loops_on_own_neurons_stay_right(name, device):
     _, exact, *batch = published(name, None, torch.float64, device)
     _, net, *_ = published(name, None, device=device)
     expected, gradients = iteration(theirs, loop, x, targets)
-    found, of_ours = iteration(snn.accelerate(net), loop, x, targets)
+    found, of_ours = iteration(snn.accelerate(net, compile=True), loop, x, targets)
     for key in expected:
         torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-5)
     assert_as_exact(of_ours, gradients, iteration(exact, loop, *batch)[1])
@@ -1502,7 +1502,7 @@ def test_zero_reset_on_leaky_is_fused_with_its_own_surrogate():
     assert [layer.layer for layer in layers] == ["lif1", "lif2", "lif3"] and all(layer.fused for layer in layers)
     _, theirs, *_ = published("zero-reset-fc", snntorch)
     expected, _ = iteration(theirs, loop, x, targets)
-    found, _ = iteration(snn.accelerate(net, products="per-step"), loop, x, targets)
+    found, _ = iteration(snn.accelerate(net, products="per-step", compile=True), loop, x, targets)
     assert torch.equal(found["spikes"], expected["spikes"])
 
 
@@ -1511,7 +1511,7 @@ def test_accelerate_keeps_the_module():
     net.register_forward_hook(lambda module, args, output: seen.append(module))
     seen, names, state = [], list(dict(net.named_modules())), copy.deepcopy(net.state_dict())
     parameters = {name: parameter for name, parameter in net.named_parameters()}
-    assert snn.accelerate(net) is net
+    assert snn.accelerate(net, compile=True) is net
     net(x)
     assert isinstance(net.lif1, snn.Leaky) and list(dict(net.named_modules())) == names and seen == [net]
     assert all(parameter is parameters[name] for name, parameter in net.named_parameters())
@@ -1524,9 +1524,9 @@ def test_accelerating_twice_takes_the_last_options():
     loop, net, x, targets = published("rate-fc", snn)
     expected = iteration(net, loop, x, targets)[0]
     first, second = Graphs(), Graphs()
-    snn.accelerate(net, inner=first)
+    snn.accelerate(net, inner=first, compile=True)
     iteration(net, loop, x, targets)
-    snn.accelerate(net, window=5, products="per-step", inner=second)
+    snn.accelerate(net, window=5, products="per-step", inner=second, compile=True)
     found = iteration(net, loop, x, targets)[0]
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert (len(first), second.calls()) == (1, {"lif1": 2, "lif2": 2})
@@ -1535,21 +1535,21 @@ def test_accelerating_twice_takes_the_last_options():
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_an_accelerated_network_is_copied(duplicate):
     _, net, x, _ = published("rate-fc", snn)
-    expected = snn.accelerate(net, products="per-step")(x)
+    expected = snn.accelerate(net, products="per-step", compile=True)(x)
     other = duplicate(net)
     with torch.no_grad():
         other.fc1.weight.mul_(0.0)
         other.fc1.bias.fill_(2.0)
     assert torch.equal(net(x)[1], expected[1])
     graphs = Graphs()
-    silent = snn.accelerate(other, inner=graphs)(torch.zeros_like(x))
+    silent = snn.accelerate(other, inner=graphs, compile=True)(torch.zeros_like(x))
     assert torch.equal(silent[1], other(x)[1]) and not torch.equal(silent[1], expected[1])
     assert graphs.calls() == {"lif1": 1, "lif2": 1}
 
 
 def test_train_and_eval_switch_dropout():
     row = FUSED["dropout"]
-    loop, net, (x,) = row.build(), snn.accelerate(row.build(), products="per-step"), row.inputs()
+    loop, net, (x,) = row.build(), snn.accelerate(row.build(), products="per-step", compile=True), row.inputs()
     for mode in (True, False, True):
         outcomes = []
         for one in (loop, net):
@@ -1563,7 +1563,7 @@ def test_train_and_eval_switch_dropout():
 def test_inference_and_training_in_turn():
     loop, net, x, targets = published("rate-fc", snn)
     expected = iteration(net, loop, x, targets)
-    snn.accelerate(net, products="per-step")
+    snn.accelerate(net, products="per-step", compile=True)
     for context in (torch.no_grad, torch.enable_grad, torch.inference_mode, torch.enable_grad):
         with context():
             spk, mem = net(x)
@@ -1578,7 +1578,7 @@ def test_a_changed_batch_size_costs_one_more_compilation(products):
     x, targets = torch.cat([x, x.flip(0)], 1), targets.repeat(2)
     expected = {size: iteration(net, loop, x[:, :size], targets[:size]) for size in (4, 3, 7, 5, 4, 1)}
     graphs = Graphs()
-    snn.accelerate(net, products=products, inner=graphs)
+    snn.accelerate(net, products=products, inner=graphs, compile=True)
     for size, (outputs, gradients) in expected.items():
         found = iteration(net, loop, x[:, :size], targets[:size])
         for ours, wanted in ((found[0], outputs), (found[1], gradients)):
@@ -1591,7 +1591,7 @@ def test_a_changed_batch_size_costs_one_more_compilation(products):
 
 def test_products_without_bias_serve_every_batch_size():
     graphs, layers = Graphs(), {"fc": nn.Linear(6, 8, bias=False), "lif": snn.Leaky(**LIF)}
-    net = snn.accelerate(Net(given_state, layers).double(), inner=graphs)
+    net = snn.accelerate(Net(given_state, layers).double(), inner=graphs, compile=True)
     for size in (4, 3, 7, 5):
         net(normal(T, size, 6), normal(size, 8))
     assert len(graphs) == 2 and graphs.sequences() == {"lif": 2}
@@ -1604,7 +1604,7 @@ def test_autocast(products):
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):
             outcomes.append(iteration(net, loop, x, targets))
-        snn.accelerate(net, products=products)
+        snn.accelerate(net, products=products, compile=True)
     (expected, gradients), (found, of_ours) = outcomes
     assert found["spikes"].dtype == expected["spikes"].dtype == torch.bfloat16
     assert found["membranes"].dtype == expected["membranes"].dtype == torch.float32
@@ -1623,7 +1623,7 @@ def _ddp_rank(rank, path, result):
     expected, gradients = iteration(net, loop, x, targets)
     half = slice(2 * rank, 2 * rank + 2)
     graphs = Graphs()
-    snn.accelerate(net, inner=graphs)
+    snn.accelerate(net, inner=graphs, compile=True)
     accelerated = nn.parallel.DistributedDataParallel(net)
     _, plain, *_ = published("rate-fc", snn)
     compiled = nn.parallel.DistributedDataParallel(plain)
@@ -1655,7 +1655,7 @@ def test_an_inner_backend_gives_the_same_numbers(products):
     outcomes = []
     for inner in (None, "aot_eager"):
         torch._dynamo.reset()
-        snn.accelerate(net, products=products, inner=inner)
+        snn.accelerate(net, products=products, inner=inner, compile=True)
         outcomes.append(iteration(net, loop, x, targets))
     for ours, wanted in zip(*outcomes, strict=True):
         for name, value in wanted.items():
@@ -1666,7 +1666,7 @@ def test_training_recurrent_layers_needs_no_more_memory_than_the_loop(device):
     net, x, labels = norse_tutorial(sizes=(100, 500, 10), steps=25, batch=32)
     net, x, labels = net.to(device), x.to(device), labels.to(device)
     peaks = []
-    for one in (net, snn.accelerate(copy.deepcopy(net))):
+    for one in (net, snn.accelerate(copy.deepcopy(net), compile=True)):
         voltages_and_gradients(one, x, labels)
         peaks.append(peak_bytes(lambda one=one: voltages_and_gradients(one, x, labels), torch.device(device)))
     assert peaks[1] <= peaks[0], peaks
@@ -1677,7 +1677,7 @@ def test_training_needs_no_more_memory_than_the_loop(device):
     x, targets = loop.inputs(torch.Generator().manual_seed(0), sizes)
     x, targets = x.to(device), targets.to(device)
     peaks = []
-    for accelerate in (lambda net: net, snn.accelerate):
+    for accelerate in (lambda net: net, lambda net: snn.accelerate(net, compile=True)):
         net = accelerate(loop.build(sizes, snntorch).to(device))
 
         def train(net=net):

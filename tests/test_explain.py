@@ -89,7 +89,7 @@ class Inner(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.last = snn.accelerate(Stepped()), lif()
+        self.first, self.last = snn.accelerate(Stepped(), compile=True), lif()
 
     def forward(self, x):
         mem, spikes = self.last.init_leaky(), []
@@ -123,22 +123,22 @@ def unrolled():
 
 # By name: a network, and the steps and calls of each of its layers.
 RUNS = {
-    "loop": (lambda: snn.accelerate(Stepped()), {"lif1": (T, 1), "lif2": (T, 1)}),
-    "windows": (lambda: snn.accelerate(Stepped(), window=2), {"lif1": (T, 2), "lif2": (T, 2)}),
-    "per-step": (lambda: snn.accelerate(Stepped(), products="per-step"), {"lif1": (T, 1), "lif2": (T, 1)}),
+    "loop": (lambda: snn.accelerate(Stepped(), compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
+    "windows": (lambda: snn.accelerate(Stepped(), window=2, compile=True), {"lif1": (T, 2), "lif2": (T, 2)}),
+    "per-step": (lambda: snn.accelerate(Stepped(), products="per-step", compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
     "Unroll": (unrolled, {"1": (T, 1), "2.1": (T, 1)}),
-    "accelerated Unroll": (lambda: snn.accelerate(unrolled()), {"1": (T, 1), "2.1": (T, 1)}),
-    "inner backend": (lambda: snn.accelerate(Stepped(), inner="aot_eager"), {"lif1": (T, 1), "lif2": (T, 1)}),
-    "unroll": (lambda: snn.accelerate(Unrolled()), {"lif1": (T, 1), "lif2": (T, 1)}),
-    "broken": (lambda: snn.accelerate(Broken()), {"lif1": (T, T), "lif2": (T, T)}),
-    "uncapturable": (lambda: snn.accelerate(Uncapturable()), {"lif1": (T, 1), "lif2": (T, 1)}),
-    "hidden": (lambda: snn.accelerate(Hidden()), {"body.1": (T, 1), "body.3": (T, 1)}),
+    "accelerated Unroll": (lambda: snn.accelerate(unrolled(), compile=True), {"1": (T, 1), "2.1": (T, 1)}),
+    "inner backend": (lambda: snn.accelerate(Stepped(), inner="aot_eager", compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
+    "unroll": (lambda: snn.accelerate(Unrolled(), compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
+    "broken": (lambda: snn.accelerate(Broken(), compile=True), {"lif1": (T, T), "lif2": (T, T)}),
+    "uncapturable": (lambda: snn.accelerate(Uncapturable(), compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
+    "hidden": (lambda: snn.accelerate(Hidden(), compile=True), {"body.1": (T, 1), "body.3": (T, 1)}),
     "inner": (Inner, {"first.lif1": (T, 1), "first.lif2": (T, 1), "last": (T, T)}),
-    "plain": (lambda: snn.accelerate(Stepped(inhibition=True)), {"lif1": (T, 1), "lif2": (T, 0)}),
-    "recurrent": (lambda: snn.accelerate(Recurrent()), {"lif": (T, 1)}),
-    "encoded": (lambda: snn.accelerate(Encoded()), {"lif1": (T, 1), "lif2": (T, 1)}),
+    "plain": (lambda: snn.accelerate(Stepped(inhibition=True), compile=True), {"lif1": (T, 1), "lif2": (T, 0)}),
+    "recurrent": (lambda: snn.accelerate(Recurrent(), compile=True), {"lif": (T, 1)}),
+    "encoded": (lambda: snn.accelerate(Encoded(), compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
     "own surrogate": (
-        lambda: snn.accelerate(Stepped(spike_grad=snntorch.surrogate.custom_surrogate(lambda u, grad, spk: grad))),
+        lambda: snn.accelerate(Stepped(spike_grad=snntorch.surrogate.custom_surrogate(lambda u, grad, spk: grad)), compile=True),
         {"lif1": (T, 1), "lif2": (T, 1)},
     ),
 }
@@ -238,7 +238,7 @@ def test_overridden_methods_are_the_cause(accelerated):
     net = Stepped()
     net.lif1 = Inverted(0.5)
     x = torch.rand(T, B, 5)
-    explained = snn.explain(snn.accelerate(net) if accelerated else net, x)
+    explained = snn.explain(snn.accelerate(net, compile=True) if accelerated else net, x)
     layers = {layer.layer: layer for layer in explained.layers}
     assert (layers["lif1"].steps, layers["lif1"].calls) == (T, 0) and "test_explain.py" in layers["lif1"].where
     assert layers["lif1"].reasons == ["Inverted._base_state_function is not snnfast's"]
@@ -305,7 +305,7 @@ def test_a_run_leaves_no_trace(net, accelerated):
     calls, x = [], torch.rand(T, B, 5)
     net = net() if net is Locked else hooked(net(), calls)
     if accelerated:
-        snn.accelerate(net)
+        snn.accelerate(net, compile=True)
     loss = net(x).sum() + net.lif1.mem.sum()  # a state with a graph, as a run leaves it
     before, draws = state_of(net), (torch.get_rng_state(), random.getstate())
     count = len(calls)

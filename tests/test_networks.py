@@ -63,7 +63,7 @@ def test_trains_as_the_loop(name):
         assert_same(trained(built(network, snn), network), wanted, exact=not network.rounds)
         for products in ("per-step", "batched"):
             torch._dynamo.reset()
-            net = snn.accelerate(built(network, snntorch), products=products)
+            net = snn.accelerate(built(network, snntorch), products=products, compile=True)
             assert_same(trained(net, network), wanted, exact=products == "per-step" and not network.rounds)
 
 
@@ -73,7 +73,7 @@ def test_explain_counts_what_the_profiler_sees(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch._dynamo.reset()
-        net = snn.accelerate(built(network, snntorch))
+        net = snn.accelerate(built(network, snntorch), compile=True)
         x = data(network, torch.float32)[0][0]
         for _ in range(2):
             net(x)

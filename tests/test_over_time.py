@@ -172,7 +172,7 @@ def test_unroll_trains_as_the_loop(name, recompute):
 def test_accelerate_trains_as_the_loop(name, products):
     (one, two), xs = (built(name), built(name)), drives()
     expected = trained(Loop(one), one, xs)
-    found = trained(snn.accelerate(Loop(two), products=products), two, xs)
+    found = trained(snn.accelerate(Loop(two), products=products, compile=True), two, xs)
     # What Dynamo captures of a write behind autograd's back adds up gradients in another order, whatever the backend.
     if products == "batched" or name == "a moving average":
         assert_close(found, expected)
@@ -212,7 +212,7 @@ class Twice(Loop):
 def test_statistics_are_updated_in_the_loops_order(loop, products):
     (one, two), xs = (built("1d"), built("1d")), drives()
     expected = trained(loop(one), one, xs)
-    assert_close(trained(snn.accelerate(loop(two), products=products), two, xs), expected)
+    assert_close(trained(snn.accelerate(loop(two), products=products, compile=True), two, xs), expected)
 
 
 def test_lazy_batch_norm_takes_its_shape_from_the_first_step():

@@ -484,7 +484,7 @@ def test_converted_layers_keep_what_was_set_on_them(patch):
 def test_accelerated_networks_run_what_was_set_on_a_layer(library, patch):
     torch._dynamo.reset()
     expected = with_gradient(lambda net, x: net(x), Rebellious(snntorch, patch))
-    net = snn.accelerate(Rebellious(library, patch), products="per-step")
+    net = snn.accelerate(Rebellious(library, patch), products="per-step", compile=True)
     assert same(expected, with_gradient(lambda net, x: net(x), net))
 
 

@@ -94,7 +94,7 @@ def test_a_decay_at_its_bounds_learns_in_a_layer_that_hears_itself(name, device)
 
 def test_a_decay_at_its_bounds_learns_in_a_fused_network(device):
     ours, x, expected = layers_and_gradients("Leaky", "beta", device)
-    assert_same_rule(gradients(snnfast.accelerate(Loop(ours))(x), ours), expected)
+    assert_same_rule(gradients(snnfast.accelerate(Loop(ours), compile=True)(x), ours), expected)
     ours.reset_mem()
     again = snnfast.Unroll(nn.Sequential(ours), recompute=True)
     assert_same_rule(gradients(again(x), ours), expected)

@@ -373,7 +373,7 @@ def test_checkpoints(kind, around, spike_grad, accelerated):
     twin = copy.deepcopy(net)
     if accelerated:
         torch._dynamo.reset()
-        snn.accelerate(net)
+        snn.accelerate(net, compile=True)
     for batch in (B, B + 1):
         x = torch.rand(T, batch, N)
         found = []
@@ -481,7 +481,7 @@ def test_training_under_modes(mode, accelerated):
     twin, x = copy.deepcopy(net), torch.rand(T, B, N)
     if accelerated:
         torch._dynamo.reset()
-        snn.accelerate(net, products="per-step")
+        snn.accelerate(net, products="per-step", compile=True)
     twin(x).sum().backward()
     with MODES[mode]():
         net(x).sum().backward()
@@ -515,7 +515,7 @@ def test_states_of_inference_mode_go_on_into_training(neuron):
     net = Kept(neuron())
     twin, x = copy.deepcopy(net), torch.rand(T, B, N)
     torch._dynamo.reset()
-    snn.accelerate(net, products="per-step")
+    snn.accelerate(net, products="per-step", compile=True)
     found = []
     for one in (net, twin):
         with torch.inference_mode():

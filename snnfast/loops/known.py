@@ -20,8 +20,7 @@ _BY_STEP = (
     "pairwise_distance bilinear unfold fold pixel_shuffle cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss "
     "huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div cosine_embedding_loss hinge_embedding_loss "
     "poisson_nll_loss margin_ranking_loss local_response_norm glu threshold hardshrink softshrink softmin prelu logit "
-    "isnan isinf isfinite heaviside remainder fmod floor_divide addcmul addcdiv addmm lerp ones_like zeros_like full_like "
-    "new_zeros new_ones new_full contiguous float_power atan atan2 tan asin acos sinh cosh rsub log2 log10 trunc frac "
+    "isnan isinf isfinite heaviside remainder fmod floor_divide addcmul addcdiv addmm lerp contiguous float_power atan atan2 tan asin acos sinh cosh rsub log2 log10 trunc frac "
     "count_nonzero is_nonzero diff mT "
     "linear conv1d conv2d conv3d batch_norm max_pool1d max_pool2d max_pool3d avg_pool3d"
 ).split()
@@ -52,11 +51,16 @@ VIEWS = frozenset(
 )
 """Those whose result may be their argument's memory."""
 
-MAKERS = frozenset(
+OF_SHAPE = frozenset(
+    [getattr(torch, f"{name}_like") for name in ("zeros", "ones", "full", "empty", "rand", "randn", "randint")]
+    + [getattr(Tensor, f"new_{name}") for name in ("zeros", "ones", "full", "empty", "tensor")]
+)
+"""Those that make a tensor of the shape, dtype and device of another, whose values they do not read."""
+
+MAKERS = OF_SHAPE | frozenset(
     getattr(torch, name)
     for name in (
-        "zeros ones full empty rand randn randint randperm arange linspace eye tensor as_tensor zeros_like ones_like "
-        "full_like empty_like rand_like randn_like randint_like bernoulli normal poisson multinomial from_numpy "
+        "zeros ones full empty rand randn randint randperm arange linspace eye tensor as_tensor bernoulli normal poisson multinomial from_numpy "
         "is_tensor is_storage get_default_dtype equal allclose"
     ).split()
 ) | {Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.cpu, Tensor.__format__,

@@ -105,7 +105,7 @@ class Recorder(TorchFunctionMode):
 
     def step(self, layer, input_, states: tuple, chosen: Settings):
         """One step of a layer, in or outside a recorded loop."""
-        if chosen is not self.settings:
+        if chosen is not self.settings and chosen != self.settings:
             self.pack()
             self._forget()
             self.settings = chosen
@@ -401,7 +401,7 @@ class Recorder(TorchFunctionMode):
             return out
         writes = ()
         if written is not None:
-            if not _may_be_written(out, Like.of(out)) or len(self.memories.get(_memory(out), ())) > 1:
+            if out._is_view() or len(self.memories.get(_memory(out), ())) > 1:
                 self._note_writes(changed)
                 return out
         elif changed:
@@ -416,7 +416,7 @@ class Recorder(TorchFunctionMode):
 
     def _learn_other(self, func, args, kwargs):
         """Runs what cannot wait; what it does to values of the loop tells whether the loop can be recorded."""
-        if describes(func, args):
+        if describes(func, args) or func in known.OF_SHAPE:
             return func(*args, **kwargs)
         tensors = [leaf for leaf in _flat(args, kwargs) if isinstance(leaf, Tensor)]
         before = [_version(tensor) for tensor in tensors]
@@ -461,6 +461,8 @@ class Recorder(TorchFunctionMode):
             if describes(func, args):
                 with torch._C.DisableTorchFunctionSubclass():
                     return func(*args, **kwargs)
+            if func in known.OF_SHAPE and type(args[0]) is Pending and not any_pending(args[1:]):
+                return func(_stand_in(args[0]), *args[1:], **kwargs)
             self.pack(func)
         elif self.waiting and not self._is_harmless(func, args, kwargs):
             self.pack(func)
@@ -716,6 +718,12 @@ def _may_be_written(target, like: Like) -> bool:
         return False
     storage = target.untyped_storage()
     return storage.resizable() and storage.nbytes() == target.nbytes and torch._C._storage_Use_Count(storage._cdata) <= 2
+
+
+def _stand_in(placeholder: Pending) -> Tensor:
+    """A tensor like a placeholder's value, but for what is in it."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.empty(placeholder.shape, dtype=placeholder.dtype, device=placeholder.device)
 
 
 def _memory(tensor: Tensor) -> int:

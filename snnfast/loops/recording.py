@@ -19,7 +19,7 @@ _of_thread = threading.local()
 def switch(layers: bool = False) -> None:
     """Looks whether anything may be recorded; `layers`: some layer is from now on."""
     global is_on
-    is_on = is_on or layers or settings.everywhere is not None
+    is_on = (is_on or layers or settings.everywhere is not None) and settings.are_allowed()
 
 
 def record_everywhere(chosen: "settings.Settings | None") -> None:

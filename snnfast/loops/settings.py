@@ -1,5 +1,6 @@
 """Which layers' loops are recorded, and with which numbers."""
 
+import os
 from dataclasses import dataclass
 
 NUMBERS = ("forward", "exact")
@@ -29,7 +30,11 @@ everywhere: Settings | None = None
 """With which settings every loop of the process is recorded; None: those of layers and regions alone that ask for it."""
 
 
-def record_everywhere(settings: Settings | None) -> None:
-    """Records the loops of all layers of this process from now on; None: no more than those that ask for it."""
-    global everywhere
-    everywhere = settings
+def default_numbers() -> str:
+    """What SNNFAST_NUMBERS says, or "forward"."""
+    return os.environ.get("SNNFAST_NUMBERS") or "forward"
+
+
+def are_allowed() -> bool:
+    """Whether SNNFAST_AUTO lets loops be recorded at all."""
+    return os.environ.get("SNNFAST_AUTO") != "0"

@@ -225,6 +225,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
             state[name] = _zeros(state[name]) if left else state[name].detach()
         # A method of a class is found by its name, which a patched one may not have.
         state.pop("_charge", None)
+        state.pop("_loops", None)
         return state
 
     def __setstate__(self, state):
@@ -232,6 +233,8 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         self._name_surrogate()
         own.choose_charge(self)
         self._register_instance()
+        if "_recorded" in state:
+            recording.switch(layers=True)
 
     def _initial(self, name: str, given: Tensor | None, shape: torch.Size, device) -> Tensor | None:
         """The state a call starts from: the given, else the stored one; None (zeros) where its shape does not fit."""
@@ -302,6 +305,11 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         for name, state in last.items():
             self._keep(name, state)
         return self._output(spk)
+
+    def record_loops(self, settings) -> None:
+        """Has loops over this layer recorded with these settings (`snnfast.accelerate`)."""
+        self.__dict__["_recorded"] = settings
+        recording.switch(layers=True)
 
     def _tensors_of_step(self) -> list[Tensor]:
         """What a step reads besides its input and states."""
