@@ -16,7 +16,7 @@ _BY_STEP = (
     "bmm mv dot einsum outer transpose permute movedim squeeze unsqueeze t swapaxes expand expand_as repeat "
     "repeat_interleave narrow select stack cat concat hstack vstack split chunk roll flip tril triu gather take_along_dim "
     "index_select masked_fill scatter one_hot view_as reshape_as unflatten conv_transpose1d conv_transpose2d "
-    "conv_transpose3d layer_norm group_norm instance_norm interpolate pad embedding cosine_similarity normalize "
+    "conv_transpose3d layer_norm group_norm interpolate pad embedding cosine_similarity normalize "
     "pairwise_distance bilinear unfold fold pixel_shuffle cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss "
     "huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div cosine_embedding_loss hinge_embedding_loss "
     "poisson_nll_loss margin_ranking_loss local_response_norm glu threshold hardshrink softshrink softmin prelu logit "
@@ -39,6 +39,28 @@ PRODUCTS = frozenset(
     | {getattr(torch, f"conv_transpose{rank}d") for rank in (1, 2, 3)}
 )
 """Those whose sums may round otherwise when the steps are one call."""
+
+
+
+def _of_batch_norm(function):
+    names = rules.BATCH_NORMS[function]
+
+    def written(args, kwargs):
+        given = dict(zip(names, args, strict=False)) | kwargs
+        kept = [given.get(name) for name in rules.STATISTICS]
+        return [tensor for tensor in kept if tensor is not None] if trains(function, args, kwargs) else []
+
+    return written
+
+
+def trains(function, args, kwargs) -> bool:
+    """Whether a batch-norm normalises by its own samples."""
+    names = rules.BATCH_NORMS.get(function, ())
+    return bool((dict(zip(names, args, strict=False)) | kwargs).get("training", False))
+
+
+STATISTICS = {function: _of_batch_norm(function) for function in rules.BATCH_NORMS}
+"""The running statistics that a batch-norm writes, of which their versions say nothing."""
 
 VIEWS = frozenset(
     getattr(home, name)

@@ -164,7 +164,7 @@ class Window:
         return True
 
     def _by_rule(self, operation: Operation, inputs: list) -> bool:
-        if operation.alone or any(isinstance(given, Numbers) for given in inputs) or operation.writes:
+        if operation.alone or operation.writes or any(slot.kind == NUMBER for slot in operation.slots):
             return False
         key = operation.count, tuple(isinstance(given, Series) and given.is_steady for given in inputs)
         if key not in operation.by_steps:
@@ -267,7 +267,7 @@ def _is_basic(index) -> bool:
 
 def _batched(operation: Operation, inputs: list):
     """The rule's one call, its `Stacked` holding the numbers of series; None without a rule."""
-    if operation.several is not None:
+    if operation.several is not None or known.trains(operation.function, *operation.values(inputs)):
         return None
     graph, numbers = Graph(), itertools.count()
 

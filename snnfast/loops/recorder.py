@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from . import known, recording
-from .packing import Window, modes
+from .packing import Window, in_modes, modes
 from .period import LITERAL, MADE, NUMBER, REAL, SAME, Like, Logged, Operation, Period, leaves_of, nesting_of
 from .period import same_calls, step_outputs
 from .placeholder import Pending, any_pending, become, compute, describes, make_pending, new
@@ -405,10 +405,11 @@ class Recorder(TorchFunctionMode):
                 self._note_writes(changed)
                 return out
         elif changed:
-            if func is not F.batch_norm:
-                self._note_writes(changed)
-                return out
-            writes = tuple(place for place, leaf in enumerate(leaves) if any(leaf is one for one in changed))
+            self._note_writes(changed)
+            return out
+        elif func in known.STATISTICS:
+            kept = known.STATISTICS[func](args, kwargs)
+            writes = tuple(place for place, leaf in enumerate(leaves) if any(leaf is one for one in kept))
         same = next((place for place, leaf in enumerate(leaves) if leaf is out), None) if written is None else None
         several = type(out) if isinstance(out, (tuple, list)) else None
         self._log(written or func, args, kwargs, outs, several, same, writes, sources)
@@ -523,7 +524,7 @@ class Recorder(TorchFunctionMode):
                 return
             self.packing = True
             try:
-                with torch._C.DisableTorchFunction():
+                with torch._C.DisableTorchFunction(), in_modes((True, False)):
                     self._check_versions()
                     self._pack()
             finally:
