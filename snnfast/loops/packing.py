@@ -66,7 +66,8 @@ class Window:
         self.period, self.exact = period, exact
         self.series: dict[tuple[Operation, int], Series] = {}
         self.last: dict[tuple[Operation, int], Tensor] = {}
-        self.calls = self.plain = 0
+        self.done: dict[Operation, tuple[int, int]] = {}
+        """Calls over time, and of single steps, that each operation took."""
 
     def run(self, wanted, as_written: bool = False) -> None:
         """Computes the series; `wanted(operation, output)`: whether others than the period's operations want them."""
@@ -81,6 +82,20 @@ class Window:
                 self._sequence(part[0], wanted)
             elif len(part) > 1 or part[0].is_step or needs_itself(part[0]) or not self._at_once(part[0]):
                 self._replay(pending)
+
+    @torch.no_grad()
+    def differences(self, other: "Window") -> list[str]:
+        """Where another computation of the window gave other values: layer or operation, output, step."""
+        found = []
+        for (operation, output), series in self.series.items():
+            pairs = zip(series.apart(), other.series[operation, output].apart(), strict=True)
+            for step, (one, two) in enumerate(pairs):
+                if not torch.equal(one.nan_to_num(), two.nan_to_num()):
+                    name = step_outputs(operation.function)[output] if operation.is_step else f"output {output}"
+                    off = (one.double() - two.double()).abs().max().item()
+                    found.append(f"{name} of {operation.name} differs by {off:.3g} at step {operation.start + step}")
+                    break
+        return found
 
     def _input(self, operation: Operation, number: int):
         """What stands in a slot over the window: a Series, Numbers, or a value that is the same at every step."""
@@ -110,7 +125,7 @@ class Window:
         every = any(wanted(operation, output) for output in range(1, len(outputs)))
         with in_modes(operation.modes):
             spk, last, seqs = layer._sequence(current, tuple(states), every)
-        self.calls += 1
+        self.done[operation] = 1, 0
         self.series[operation, 0] = Series(operation.start, count, stack=spk)
         for output, name in enumerate(outputs):
             if output and every:
@@ -134,7 +149,7 @@ class Window:
             return False
         if operation.writes or (self.exact and any(like.requires_grad for like in operation.outputs)):
             return False
-        self.calls += 1
+        self.done[operation] = 1, 0
         outs = call(operation, [given.steady if isinstance(given, Series) else given for given in inputs])
         for output, out in enumerate(outs):
             self.series[operation, output] = Series(operation.start, operation.count, steady=out)
@@ -159,7 +174,7 @@ class Window:
             made = source.stack()[(slice(None), *(index if isinstance(index, tuple) else (index,)))]
         else:
             return False
-        self.calls += 1
+        self.done[operation] = 1, 0
         self.series[operation, 0] = Series(operation.start, operation.count, stack=made)
         return True
 
@@ -180,7 +195,7 @@ class Window:
                 # Its sums round otherwise than those of small products: spikes would not be the loop's.
                 operation.alone = True
                 return False
-        self.calls += 1
+        self.done[operation] = 1, 0
         self.series[operation, 0] = Series(operation.start, operation.count, stack=out)
         return True
 
@@ -215,8 +230,8 @@ class Window:
                         leaves.append(given[step] if given else slot.what)
                 with in_modes(operation.modes):
                     made[operation, period] = call(operation, leaves, self.exact)
-                self.plain += 1
         for operation in operations:
+            self.done[operation] = 0, operation.count
             steps = [made[operation, operation.start + step] for step in range(operation.count)]
             for output in range(len(operation.outputs)):
                 apart = [outs[output] for outs in steps]

@@ -171,6 +171,7 @@ class Period:
         self.cut = _best_cut(self.operations)
         self.bytes = sum(like.bytes for operation in self.operations for like in operation.outputs)
         self.windows = self.steps = 0
+        self.as_written = False
 
     def _slot(self, old, new, source, first: int) -> Slot:
         if source is not None:

@@ -3,6 +3,8 @@
 import contextlib
 import sys
 import threading
+import time
+import warnings
 import weakref
 
 import torch
@@ -15,6 +17,7 @@ from . import known, recording
 from .packing import Window, in_modes, modes
 from .period import LITERAL, MADE, NUMBER, REAL, SAME, Like, Logged, Operation, Period, leaves_of, nesting_of
 from .period import same_calls, step_outputs
+from .report import Loops, Story
 from .placeholder import Pending, any_pending, become, compute, describes, make_pending, new
 from .settings import Settings
 
@@ -25,37 +28,6 @@ OPERATIONS_TO_LEARN = 2000
 
 IN_CACHE = 32 << 20
 """Bytes of one window that a CPU's cache holds in parts, and that no network's memory is noticed beside."""
-
-KEPT = 4
-"""Periods that are remembered for each layer that begins one: of batches of other sizes, of training and evaluation."""
-
-
-class Loops:
-    """What is remembered of the loops that a layer begins; it lives with the layer."""
-
-    def __init__(self):
-        self.periods: list[tuple[tuple, Period]] = []
-        self.failures = 0
-        self.skip = 0
-        self.why = ""
-
-    def __reduce__(self):
-        return Loops, ()
-
-    def find(self, key: tuple) -> Period | None:
-        """The period of a loop that began like that."""
-        return next((period for known_key, period in self.periods if known_key == key), None)
-
-    def keep(self, key: tuple, period: Period) -> None:
-        """Remembers a period in place of what began alike."""
-        self.periods = [(key, period), *((k, p) for k, p in self.periods if k != key)][:KEPT]
-
-    def fail(self, why: str) -> None:
-        """The loop could not be recorded, or to no use: it runs as it is for a while, longer every time."""
-        self.failures += 1
-        self.why = why
-        self.skip = min(2**self.failures, 1024)
-
 
 class Recorder(TorchFunctionMode):
     """Sees every operation of its thread from a layer's step on."""
@@ -123,6 +95,7 @@ class Recorder(TorchFunctionMode):
                 self._forget()
             if layer is self.first or (self.period is None and not self.learning):
                 if again or not self._begin(layer, leaves):
+                    layer.__dict__["_loops"].story.plain += 1
                     break
             else:
                 break
@@ -530,14 +503,14 @@ class Recorder(TorchFunctionMode):
             finally:
                 self.packing = False
             if reason is not None:
+                self.first.__dict__["_loops"].story.ends[getattr(reason, "__name__", type(reason).__name__)] += 1
                 self._judge()
 
     def _pack(self) -> None:
         pending = [operation for operation in self.operations if operation.count]
         alive = {operation: _alive(operation) for operation in pending}
         wanted = self._wanted(alive)
-        window = Window(self.period, self.settings.numbers == "exact")
-        window.run(wanted)
+        window = self._computed(wanted)
         values = self._values(window, alive)
         self.period.windows += 1
         self.period.steps += max(operation.count for operation in pending)
@@ -546,6 +519,40 @@ class Recorder(TorchFunctionMode):
         for operation in pending:
             operation.forget()
         self.read, self.snapshots, self.waiting = {}, {}, False
+
+    def _computed(self, wanted) -> Window:
+        """The window, computed; verified where that is asked for."""
+        story, exact = self.first.__dict__["_loops"].story, self.settings.numbers == "exact"
+        start = time.perf_counter()
+        window = Window(self.period, exact)
+        try:
+            window.run(wanted, self.period.as_written)
+        except Exception:
+            # As one call it may want what single steps do not, such as memory; as written it fails as the loop would.
+            self.period.as_written = True
+            window = Window(self.period, exact)
+            window.run(wanted, as_written=True)
+        story.seconds += time.perf_counter() - start
+        if story.verified < self.settings.verify:
+            story.verified += 1
+            window = self._verified(window, story)
+        story.count(window, self.first)
+        return window
+
+    def _verified(self, window: Window, story: Story) -> Window:
+        """The window, or where the written loop gives something else, that."""
+        written = Window(self.period, window.exact)
+        written.run(None, as_written=True)
+        differences = window.differences(written)
+        if not differences:
+            return window
+        story.differences += differences
+        self.period.as_written = True
+        warnings.warn(
+            f"snnfast: {story.place}: {differences[0]}; the loop runs as written from now on. Please report it",
+            stacklevel=2,
+        )
+        return written
 
     def _wanted(self, alive):
         last = {operation: operation.count - 1 for operation in alive}
@@ -614,7 +621,7 @@ class Recorder(TorchFunctionMode):
         period = self.period
         if period is not None and period.windows >= 8 and period.steps < 2.5 * period.windows:
             loops = self.first.__dict__["_loops"]
-            loops.periods = [(key, known_period) for key, known_period in loops.periods if known_period is not period]
+            loops.drop(period)
             self._give_up(loops, "it looks at values too often")
 
     def _join(self, func, args, kwargs):

@@ -1,0 +1,123 @@
+"""What is remembered of every loop, and what `--explain` says of it."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+KEPT = 4
+"""Periods that are remembered for each layer that begins one: of batches of other sizes, of training and evaluation."""
+
+stories: dict[str, "Story"] = {}
+"""What happened to the loops of this process, by the place (file:line) where they step their first layer."""
+
+_NOT_THE_USERS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
+
+ADVICE = {
+    "needs its values at every step": "keep what it looks at in a list, and look after the loop",
+    "is written to": "make a new tensor (`mem = mem * mask`) instead of writing into one of the loop's (`mem[...] = 0`)",
+    "are not alike": "a loop whose steps take turns repeats itself only after all of them",
+    "looks at values": "values are asked for before two steps have gathered: look less often, or after the loop",
+    "slower": "",
+}
+
+
+class Story:
+    """What happened to the loops that step their first layer at one place."""
+
+    def __init__(self, place: str):
+        self.place = place
+        self.plain = self.recorded = self.windows = self.failures = self.verified = 0
+        self.why = ""
+        self.seconds = 0.0
+        self.operations, self.ends = Counter(), Counter()
+        self.layers: dict[str, list[int]] = {}
+        self.differences: list[str] = []
+
+    def count(self, window, first) -> None:
+        """Notes what a window was computed by; `first`: the layer that begins the loop."""
+        self.windows += 1
+        for operation, (calls, alone) in window.done.items():
+            self.operations["fused"] += calls
+            self.operations["plain"] += alone
+            if operation.is_step:
+                size = "x".join(map(str, operation.outputs[0].shape[1:])) or "1"
+                told = self.layers.setdefault(f"{operation.name} of {size}", [0, 0, 0])
+                told[0] += operation.count
+                told[1] += calls
+                told[2] += alone
+                if operation.function is first:
+                    self.recorded += operation.count
+
+    def text(self) -> str:
+        """Some lines on the loop."""
+        lines = [
+            f"{self.place}: {self.plain} steps as written, {self.recorded} recorded in {self.windows} windows "
+            f"({self.operations['fused']} calls over time, {self.operations['plain']} of single steps, "
+            f"{self.seconds:.3g} s)"
+        ]
+        for layer, (steps, calls, alone) in self.layers.items():
+            how = f"{steps} steps in {calls} calls" if not alone else f"{steps} steps in {calls} calls and {alone} alone"
+            lines.append(f"  {layer}: {how}")
+        if self.ends:
+            ends = ", ".join(f"{what} ({count})" for what, count in self.ends.most_common(4))
+            lines.append(f"  values were asked for by {ends}")
+        if self.why:
+            advice = next((text for part, text in ADVICE.items() if part in self.why), "")
+            lines.append(f"  not recorded {self.failures} times: {self.why}" + (f"; {advice}" if advice else ""))
+        lines += [f"  DIFFERENT: {difference}" for difference in self.differences[:8]]
+        if self.verified and not self.differences:
+            lines.append(f"  {self.verified} windows verified: as written")
+        return "\n".join(lines)
+
+
+class Loops:
+    """What is remembered of the loops that a layer begins; it lives with the layer."""
+
+    def __init__(self):
+        self.periods = []
+        self.failures = 0
+        self.skip = 0
+        self.place = place_of_caller()
+
+    def __reduce__(self):
+        return Loops, ()
+
+    @property
+    def story(self) -> Story:
+        return stories.setdefault(self.place, Story(self.place))
+
+    def find(self, key: tuple):
+        """The period of a loop that began like that, or None."""
+        return next((period for known_key, period in self.periods if known_key == key), None)
+
+    def keep(self, key: tuple, period) -> None:
+        """Remembers a period in place of what began alike."""
+        self.periods = [(key, period), *((k, p) for k, p in self.periods if k != key)][:KEPT]
+
+    def drop(self, period) -> None:
+        """Forgets a period."""
+        self.periods = [(key, kept) for key, kept in self.periods if kept is not period]
+
+    def fail(self, why: str) -> None:
+        """The loop could not be recorded, or to no use: it runs as it is for a while, longer every time."""
+        self.failures += 1
+        self.story.failures += 1
+        self.story.why = why
+        self.skip = min(2**self.failures, 1024)
+
+def summary() -> str:
+    """What happened to each loop of this process, most steps first."""
+    told = [story for story in stories.values() if story.plain + story.recorded > 2]
+    told.sort(key=lambda story: -story.plain - story.recorded)
+    return "\n".join(story.text() for story in told) or "no loop over time steps of a layer that snnfast has fused"
+
+
+def place_of_caller() -> str:
+    """file:line of the user's code that runs."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame = frame.f_back
+    # A module's own forward stands inside the loop: the loop is in it, or around it.
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else ""
