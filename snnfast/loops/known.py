@@ -123,3 +123,12 @@ def written_by(function, args: tuple, kwargs: dict):
     if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in ("__iadd__", "__isub__"):
         return [args[0]] if args and isinstance(args[0], Tensor) else None
     return None
+
+
+ENDS = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
+"""What no step of a loop that is worth recording does."""
+
+
+def is_whole(entry) -> bool:
+    """Whether an entry of an index is a step's number, or takes all there is."""
+    return entry is None or entry is Ellipsis or (type(entry) is int) or entry == slice(None)

@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
 from ..compiler import rules
-from ..compiler.emission import own_memory
+from ..compiler.emission import ALIGNMENT, own_memory
 from . import known
 from .period import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Period, Slot, needs_itself, step_outputs
 
@@ -157,29 +157,26 @@ class Window:
 
     def _part_of_tensor(self, operation: Operation, inputs: list) -> bool:
         """`x[first]`, `x[first + 1]`, ... of one tensor, or `mem[:, 0]` of every step."""
-        if operation.function is not Tensor.__getitem__ or len(inputs) != 2:
+        if operation.function is not Tensor.__getitem__ or not isinstance(inputs[0], Series):
             return False
-        source, index = inputs
-        if not isinstance(source, Series):
+        source, *index = inputs
+        moving = [place for place, entry in enumerate(index) if isinstance(entry, Numbers)]
+        if not all(_is_basic(entry) for place, entry in enumerate(index) if place not in moving):
             return False
-        if isinstance(index, Numbers):
-            first, count = index[0], len(index)
-            # A bool or a negative index is another matter.
-            if not source.is_steady or type(first) is not int or index != list(range(first, first + count)) or first < 0:
-                return False
-            if first + count > len(source.steady):
-                return False
-            made = source.steady.narrow(0, first, count)
-        elif source._stack is not None and _is_basic(index):
-            made = source.stack()[(slice(None), *(index if isinstance(index, tuple) else (index,)))]
+        if not moving and source._stack is not None:
+            made = source.stack()[(slice(None), *index)]
+        elif len(moving) == 1 and source.is_steady:
+            made = _steps_of_tensor(source.steady, index, moving[0])
         else:
+            return False
+        if made is None:
             return False
         self.done[operation] = 1, 0
         self.series[operation, 0] = Series(operation.start, operation.count, stack=made)
         return True
 
     def _by_rule(self, operation: Operation, inputs: list) -> bool:
-        if operation.alone or operation.writes or any(slot.kind == NUMBER for slot in operation.slots):
+        if operation.writes or any(slot.kind == NUMBER for slot in operation.slots):
             return False
         key = operation.count, tuple(isinstance(given, Series) and given.is_steady for given in inputs)
         if key not in operation.by_steps:
@@ -189,12 +186,12 @@ class Window:
             return False
         stacks = [given for given in inputs if isinstance(given, Series)]
         out = run_batched(batched, {number: series for number, series in enumerate(stacks)})
-        if key[0] not in operation.by_steps:
-            operation.by_steps[key[0]] = True
-            if operation.function in known.PRODUCTS and not self._gives_the_loops_bits(operation, inputs, out):
-                # Its sums round otherwise than those of small products: spikes would not be the loop's.
-                operation.alone = True
-                return False
+        if operation.function in known.PRODUCTS:
+            if key[0] not in operation.by_steps:
+                operation.by_steps[key[0]] = True
+                operation.alone |= not self._gives_the_loops_bits(operation, inputs, out)
+            if operation.alone:
+                out = _WithValues.apply(out, self._values_of_steps(operation, inputs))
         self.done[operation] = 1, 0
         self.series[operation, 0] = Series(operation.start, operation.count, stack=out)
         return True
@@ -204,10 +201,18 @@ class Window:
         """Whether first and last step are what they are alone."""
         for step in {0, operation.count - 1}:
             leaves = [given.apart()[step] if isinstance(given, Series) else given for given in inputs]
-            (alone,) = call(operation, [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+            (alone,) = call(operation, [_placed(leaf) for leaf in leaves])
             if not torch.equal(alone, out[step]):
                 return False
         return True
+
+    @torch.no_grad()
+    def _values_of_steps(self, operation: Operation, inputs: list) -> Tensor:
+        """What the steps of a product are alone, whose sums round otherwise than those of a larger one: spikes are to
+        be the loop's. Their gradients are the larger one's."""
+        columns = [given.apart() if isinstance(given, Series) else itertools.repeat(given) for given in inputs]
+        steps = itertools.islice(zip(*columns, strict=False), operation.count)
+        return torch.stack([call(operation, [_placed(leaf) for leaf in leaves])[0] for leaves in steps])
 
     def _replay(self, operations: list[Operation]) -> None:
         """Step by step, as written."""
@@ -254,6 +259,18 @@ class Window:
         return [*given, *made.apart()[first : first + rest]]
 
 
+class _WithValues(torch.autograd.Function):
+    """A tensor with other values, to rounding, and its own gradient."""
+
+    @staticmethod
+    def forward(ctx, x, values):
+        return values
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
 def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
     """One step of an operation, as written."""
     if operation.is_step:
@@ -269,15 +286,26 @@ def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
 
 def _placed(leaf):
     """A step of a stack, in memory of its own where it would not begin where a new tensor does."""
-    if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf._is_view() and leaf.data_ptr() % 64:
-        return own_memory(leaf)
+    if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf._is_view() and leaf.data_ptr() % ALIGNMENT:
+        return own_memory(leaf) if torch.is_grad_enabled() else leaf.clone()
     return leaf
 
 
-def _is_basic(index) -> bool:
-    entries = index if isinstance(index, tuple) else (index,)
-    plain = (int, slice, type(None))
-    return all(isinstance(entry, plain) and not isinstance(entry, bool) for entry in entries)
+def _is_basic(entry) -> bool:
+    return isinstance(entry, (int, slice, type(None))) and not isinstance(entry, bool)
+
+
+def _steps_of_tensor(x: Tensor, index: list, place: int) -> Tensor | None:
+    """`x[..., first, ...]`, `x[..., first + 1, ...]`, ... as [T, ...]: the number stands at `place` of the index."""
+    numbers = index[place]
+    first, count = numbers[0], len(numbers)
+    if any(entry != slice(None) for entry in index[:place]) or type(first) is not int:
+        return None
+    if first < 0 or numbers != list(range(first, first + count)) or first + count > x.shape[place]:
+        return None
+    steps = x.narrow(place, first, count).movedim(place, 0)
+    rest = index[:place] + index[place + 1 :]
+    return steps[(slice(None), *rest)] if rest else steps
 
 
 def _batched(operation: Operation, inputs: list):

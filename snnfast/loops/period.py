@@ -108,11 +108,11 @@ def step_outputs(layer) -> tuple[str, ...]:
     return ("spk", *(name for name in layer.state_names if name != "spk"))
 
 
-def nesting_of(args: tuple, kwargs: dict) -> tuple:
-    """For each argument None, or of a list that holds tensors its type and length."""
+def nesting_of(function, args: tuple, kwargs: dict) -> tuple:
+    """For each argument None, or of a list that holds tensors, or an index of several, its type and length."""
     return tuple(
         (list if isinstance(a, list) else tuple, len(a))
-        if isinstance(a, (list, tuple)) and any(isinstance(one, Tensor) for one in a)
+        if isinstance(a, (list, tuple)) and (function is Tensor.__getitem__ or any(isinstance(one, Tensor) for one in a))
         else None
         for a in (*args, *kwargs.values())
     )

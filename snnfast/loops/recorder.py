@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
+from ..neurons.base import was_reset
 from . import known, recording
 from .packing import Window, in_modes, modes
 from .period import LITERAL, MADE, NUMBER, REAL, SAME, Like, Logged, Operation, Period, leaves_of, nesting_of
@@ -25,6 +26,9 @@ STEPS_TO_LEARN = 16
 """Calls of the first layer among which a loop must repeat itself, or it runs as it is."""
 
 OPERATIONS_TO_LEARN = 2000
+
+OPERATIONS_OF_A_STEP = 500
+"""Beyond so many others between two steps of its first layer, a loop is none."""
 
 IN_CACHE = 32 << 20
 """Bytes of one window that a CPU's cache holds in parts, and that no network's memory is noticed beside."""
@@ -50,7 +54,7 @@ class Recorder(TorchFunctionMode):
         self.waiting = False
         self.read, self.snapshots = {}, {}
         self.log, self.marks, self.made, self.learning = [], [], {}, False
-        self.memories, self.looks, self.why = {}, [], ""
+        self.memories, self.looks, self.why, self.others = {}, [], "", 0
 
     # In and out of the thread's stack of modes: always at its bottom, as users' contexts take away what is on its top.
 
@@ -148,6 +152,7 @@ class Recorder(TorchFunctionMode):
 
     def _may_have_learnt(self, layer, loops: Loops) -> bool:
         """The first layer again: whether the log ends in two periods that are alike."""
+        self.others = 0
         self.marks.append(len(self.log))
         for count in range(1, (len(self.marks) - 1) // 2 + 1):
             now, middle, before = self.marks[-1], self.marks[-1 - count], self.marks[-1 - 2 * count]
@@ -204,6 +209,8 @@ class Recorder(TorchFunctionMode):
             return self._otherwise(func, args, kwargs)
         if self.learning:
             return self._learn(func, args, kwargs)
+        if not self._pieces:
+            return func(*args, **kwargs)
         return self._otherwise(func, args, kwargs)
 
     def _record(self, operation: Operation, leaves) -> tuple | None:
@@ -290,7 +297,7 @@ class Recorder(TorchFunctionMode):
         if value.dtype is not like.dtype or value.device != like.device:
             return state and value.shape == (0,)
         if state:
-            return value.shape == like.shape or value.shape == (0,)
+            return value.shape == like.shape or value.shape == (0,) or was_reset(value)
         return value.shape == like.shape and (value.requires_grad == like.requires_grad or not value.requires_grad)
 
     def _to_read(self, tensor: Tensor) -> Tensor:
@@ -358,10 +365,12 @@ class Recorder(TorchFunctionMode):
         written = known.IN_PLACE.get(func)
         if func not in known.DEFERRABLE and written is None:
             return self._learn_other(func, args, kwargs)
-        nested = nesting_of(args, kwargs)
+        nested = nesting_of(func, args, kwargs)
         leaves = leaves_of(nested, args, kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+            return self._learn_other(func, args, kwargs)
+        if func is Tensor.__getitem__ and id(args[0]) not in self.made and not all(map(known.is_whole, leaves[1:])):
             return self._learn_other(func, args, kwargs)
         if not tensors or (written and id(args[0]) not in self.made and not self._touches(leaves[1:])):
             return self._learn_other(func, args, kwargs)
@@ -394,6 +403,14 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         tensors = [leaf for leaf in _flat(args, kwargs) if isinstance(leaf, Tensor)]
         before = [_version(tensor) for tensor in tensors]
+        if func in known.ENDS or len(self.log) - self.marks[-1] > OPERATIONS_OF_A_STEP:
+            # The loop has ended before it was learnt.
+            self._give_up(self.first.__dict__["_loops"], "it has too few steps")
+            return func(*args, **kwargs)
+        self.others += 1
+        if self.others > OPERATIONS_OF_A_STEP:
+            self._give_up(self.first.__dict__["_loops"], "too much else is between its steps")
+            return func(*args, **kwargs)
         out = func(*args, **kwargs)
         self._note_writes([tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version])
         if self._touches(tensors):
@@ -409,7 +426,7 @@ class Recorder(TorchFunctionMode):
 
     def _log(self, function, args, kwargs, outs, several, same_as, writes, sources=None) -> None:
         is_step = isinstance(function, nn.Module)
-        nested = (None,) * len(args) if is_step else nesting_of(args, kwargs)
+        nested = (None,) * len(args) if is_step else nesting_of(function, args, kwargs)
         leaves = list(leaves_of(nested, args, kwargs))
         if sources is None:
             sources = [self.made.get(id(leaf)) if isinstance(leaf, Tensor) else None for leaf in leaves]

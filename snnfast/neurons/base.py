@@ -407,7 +407,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         """A state given to a sequence, which must fit, but for the zeros that a reset made for another batch."""
         if not isinstance(given, Tensor) or given.shape == shape:
             return given
-        return None if given.shape == (0,) or _was_reset(given) else given
+        return None if given.shape == (0,) or was_reset(given) else given
 
     def _states_of_reset(self) -> tuple:
         """What a loop over steps begins with: zeros, None for each, or what the user's own `reset_mem` has made."""
@@ -518,7 +518,8 @@ def _brief(param: Tensor) -> str:
     return f"{param.item():.4g}" if param.numel() == 1 and not param.is_meta else str(tuple(param.shape))
 
 
-def _was_reset(state: Tensor) -> bool:
+def was_reset(state: Tensor) -> bool:
+    """Whether a state is still the zeros that a reset made."""
     return getattr(state, "version_of_reset", -1) == _version(state)
 
 
@@ -528,6 +529,6 @@ def _version(tensor: Tensor) -> int:
 
 def _is_known_to_be_zeros(state: Tensor) -> bool:
     """Without asking a GPU, which would have to be waited for, or what vmap maps over."""
-    if _was_reset(state):
+    if was_reset(state):
         return True
     return state.device.type == "cpu" and not transforms.functional() and not state.any()
