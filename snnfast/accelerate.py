@@ -80,6 +80,7 @@ def _in_region(function: Callable, settings: Settings) -> Callable:
         with recording.region(settings):
             return function(*args, **kwargs)
 
+    accelerated_function._recorded = settings
     return accelerated_function
 
 

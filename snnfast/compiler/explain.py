@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensor
 from torch.fx import Interpreter, Node
 
 from .. import ops
+from ..loops import recording
 from ..neurons import SpikingNeuron, fused_class, own
 from . import graph as g
 from .accelerate import Accelerated, captured
@@ -64,7 +65,8 @@ class Explanation:
         lines += [f"{name}: not fused\n    {reason}" for name, reason in self.unseen.items()]
         if not lines:
             return "no spiking layer ran"
-        lines.append(f"kernels of neurons: {self.kernels}{'' if self.as_given else ', as accelerate would run it'}")
+        said = "" if self.as_given else ", as accelerate(compile=True) would run it"
+        lines.append(f"kernels of neurons: {self.kernels}{said}")
         lines += dict.fromkeys(f"window: {graph.window}" for graph in self.graphs if graph.window)
         if len(self.graphs) > 1:
             pieces = len(self.graphs)
@@ -81,15 +83,15 @@ class Explanation:
 def explain(net: Callable, *inputs, **options) -> Explanation:
     """Runs `net` once and counts for each spiking layer its steps and the calls they became; says why not fewer.
 
-    What is accelerated runs as it is, with its own options where none are given here; anything else runs as
-    `accelerate` would have it. It is a copy that runs, or where there is none `net` itself, whose attributes and
+    What is accelerated runs as it is, with its own options where none are given here: what is recorded once before, so
+    that its loops are known. Anything else runs as `accelerate(compile=True)` would have it. It is a copy that runs, or where there is none `net` itself, whose attributes and
     tensors are put back: state, buffers, gradients and random generators stay as they are. An inner backend is left
     out: it compiles the same calls.
 
     Args:
         net: a module or function as it is given to `torch.compile`, `accelerate`d or not.
         inputs: what it is called with.
-        options: as in `accelerate`.
+        options: as in `accelerate(compile=True)`.
 
     Returns:
         An `Explanation`, to be printed.
@@ -97,8 +99,11 @@ def explain(net: Callable, *inputs, **options) -> Explanation:
     make_options(**options)
     net = getattr(net, "_orig_mod", net)
     limits_met = [] if options else _limits_met(net)
+    settings = None if options else recording.settings_of(net)
     with trial(net, inputs, in_place=bool(limits_met)) as (one, given):
         count = _Count(one, given)
+        if settings is not None:
+            return _of_recorded(count, one, given, settings)
         as_given = isinstance(one, nn.Module) and any("_accelerated" in vars(module) for module in one.modules())
         if not isinstance(one, nn.Module):
             one = captured(one, getattr(one, "__name__", type(one).__name__), options, [])
@@ -107,6 +112,16 @@ def explain(net: Callable, *inputs, **options) -> Explanation:
         with listening(count), ops.listening(count.heard):
             one(*given)
         return count.explanation(as_given, limits_met)
+
+
+def _of_recorded(count: "_Count", one: Callable, given: tuple, settings) -> Explanation:
+    """What a run comes to whose loops are known from one before it."""
+    count.recorded = True
+    with recording.region(settings):
+        one(*given)
+    with ops.listening(count.heard), recording.region(settings):
+        one(*given)
+    return count.explanation(True, [])
 
 
 def _limits_met(net) -> list[str]:
@@ -128,6 +143,7 @@ class _Count:
         self._paths = {}
         self._captured = Counter()
         self.running = None
+        self.recorded = False
 
     def compiled(self, code, result) -> None:
         """A function was captured, or could not be."""
@@ -168,7 +184,7 @@ class _Count:
         layer.calls += operator != "reference"
         if steps is None or operator == "reference":
             layer.alone += 1 if steps is None else steps
-        if not self.running and steps is None and not _is_captured():
+        if not self.running and not self.recorded and steps is None and not _is_captured():
             layer.why.append(STEPPED)
 
     def _of_node(self) -> tuple[str, str]:
@@ -234,9 +250,17 @@ class _Count:
         if layer.alone and breaks and STEPPED not in layer.why:
             apart = [reason for reason in layer.why if reason is not ONE_STEP]
             return [*apart, *(Reason(f"its steps are in different graphs: {cause}", NO_CAPTURE) for cause in breaks)]
+        if layer.alone and self.recorded:
+            return [Reason(cause, advice) for cause, advice in self._why_not_recorded()]
         if layer.alone and not layer.why:
             return [Reason("torch ran it as it is and did not say why", NO_CAPTURE)]
         return layer.why
+
+    def _why_not_recorded(self) -> list[tuple[str, str]]:
+        """What kept loops from being recorded, and what helps."""
+        known = [vars(module)["_loops"].story for module in self.modules.values() if "_loops" in vars(module)]
+        told = {story.why: story.advice for story in known if story.why}
+        return list(told.items()) or [("its loop ended before it was known", "a loop of three steps or more is recorded")]
 
     def _why_unseen(self, name: str, module: nn.Module) -> str | None:
         if fused_class(module) is not None:

@@ -78,7 +78,7 @@ class Window:
             pending = [operation for operation in part if operation.count]
             if not pending:
                 continue
-            if len(part) == 1 and part[0].is_chain:
+            if len(part) == 1 and part[0].is_chain and self._runs_as_sequence(part[0]):
                 self._sequence(part[0], wanted)
             elif len(part) > 1 or part[0].is_step or needs_itself(part[0]) or not self._at_once(part[0]):
                 self._replay(pending)
@@ -115,6 +115,20 @@ class Window:
         made = self.series[slot.what, slot.output].between(start - slot.lag, rest)
         made = Series(start, rest, made.steady, made._stack, made._apart)
         return made.after(given) if given else made
+
+    def _runs_as_sequence(self, operation: Operation) -> bool:
+        """Whether one launch gives a layer's steps to the bit: those with products in them are tried once."""
+        if not operation.function._sums_otherwise_in_sequence():
+            return True
+        if not operation.by_steps:
+            trial, alone = Window(self.period, self.exact), Window(self.period, self.exact)
+            trial.series, alone.series = self.series.copy(), self.series.copy()
+            with torch.no_grad():
+                trial._sequence(operation, lambda *_: True)
+                alone._replay([operation])
+            operation.alone = bool(trial.differences(alone))
+            operation.by_steps[None] = None
+        return not (self.exact or operation.alone)
 
     def _sequence(self, operation: Operation, wanted) -> None:
         """All steps of a layer's in one launch."""

@@ -131,7 +131,6 @@ class Recorder(TorchFunctionMode):
         if loops.skip:
             loops.skip -= 1
             self._forget()
-            self.first = layer
             self._go()
             return False
         self._forget()

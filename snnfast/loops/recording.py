@@ -66,6 +66,12 @@ def stop() -> None:
 def step(layer, input_: Tensor, states: tuple):
     """One step of a layer: recorded, if that is wanted here and its loop is one that can be."""
     recorder = getattr(_of_thread, "recorder", None)
+    if recorder is None or not recorder.is_there:
+        loops = layer.__dict__.get("_loops")
+        if loops is not None and loops.skip:
+            # It could not be recorded the last time.
+            loops.skip -= 1
+            return layer._step_fused(input_, states)
     chosen = _chosen(layer)
     if chosen is None or not _is_plain_place():
         if recorder is not None:
@@ -85,6 +91,14 @@ def _chosen(layer) -> "settings.Settings | None":
     if regions:
         return regions[-1]
     return layer.__dict__.get("_recorded") or settings.everywhere
+
+
+def settings_of(function) -> "settings.Settings | None":
+    """The settings with which `accelerate` had a module's layers, or a function, recorded; None where it had not."""
+    if not isinstance(function, torch.nn.Module):
+        return getattr(function, "_recorded", None)
+    found = [vars(module)["_recorded"] for module in function.modules() if "_recorded" in vars(module)]
+    return found[0] if found else None
 
 
 def _is_plain_place() -> bool:

@@ -19,7 +19,7 @@ ADVICE = {
     "is written to": "make a new tensor (`mem = mem * mask`) instead of writing into one of the loop's (`mem[...] = 0`)",
     "are not alike": "a loop whose steps take turns repeats itself only after all of them",
     "looks at values": "values are asked for before two steps have gathered: look less often, or after the loop",
-    "slower": "",
+    "too few steps": "a loop of three steps or more is recorded",
 }
 
 
@@ -50,6 +50,11 @@ class Story:
                 if operation.function is first:
                     self.recorded += operation.count
 
+    @property
+    def advice(self) -> str:
+        """What can be done so that the loop is recorded."""
+        return next((text for part, text in ADVICE.items() if part in self.why), "nothing is to be done")
+
     def text(self) -> str:
         """Some lines on the loop."""
         lines = [
@@ -64,8 +69,7 @@ class Story:
             ends = ", ".join(f"{what} ({count})" for what, count in self.ends.most_common(4))
             lines.append(f"  values were asked for by {ends}")
         if self.why:
-            advice = next((text for part, text in ADVICE.items() if part in self.why), "")
-            lines.append(f"  not recorded {self.failures} times: {self.why}" + (f"; {advice}" if advice else ""))
+            lines.append(f"  not recorded {self.failures} times: {self.why}; {self.advice}")
         lines += [f"  DIFFERENT: {difference}" for difference in self.differences[:8]]
         if self.verified and not self.differences:
             lines.append(f"  {self.verified} windows verified: as written")

@@ -372,6 +372,10 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
                 setattr(self, name, state)
         return (spk, *(seqs[name] for name in self._returned())) if want_seqs else spk
 
+    def _sums_otherwise_in_sequence(self) -> bool:
+        """Whether a sequence holds products whose sums may round otherwise than those of single steps."""
+        return False
+
     def _sequence(self, input_: Tensor, states: tuple, want_seqs: bool) -> tuple[Tensor, dict, dict]:
         """Spikes of all steps, the last states and, if wanted, all states, by name; the layer keeps none."""
         spk, last, seqs = self._run(input_, states, unroll=True, want_seqs=want_seqs)

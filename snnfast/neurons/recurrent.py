@@ -91,6 +91,9 @@ class RecurrentNeuron(SpikingNeuron):
         spk, last, _ = self._run_step(input_, by_name["spk"], tuple(by_name[name] for name in self.given.states))
         return spk, {**dict(zip(self.given.states, last, strict=True)), "spk": spk}
 
+    def _sums_otherwise_in_sequence(self):
+        return not self._feeds_back_one_to_one()
+
     def _sequence(self, input_, states, want_seqs):
         if self._feeds_back_one_to_one():
             return super()._sequence(input_, states, want_seqs)
