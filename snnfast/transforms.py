@@ -37,13 +37,20 @@ def is_left_behind(tensor: Tensor) -> bool:
 
 def saves_through_hooks() -> bool:
     """Whether what is saved for backward goes through hooks of the user's, as in a checkpoint."""
-    return not torch.compiler.is_compiling() and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return not torch.compiler.is_compiling() and _have_hooks()
+
+
+def _have_hooks() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 @contextlib.contextmanager
 def without_hooks() -> Iterator[None]:
-    """Within it, nothing that is saved for backward goes through them."""
-    if not saves_through_hooks():
+    """Within it, nothing that is saved for backward goes through them.
+
+    For what runs while torch compiles, too: torch itself sees no hooks then, a backend does.
+    """
+    if not _have_hooks():
         yield
         return
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):

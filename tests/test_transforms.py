@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import snnfast as snn
-from snnfast import functional, norse, surrogate
+from snnfast import compiler, functional, norse, surrogate
 
 T, V, B, N = 5, 4, 3, 6
 
@@ -384,6 +384,25 @@ def test_checkpoints(kind, around, spike_grad, accelerated):
             found.append([leaf.grad, *(parameter.grad for parameter in one.parameters())])
         # A product of all steps sums in another order than those of one.
         torch.testing.assert_close(*found, **({} if accelerated else {"rtol": 0, "atol": 0}))
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_hooks_are_told_of_nothing_that_compiling_tries(said, monkeypatch):
+    """Nor where torch says that it compiles while a backend does its work, as it does from 2.14 on."""
+
+    def while_compiling(*args):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.compiler, "_is_compiling_flag", said)
+            return compiler.backend(*args)
+
+    torch._dynamo.reset()
+    net, saved = torch.compile(Net(), backend=while_compiling), []
+    for _ in range(2):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor, kept=kept: kept.append(tensor), lambda none: none):
+            net(torch.rand(T, B, N, requires_grad=True))
+        saved.append([tensor.shape for tensor in kept])
+    assert saved[0] == saved[1] != []
 
 
 @contextlib.contextmanager
