@@ -59,6 +59,19 @@ inline Reset reset_named(std::string_view name) {
   STD_TORCH_CHECK(false, "reset_mechanism must be one of ", names, "; got '", std::string(name), "'");
 }
 
+// f(options), with a reset mechanism that the compiler knows where it inlines f.
+template <typename F>
+void dispatch_reset(const NeuronOptions& options, F&& f) {
+  switch (options.reset_mechanism) {
+    case Reset::kSubtract:
+      return f(NeuronOptions{Reset::kSubtract, options.inclusive});
+    case Reset::kZero:
+      return f(NeuronOptions{Reset::kZero, options.inclusive});
+    case Reset::kNone:
+      return f(NeuronOptions{Reset::kNone, options.inclusive});
+  }
+}
+
 struct SurrogateChoice {
   std::string name;
   std::vector<double> constants;

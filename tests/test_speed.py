@@ -72,3 +72,14 @@ def test_every_model_takes_as_long_as_its_rows(dtype):
         assert took[leaky] * calls[leaky][1] < took["atan"] * (2 if "parameters" in name else 1), name
         for key in calls:
             assert key[0] != name or took[key] < 2.5 * took[leaky], (key, took[key], took[leaky])
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_a_reset_without_delay_takes_at_most_half_as_long_again(reset):
+    """In one thread: with more, what both read and write takes its time."""
+    calls = {}
+    for delay in (True, False):
+        calls |= {(name, delay): (call, 1) for name, (call, _) in loops(LEAKY, reset, delay).items()}
+    took = per_value(calls)
+    for name in {name for name, _ in took}:
+        assert took[name, False] < 1.5 * took[name, True], (name, took)

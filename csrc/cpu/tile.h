@@ -1,5 +1,6 @@
 // The CPU's time loops over a tile of neurons: vectorised over its neurons, serial over time.
 //
+// The innermost loops are compiled for each reset mechanism by itself: blends of what all of them compute take longer.
 // A tile's states stay in the cache while its loop walks through time. Every row of a tile is a plain pointer: a
 // tensor's row, or a buffer of the tile where an input is absent or an output unwanted, so that the innermost loop has
 // no branches.
@@ -8,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../dispatch.h"
 #include "../neuron/model.h"
 #include "../op/scan.h"
 #include "memory.h"
@@ -65,15 +67,17 @@ template <typename Neuron, typename T = typename Neuron::Scalar>
 void step_row(const Row<T> (&params)[Neuron::kParams], const NeuronOptions& options, const T* x, const T* rec,
               const T* const (&previous)[Neuron::kStates], T* const (&next)[Neuron::kStates],
               T* const (&extras)[Neuron::kExtras + 1], T* spk, int width) {
+  dispatch_reset(options, [&](const NeuronOptions& known) {
 #pragma GCC ivdep
-  for (int i = 0; i < width; ++i) {
-    T lane_params[Neuron::kParams], state[Neuron::kStates], extra[Neuron::kExtras + 1];
-    for (int k = 0; k < Neuron::kParams; ++k) lane_params[k] = params[k][i];
-    for (int k = 0; k < Neuron::kStates; ++k) state[k] = previous[k][i];
-    spk[i] = step(Neuron(lane_params, options), x[i], rec[i], state, extra);
-    for (int k = 0; k < Neuron::kStates; ++k) next[k][i] = state[k];
-    for (int k = 0; k < Neuron::kExtras; ++k) extras[k][i] = extra[k];
-  }
+    for (int i = 0; i < width; ++i) {
+      T lane_params[Neuron::kParams], state[Neuron::kStates], extra[Neuron::kExtras + 1];
+      for (int k = 0; k < Neuron::kParams; ++k) lane_params[k] = params[k][i];
+      for (int k = 0; k < Neuron::kStates; ++k) state[k] = previous[k][i];
+      spk[i] = step(Neuron(lane_params, known), x[i], rec[i], state, extra);
+      for (int k = 0; k < Neuron::kStates; ++k) next[k][i] = state[k];
+      for (int k = 0; k < Neuron::kExtras; ++k) extras[k][i] = extra[k];
+    }
+  });
 }
 
 template <typename Neuron, typename T = typename Neuron::Scalar>
@@ -149,13 +153,17 @@ class BackwardTile {
     T* grad_x = scan_.grad_x + t * scan_.neurons + first_;
     for (int begin = 0; begin < width_; begin += kBlock) {
       const int end = std::min(begin + kBlock, width_);
-      T grad[kBlock] = {};  // dL/dspike, then dL/du
-      if constexpr (Spiking<Neuron>) {
-        T u[kBlock];
-        ask(given, begin, end, grad, u);
-        surrogate_(grad, u, given.evaluated + begin, end - begin);
-      }
-      finish_step(given, begin, end, grad, grad_x);
+      T grad[kBlock];  // dL/dspike, then dL/du
+      dispatch_reset(options_, [&](const NeuronOptions& options) {
+        if constexpr (Spiking<Neuron>) {
+          T u[kBlock];
+          ask(options, given, begin, end, grad, u);
+          surrogate_(grad, u, given.evaluated + begin, end - begin);
+        } else {
+          std::fill_n(grad, kBlock, T(0));
+        }
+        finish_step(options, given, begin, end, grad, grad_x);
+      });
     }
   }
 
@@ -213,7 +221,8 @@ class BackwardTile {
 
   // One neuron. Returns dL/dx[t].
   template <typename Surrogate>
-  T neuron(const Given& given, int i, const Surrogate& surrogate, T* terms, T* grad_params) const {
+  T neuron(const NeuronOptions& options, const Given& given, int i, const Surrogate& surrogate, T* terms,
+           T* grad_params) const {
     T params[Neuron::kParams], state[Neuron::kStates], before[Neuron::kStates], extra[Neuron::kExtras + 1];
     for (int k = 0; k < Neuron::kParams; ++k) params[k] = params_[k][i];
     for (int k = 0; k < Neuron::kStates; ++k) {
@@ -223,23 +232,23 @@ class BackwardTile {
     }
     for (int k = Neuron::kStates; k < Neuron::kCarries; ++k) terms[k] = carry_[k][i];
     for (int k = 0; k < Neuron::kExtras; ++k) extra[k] = given.extras[k][i];
-    return step_backward(Neuron(params, options_), surrogate, given.grad_spk[i] + given.fed[i], given.evaluated[i],
+    return step_backward(Neuron(params, options), surrogate, given.grad_spk[i] + given.fed[i], given.evaluated[i],
                          state, extra, before, terms, grad_params);
   }
 
-  void ask(const Given& given, int begin, int end, T* grad, T* u) const {
+  void ask(const NeuronOptions& options, const Given& given, int begin, int end, T* grad, T* u) const {
 #pragma GCC ivdep
     for (int i = begin; i < end; ++i) {
       T terms[Neuron::kCarries], grad_params[Neuron::kParams];
-      neuron(given, i, Question<T>{grad + (i - begin), u + (i - begin)}, terms, grad_params);
+      neuron(options, given, i, Question<T>{grad + (i - begin), u + (i - begin)}, terms, grad_params);
     }
   }
 
-  void finish_step(const Given& given, int begin, int end, const T* grad_u, T* grad_x) {
+  void finish_step(const NeuronOptions& options, const Given& given, int begin, int end, const T* grad_u, T* grad_x) {
 #pragma GCC ivdep
     for (int i = begin; i < end; ++i) {
       T terms[Neuron::kCarries], grad_params[Neuron::kParams];
-      grad_x[i] = neuron(given, i, Answer<T>{grad_u[i - begin]}, terms, grad_params);
+      grad_x[i] = neuron(options, given, i, Answer<T>{grad_u[i - begin]}, terms, grad_params);
       for (int k = 0; k < Neuron::kCarries; ++k) carry_[k][i] = terms[k];
       if constexpr (kWithParams) {
         for (int k = 0; k < Neuron::kParams; ++k) {

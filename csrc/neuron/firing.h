@@ -54,22 +54,25 @@ struct Firing {
     if constexpr (!kDelay) charge = extra[0];
     const T u = charge - threshold;
     const T fired = fires(u, options.inclusive);
+    bool reached = !is_absent(grad_spk);
     grad_threshold = -T(0);
     grad_graded = -T(0);
     if constexpr (!kDelay) {
       const T spike = ungraded(fired);
       const T again = spike - reset;
       const T grad_reset = -grad_mem;
-      const bool reached = !is_absent(grad_mem);
-      const bool subtracts = options.subtracts() & reached, zeroes = options.zeroes() & reached;
+      const bool by_mem = !is_absent(grad_mem);
+      const bool subtracts = options.subtracts() & by_mem, zeroes = options.zeroes() & by_mem;
       const T grad_again = subtracts ? grad_reset * threshold : grad_reset * charge;
       grad_threshold = subtracts ? grad_reset * again : -T(0);
       grad_mem = zeroes ? grad_mem + grad_reset * again : grad_mem;
-      grad_spk = subtracts | zeroes ? reached_by(grad_spk + grad_again / graded_spikes_factor) : grad_spk;
+      grad_spk = subtracts | zeroes ? grad_spk + grad_again / graded_spikes_factor : grad_spk;
       grad_graded = subtracts | zeroes ? -grad_again * (spike / graded_spikes_factor) : -T(0);
+      reached = reached | subtracts | zeroes;
     }
     const T through_spike = surrogate.backward(grad_spk * graded_spikes_factor, u, evaluated);
-    const T grad_u = if_absent(grad_spk, kAbsent<T>, through_spike);
+    // Asked of what came in: asked of the sum, whoever wants no more of it would still divide.
+    const T grad_u = chosen(reached, through_spike, kAbsent<T>);
     grad_threshold = grad_threshold - grad_u;
     grad_graded = grad_graded + grad_spk * fired;
     return grad_mem + grad_u;

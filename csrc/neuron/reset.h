@@ -41,13 +41,18 @@ C10_HOST_DEVICE bool is_absent(T grad) {
   return std::bit_cast<BitsOf<T>>(grad) == std::bit_cast<BitsOf<T>>(kAbsent<T>);
 }
 
-// `nothing` where a gradient is absent, else `something`. By bits: of several choices by one condition the compiler
-// makes branches, which do not vectorise.
+// One of two values. By bits: of several choices by one condition the compiler makes branches, which do not vectorise.
+template <typename T>
+C10_HOST_DEVICE T chosen(bool first, T a, T b) {
+  using Bits = BitsOf<T>;
+  const Bits mask = Bits(0) - Bits(first);
+  return std::bit_cast<T>((std::bit_cast<Bits>(a) & mask) | (std::bit_cast<Bits>(b) & ~mask));
+}
+
+// `nothing` where a gradient is absent, else `something`.
 template <typename T>
 C10_HOST_DEVICE T if_absent(T grad, T nothing, T something) {
-  using Bits = BitsOf<T>;
-  const Bits absent = Bits(0) - Bits(is_absent(grad));
-  return std::bit_cast<T>((std::bit_cast<Bits>(nothing) & absent) | (std::bit_cast<Bits>(something) & ~absent));
+  return chosen(is_absent(grad), nothing, something);
 }
 
 // A gradient that is not absent, even where it is -0.
