@@ -9,6 +9,7 @@ from importlib.metadata import version as _version
 from . import encoding, functional, reference, surrogate
 from . import snntorchs as _snntorchs
 from .accelerate import accelerate, accelerated
+from .auto import install, load_ipython_extension, uninstall, unload_ipython_extension
 from .compiler import explain
 from .convert import convert, reset
 from .functional import use_reference
@@ -35,9 +36,13 @@ __all__ = [
     "encoding",
     "explain",
     "functional",
+    "install",
+    "load_ipython_extension",
     "reference",
     "reset",
     "surrogate",
+    "uninstall",
+    "unload_ipython_extension",
     "use_reference",
 ]
 

@@ -418,14 +418,14 @@ def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor],
         return spike_grad
     if not callable(spike_grad):
         raise TypeError(f"spike_grad must be callable or None, got {type(spike_grad).__name__}")
-    named = _named_in_snntorch(spike_grad)
+    named = named_in_snntorch(spike_grad)
     if named is not None:
         return named
     inclusive = _inclusive_step(spike_grad)
     return spike_grad if inclusive is None else evaluated(spike_grad, inclusive)
 
 
-def _named_in_snntorch(spike_grad) -> Surrogate | None:
+def named_in_snntorch(spike_grad) -> Surrogate | None:
     """snnTorch hands out closures `<name>.<locals>.inner` over their parameters."""
     if getattr(spike_grad, "__module__", None) != "snntorch.surrogate":
         return None

@@ -11,11 +11,11 @@ from .synaptic import Synaptic
 LAYERS = (Leaky, Synaptic, RLeaky, RSynaptic, Lapicque, Alpha, ALIF)
 
 # snnTorch's class is a base of the layer that takes its place; a layer without such a base takes nothing's.
-_REPLACED = {base: layer for layer in LAYERS for base in layer.__bases__ if base.__module__.startswith("snntorch.")}
+FUSED = {base: layer for layer in LAYERS for base in layer.__bases__ if base.__module__.startswith("snntorch.")}
 
 __all__ = [*(layer.__name__ for layer in LAYERS), "LAYERS", "RecurrentOneToOne", "SpikingNeuron", "fused_class"]
 
 
 def fused_class(module) -> type[SpikingNeuron] | None:
     """The layer that takes the place of snnTorch's own one, which is no subclass of it; None for any other module."""
-    return _REPLACED.get(type(module))
+    return FUSED.get(type(module))

@@ -34,6 +34,9 @@ EQUATIONS = (
 # How each is called shows when it is called, so that these are looked up anew and the others at construction.
 SET_ON_INSTANCES = ("forward", "state_function", *EQUATIONS)
 
+FRONTS = set()
+"""Code of the functions that `snnfast.install` puts before snnTorch's own `forward`s, which are the library's too."""
+
 _said = set()
 
 
@@ -87,7 +90,7 @@ def is_function(function, cls: type, name: str) -> bool:
     """Whether a function is the library's own of this name for this class."""
     code = getattr(function, "__code__", None)
     # Not by __module__ or __qualname__, which functools.wraps copies.
-    return code is not None and code.co_name == name and code.co_filename in _files(cls)
+    return code is not None and code.co_name == name and (code.co_filename in _files(cls) or code in FRONTS)
 
 
 def _files(cls: type) -> set:

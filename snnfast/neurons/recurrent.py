@@ -40,7 +40,7 @@ class RecurrentNeuron(SpikingNeuron):
 
     def _feeds_back_one_to_one(self) -> bool:
         """Whether each neuron hears its own spike times V, and nobody put anything else in `recurrent`'s place."""
-        return not self.all_to_all and _is_plain(self.recurrent, _ONE_TO_ONE)
+        return not self.all_to_all and is_plain(self.recurrent, ONE_TO_ONE)
 
     def _add_recurrence(self, V, all_to_all, linear_features, conv2d_channels, kernel_size, learn_recurrent):
         name = type(self).__name__
@@ -98,7 +98,7 @@ class RecurrentNeuron(SpikingNeuron):
         if self._feeds_back_one_to_one():
             return super()._sequence(input_, states, want_seqs)
         by_name = self._states_before(input_, states, unroll=True)
-        unroll = self._unroll_at_once if _is_plain(self.recurrent, (nn.Linear,)) else self._unroll_by_step
+        unroll = self._unroll_at_once if is_plain(self.recurrent, (nn.Linear,)) else self._unroll_by_step
         spk, last, seqs = unroll(input_, by_name, want_seqs)
         seqs = dict(zip(self.given.states, seqs, strict=True)) if want_seqs else {}
         if not len(spk):
@@ -145,7 +145,7 @@ class RecurrentNeuron(SpikingNeuron):
 
 
 # After `convert` a layer has snnTorch's, from the module of its neuron.
-_ONE_TO_ONE = (
+ONE_TO_ONE = (
     RecurrentOneToOne,
     *(
         sys.modules[theirs.__module__].RecurrentOneToOne
@@ -155,7 +155,7 @@ _ONE_TO_ONE = (
 )
 
 
-def _is_plain(module, kinds: tuple) -> bool:
+def is_plain(module, kinds: tuple) -> bool:
     """A module of these kinds that does what it is made for and nothing else: no hooks, no parametrised weights."""
     if type(module) not in kinds or "forward" in vars(module):
         return False

@@ -1,0 +1,3 @@
+from snnfast.auto.command import main
+
+main()
