@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib.abc
 import importlib.machinery
+import multiprocessing.process
 import os
 import runpy
 import sys
@@ -89,7 +90,7 @@ def parse(arguments: list[str]) -> Command:
         _refuse("which script? python -m snnfast [options] script.py [arguments]")
     command.target, command.argv = "script", rest
     try:
-        os.stat(rest[0])
+        os.listdir(rest[0]) if os.path.isdir(rest[0]) else open(rest[0]).close()
     except OSError as error:
         _refuse(f"can't open file {rest[0]!r}: {error.strerror}")
     return command
@@ -138,8 +139,22 @@ def _install(command: Command) -> None:
     with contextlib.suppress(ImportError):
         try:
             install(command.numbers, command.verify, command.encoders)
+            _hand_on(command)
         except ValueError as error:
             _refuse(f"SNNFAST_NUMBERS: {error}")
+
+
+def _hand_on(command: Command) -> None:
+    """Processes that the script spawns get what multiprocessing keeps for them, and with it install the same."""
+    multiprocessing.process.current_process()._config["snnfast"] = _Installed(command)
+
+
+class _Installed:
+    def __init__(self, command: Command):
+        self._options = command.numbers, command.verify, command.encoders
+
+    def __reduce__(self):
+        return install, self._options
 
 
 class _Report(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -199,8 +214,8 @@ def run(command: Command) -> None:
     elif command.target == "-c":
         _look_for_imports_in("")
         _execute(name, "<string>", main_module)
-    elif os.path.isdir(name) or zipfile.is_zipfile(name):
-        _look_for_imports_in(name)
+    elif os.path.isdir(name) or (os.path.isfile(name) and zipfile.is_zipfile(name)):
+        _look_for_imports_in(os.path.abspath(name))
         runpy._run_module_as_main("__main__", alter_argv=False)
     else:
         path = os.path.abspath(name)
