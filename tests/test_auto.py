@@ -1,6 +1,7 @@
 """`snnfast.install`: snnTorch's own classes, fused, and as they were to whoever looks."""
 
 import copy
+import operator
 import pickle
 import subprocess
 import sys
@@ -132,8 +133,10 @@ def test_a_layer_stays_what_it_is(installed, fused_steps):
     layer = snntorch.Leaky(0.9, init_hidden=True, output=True)
     before, said = {*vars(layer)}, repr(layer)
     buffers = [name for name, _ in layer.named_buffers()]
+    seen = []
+    layer.register_forward_hook(lambda module, args, output: seen.append((module, *output)))
     spk, mem = layer(torch.rand(2, 3))
-    assert len(fused_steps) == 1
+    assert len(fused_steps) == 1 and all(map(operator.is_, seen[0], (layer, spk, mem)))
     assert type(layer) is snntorch.Leaky and repr(layer) == said and not isinstance(layer, snnfast.SpikingNeuron)
     assert [name for name, _ in layer.named_buffers()] == buffers and layer.mem is mem
     assert {*vars(layer)} - before == {layers.KEY}
@@ -216,6 +219,8 @@ def test_own_equations_run_as_written(installed, fused_steps, monkeypatch):
 
 UNFIT = {
     "half": lambda layer: layer(torch.rand(2, 3).bfloat16()),
+    "double": lambda layer: layer(torch.rand(2, 3).double()),
+    "a parameter as state": lambda layer: layer(torch.rand(2, 3), nn.Parameter(torch.rand(2, 3))),
     "integers": lambda layer: layer(torch.ones(2, 3, dtype=torch.long)),
     "no tensor": lambda layer: layer([1.0]),
     "a state of another dtype": lambda layer: layer(torch.rand(2, 3), torch.ones(2, 3).double()),
@@ -223,6 +228,7 @@ UNFIT = {
     "too many": lambda layer: layer(torch.rand(2, 3), torch.rand(2, 3), torch.rand(2, 3)),
     "a wrong name": lambda layer: layer(torch.rand(2, 3), memory=torch.rand(2, 3)),
     "a hidden state": lambda layer: (setattr(layer, "init_hidden", True), layer(torch.rand(2, 3), torch.rand(2, 3))),
+    "no surrogate": lambda layer: (setattr(layer, "spike_grad", 5), layer(torch.rand(2, 3))),
     "inhibition": lambda layer: (setattr(layer, "inhibition", True), layer(torch.rand(2, 3))),
     "state_quant": lambda layer: (setattr(layer, "state_quant", torch.round), layer(torch.rand(2, 3))),
     "a transform": lambda layer: torch.func.vmap(lambda x: layer(x)[0])(torch.rand(1, 2, 3)),
@@ -298,6 +304,10 @@ def test_shallow_copies_are_snntorchs(copied, installed, fused_steps):
     layer.reset = layer.mem_reset(layer.mem)
     other(torch.rand(2, 3))
     assert len(fused_steps) == 1
+    other._buffers, other.state_function = dict(layer._buffers), other._base_sub
+    before = layer.mem.clone()
+    other(torch.rand(2, 3))
+    assert len(fused_steps) == 2 and torch.equal(layer.mem, before)
 
 
 LOADS_WITHOUT = """
@@ -309,6 +319,23 @@ spk, mem = net[1](net[0](torch.ones(1, 3)))
 assert type(net[1]).__module__ == "snntorch._neurons.leaky" and not any("snnfast" in name for name in vars(net[1]))
 print(net[1].spike_grad.__closure__[0].cell_contents)
 """
+
+
+def test_copies_share_what_was_shared(installed):
+    beta = torch.tensor(0.9)
+    net = nn.ModuleList([snntorch.Leaky(beta), snntorch.Leaky(beta)])
+    for layer in net:
+        layer(torch.rand(2, 3).requires_grad_())
+    copied = copy.deepcopy(net)
+    assert copied[0].beta is copied[1].beta and copied[0].mem.is_leaf
+
+
+def test_layers_made_in_inference_mode(installed, fused_steps):
+    with torch.inference_mode():
+        layer = snntorch.Leaky(0.9)
+        layer(torch.rand(2, 3))
+    layer(torch.rand(2, 3))
+    assert len(fused_steps) == 2
 
 
 def test_modules_are_saved_in_snntorchs_form(installed, tmp_path):
@@ -404,6 +431,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_snntorchs_to_the_bit(name):
     torch.manual_seed(6)

@@ -28,6 +28,7 @@ sequences, forward and backward, with the numbers that snnTorch computes.
     python -m snnfast train.py --epochs 10         instead of: python train.py --epochs 10
     python -m snnfast -m package.train ...         instead of: python -m package.train ...
     python -m snnfast -c "..."                     instead of: python -c "..."
+    torchrun ... -m snnfast train.py ...           instead of: torchrun ... train.py ...
 
 Options, before the script (what follows it is the script's own):
   --numbers forward    spikes, membranes and losses are the loop's; gradients to rounding (default)

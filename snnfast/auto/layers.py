@@ -25,8 +25,8 @@ from ..reference import ALPHA, LEAKY, RLEAKY_ONE_TO_ONE, RSYNAPTIC_ONE_TO_ONE
 KEY = "_snnfast"
 """Where a layer keeps the fused one behind it."""
 
-TENSORS = {Tensor, nn.Parameter}
-"""The classes of tensors that fused steps take."""
+TENSORS = {Tensor}
+"""The classes of tensors that fused steps take. (A parameter as a state is an error in snnTorch.)"""
 
 _EXACT = tuple(
     getattr(surrogate, name)
@@ -37,7 +37,6 @@ _EXACT = tuple(
 _SUM_OTHERWISE = ALPHA, RLEAKY_ONE_TO_ONE, RSYNAPTIC_ONE_TO_ONE
 
 _NO_COPY = None, 0, None
-_DTYPES = (torch.float32, torch.float64)
 
 _behind = weakref.WeakSet()
 
@@ -58,10 +57,11 @@ class Behind:
         parameters = self._parameters_of_model()
         if not torch.is_grad_enabled():
             return parameters
-        return tuple(map(self._unwritten, self.model.params, parameters))
+        with torch._C.DisableTorchFunction():
+            return tuple(map(self._unwritten, self.model.params, parameters))
 
     def _unwritten(self, name: str, parameter: Tensor) -> Tensor:
-        if self._buffers.get(name) is not parameter:
+        if self._buffers.get(name) is not parameter or parameter.requires_grad or parameter.is_inference():
             return parameter
         original, version, copy = self._copies.get(name, _NO_COPY)
         if original is not parameter or version != parameter._version:
@@ -79,11 +79,8 @@ class Behind:
 
 
 def _class_behind(fused: type[SpikingNeuron]) -> type[SpikingNeuron]:
-    slots = {
-        "__slots__": ("_function", "_surrogate", "_surrogate_key", "_mechanism", "_copies"),
-        "__module__": __name__,
-    }
-    return type(fused.__name__, (Behind, fused), slots)
+    slots = "_function", "_surrogate", "_surrogate_key", "_mechanism", "_copies"
+    return type(fused.__name__, (Behind, fused), {"__slots__": slots, "__module__": __name__})
 
 
 def _mechanisms_of(theirs: type) -> dict:
@@ -116,13 +113,17 @@ def _state_of_snntorch(theirs: type):
         state = self.__dict__.copy()
         if type(self) is theirs:
             state.pop(KEY, None)
-            buffers = self._buffers.items()
-            state["_buffers"] = {name: None if tensor is None else tensor.detach() for name, tensor in buffers}
-            if isinstance(known := surrogate.named_in_snntorch(self.spike_grad), surrogate.Surrogate):
+            state["_buffers"] = {name: _cut_off(buffer) for name, buffer in self._buffers.items()}
+            known = surrogate.named_in_snntorch(self.spike_grad)
+            if known is not None:
                 state["spike_grad"] = _Closure(self.spike_grad, known)
         return state
 
     return __getstate__
+
+
+def _cut_off(buffer: Tensor | None) -> Tensor | None:
+    return buffer if buffer is None or buffer.is_leaf else buffer.detach()
 
 
 def _copy_of_snntorch(self):
@@ -213,7 +214,7 @@ def _is_as_made(layer: nn.Module, fused: SpikingNeuron) -> bool:
     fused._mechanism = _mechanisms.get(getattr(charge, "__func__", None))
     if fused._mechanism is None or charge.__self__ is not layer or not attributes.keys().isdisjoint(own.EQUATIONS):
         return False
-    if own.own_of_class(type(fused)) or attributes["state_quant"] or attributes["inhibition"]:
+    if own.own_of_class(type(fused)) or fused.state_quant or fused.inhibition:
         return False
     return _resets_as_charged(layer, fused) and _recurs_as_charged(layer, fused)
 
@@ -239,12 +240,14 @@ def _resets_as_charged(layer: nn.Module, fused: SpikingNeuron) -> bool:
 
 def _differentiates_alike(fused: SpikingNeuron) -> bool:
     function = fused.spike_grad
+    if not callable(function):
+        return False
     if function is not fused._function:
         bypass = function is type(fused)._surrogate_bypass
         fused._surrogate = surrogate.disabled() if bypass else surrogate.resolve(function)
         fused._surrogate_key = getattr(fused._surrogate, "key", None)
         fused._function = function
-    if settings.everywhere.numbers == "exact":
+    if settings.everywhere is not None and settings.everywhere.numbers == "exact":
         return isinstance(fused._surrogate, _EXACT) and _sums_alike(fused)
     return isinstance(fused._surrogate, surrogate.Surrogate)
 
@@ -259,7 +262,8 @@ def _sums_alike(fused: SpikingNeuron) -> bool:
 def _takes(fused: SpikingNeuron, input_: Tensor, given: dict) -> bool:
     """Whether states and parameters go with the current; given states of another shape become zeros, as in snnTorch."""
     device, shape, dtype = input_.device, input_.shape, input_.dtype
-    if dtype not in _DTYPES or input_.layout is not torch.strided or not _runs_on(device):
+    # snnTorch's spikes are float32 whatever the current is, and its half-precision membranes are rounded at every step.
+    if dtype is not torch.float32 or input_.layout is not torch.strided or not _runs_on(device):
         return False
     names, buffers = fused.state_names, fused._buffers
     for name in names:
