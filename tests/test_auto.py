@@ -172,7 +172,7 @@ def test_uninstall_restores_everything(fused_steps):
 def test_who_comes_before_and_after(fused_steps):
     layer = snntorch.Leaky(0.9)
     bound = layer.forward
-    patched = snntorch.Synaptic.forward
+    stock = snntorch.Synaptic.forward
     snnfast.install()
     try:
         x = torch.rand(2, 3)
@@ -181,13 +181,14 @@ def test_who_comes_before_and_after(fused_steps):
         bound(x)  # snnTorch's own, with the same states
         assert len(fused_steps) == 1 and layer.mem.shape == x.shape
         ours = snntorch.Synaptic.forward
-        snntorch.Synaptic.forward = lambda self, *args: ours(self, *args)
+        patch = snntorch.Synaptic.forward = lambda self, *args: ours(self, *args)
         assert len(snntorch.Synaptic(0.8, 0.9)(x)) == 3
         assert len(fused_steps) == 1
     finally:
         snnfast.uninstall()
-        assert snntorch.Synaptic.forward is not ours
-        snntorch.Synaptic.forward = patched
+        left = snntorch.Synaptic.forward
+        snntorch.Synaptic.forward = stock
+    assert left is patch
 
 
 class Halved(snntorch.Leaky):
@@ -301,6 +302,7 @@ def test_shallow_copies_are_snntorchs(copied, installed, fused_steps):
     layer(torch.rand(2, 3))
     other = copied(layer)
     assert other.spike_grad is layer.spike_grad and other.state_function == layer.state_function
+    assert (layers.KEY in vars(other)) == (copied is not copy.copy)
     layer.reset = layer.mem_reset(layer.mem)
     other(torch.rand(2, 3))
     assert len(fused_steps) == 1
