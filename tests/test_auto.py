@@ -114,7 +114,7 @@ def test_training_is_stock_snntorchs(name, hidden, numbers, fused_steps):
         {"spike_grad": torch.sigmoid},
         {"surrogate_disable": True},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options),
 )
 def test_exact_numbers_for_every_option(options):
     def make(**hidden):

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import warnings
 
-from ..loops import settings
+from ..loops import recording, settings
 
 ENCODERS = ("exact", "fast")
 OFF = "SNNFAST_AUTO"
@@ -39,7 +39,7 @@ def install(numbers: str | None = None, verify: int = 0, encoders: str = "exact"
         >>> snnfast.install()
         >>> import snntorch as snn  # before or after: the rest of the script is as it was
     """
-    chosen = settings.Settings(numbers or os.environ.get("SNNFAST_NUMBERS") or "forward", verify)
+    chosen = settings.Settings(numbers or settings.default_numbers(), verify)
     if encoders not in ENCODERS:
         raise ValueError(f"encoders must be one of {', '.join(ENCODERS)}; got {encoders!r}")
     if os.environ.get(OFF) == "0":
@@ -54,7 +54,7 @@ def install(numbers: str | None = None, verify: int = 0, encoders: str = "exact"
         for name, value in attributes.items():
             _replaced.append((target, name, vars(target).get(name, _MISSING), value))
             setattr(target, name, value)
-    settings.record_everywhere(chosen)
+    recording.record_everywhere(chosen)
 
 
 def uninstall() -> None:
@@ -62,7 +62,7 @@ def uninstall() -> None:
 
     What somebody else has put in their place since stays.
     """
-    settings.record_everywhere(None)
+    recording.record_everywhere(None)
     for target, name, before, now in _replaced:
         if vars(target).get(name) is not now:
             continue

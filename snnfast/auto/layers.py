@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import surrogate, transforms
 from ..functional import runs_reference
 from ..loops import settings
+from ..loops.placeholder import Pending
 from ..neurons import FUSED, SpikingNeuron, own
 from ..neurons.recurrent import ONE_TO_ONE, is_plain
 from ..ops import why_no_kernel_runs
@@ -25,7 +26,7 @@ from ..reference import ALPHA, LEAKY, RLEAKY_ONE_TO_ONE, RSYNAPTIC_ONE_TO_ONE
 KEY = "_snnfast"
 """Where a layer keeps the fused one behind it."""
 
-TENSORS = {Tensor}
+TENSORS = {Tensor, Pending}
 """The classes of tensors that fused steps take. (A parameter as a state is an error in snnTorch.)"""
 
 _EXACT = tuple(
@@ -79,7 +80,7 @@ class Behind:
 
 
 def _class_behind(fused: type[SpikingNeuron]) -> type[SpikingNeuron]:
-    slots = "_function", "_surrogate", "_surrogate_key", "_mechanism", "_copies"
+    slots = "_function", "_surrogate", "_surrogate_key", "_mechanism", "_copies", "_loops"
     return type(fused.__name__, (Behind, fused), {"__slots__": slots, "__module__": __name__})
 
 
@@ -178,7 +179,7 @@ def _fused(layer: nn.Module, behind: type[SpikingNeuron]) -> SpikingNeuron:
     if fused is None or fused.__dict__ is not attributes:
         fused = object.__new__(behind)
         fused.__dict__ = attributes
-        fused._function, fused._copies = None, {}
+        fused._function, fused._copies, fused._loops = None, {}, None
         attributes[KEY] = fused
         _behind.add(layer)
     return fused

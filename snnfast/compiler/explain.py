@@ -258,8 +258,8 @@ class _Count:
 
     def _why_not_recorded(self) -> list[tuple[str, str]]:
         """What kept loops from being recorded, and what helps."""
-        known = [vars(module)["_loops"].story for module in self.modules.values() if "_loops" in vars(module)]
-        told = {story.why: story.advice for story in known if story.why}
+        loops = [module._loops for module in self.modules.values() if isinstance(module, SpikingNeuron)]
+        told = {known.story.why: known.story.advice for known in loops if known is not None and known.story.why}
         return list(told.items()) or [("its loop ended before it was known", "a loop of three steps or more is recorded")]
 
     def _why_unseen(self, name: str, module: nn.Module) -> str | None:

@@ -99,16 +99,16 @@ class Recorder(TorchFunctionMode):
                 self._forget()
             if layer is self.first or (self.period is None and not self.learning):
                 if again or not self._begin(layer, leaves):
-                    layer.__dict__["_loops"].story.plain += 1
+                    layer._loops.story.plain += 1
                     break
             else:
                 break
-        return self._keep(layer, self._run_step(layer, leaves))
+        return self._run_step(layer, leaves)
 
     @staticmethod
     def _states(layer, states: tuple) -> list:
         given = zip(layer.state_names, states, strict=True)
-        return [layer.__dict__[name] if state is None else state for name, state in given]
+        return [getattr(layer, name) if state is None else state for name, state in given]
 
     @staticmethod
     def _keep(layer, outs: tuple):
@@ -120,9 +120,10 @@ class Recorder(TorchFunctionMode):
     def _begin(self, layer, leaves: list) -> bool:
         """At the step of a layer that may be a loop's first: goes on learning, or takes up what is known. Whether the
         step can be recorded."""
-        loops = layer.__dict__.get("_loops")
+        loops = layer._loops
         if loops is None:
-            loops = layer.__dict__["_loops"] = Loops()
+            loops = Loops()
+            object.__setattr__(layer, "_loops", loops)
         if self.learning:
             if self.why:
                 self._give_up(loops, self.why)
@@ -178,13 +179,16 @@ class Recorder(TorchFunctionMode):
         for operation in self.operations:
             operation.forget()
 
-    def _run_step(self, layer, leaves: list) -> tuple:
+    def _run_step(self, layer, leaves: list):
+        """A step as written."""
         compute_all(leaves)
         spk, states = layer._step_alone(leaves[0], tuple(leaves[1:]))
-        outs = (spk, *(states[name] for name in step_outputs(layer)[1:]))
+        names = step_outputs(layer)[1:]
+        out = self._keep(layer, (spk, *(states[name] for name in names)))
         if self.learning:
-            self._log(layer, (*leaves,), {}, outs, tuple, None, ())
-        return outs
+            # What the layer keeps may be a copy.
+            self._log(layer, (*leaves,), {}, (spk, *(getattr(layer, name) for name in names)), tuple, None, ())
+        return out
 
     # Any other operation.
 
@@ -404,11 +408,11 @@ class Recorder(TorchFunctionMode):
         before = [_version(tensor) for tensor in tensors]
         if func in known.ENDS or len(self.log) - self.marks[-1] > OPERATIONS_OF_A_STEP:
             # The loop has ended before it was learnt.
-            self._give_up(self.first.__dict__["_loops"], "it has too few steps")
+            self._give_up(self.first._loops, "it has too few steps")
             return func(*args, **kwargs)
         self.others += 1
         if self.others > OPERATIONS_OF_A_STEP:
-            self._give_up(self.first.__dict__["_loops"], "too much else is between its steps")
+            self._give_up(self.first._loops, "too much else is between its steps")
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
         self._note_writes([tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version])
@@ -519,7 +523,7 @@ class Recorder(TorchFunctionMode):
             finally:
                 self.packing = False
             if reason is not None:
-                self.first.__dict__["_loops"].story.ends[getattr(reason, "__name__", type(reason).__name__)] += 1
+                self.first._loops.story.ends[getattr(reason, "__name__", type(reason).__name__)] += 1
                 self._judge()
 
     def _pack(self) -> None:
@@ -538,7 +542,7 @@ class Recorder(TorchFunctionMode):
 
     def _computed(self, wanted) -> Window:
         """The window, computed; verified where that is asked for."""
-        story, exact = self.first.__dict__["_loops"].story, self.settings.numbers == "exact"
+        story, exact = self.first._loops.story, self.settings.numbers == "exact"
         start = time.perf_counter()
         window = Window(self.period, exact)
         try:
@@ -610,8 +614,9 @@ class Recorder(TorchFunctionMode):
                 value = value.view_as(value)
             used.add(id(value))
             made.append((placeholder, value))
-            if series is not None and series._stack is not None:
-                self._note_piece(placeholder, series._stack, step)
+            stack = None if series is None else series._stack
+            if stack is not None or operation.is_step:
+                self._note_piece(placeholder, stack, step)
         return made
 
     def _note_piece(self, tensor, stack, step) -> None:
@@ -619,7 +624,7 @@ class Recorder(TorchFunctionMode):
         pieces[key] = weakref.ref(tensor, lambda _: pieces.pop(key, None)), stack, step
 
     def _piece(self, tensor):
-        """(stack, step) that a tensor is a piece of."""
+        """(stack, step) that a tensor is a piece of; the stack of a last state may be None."""
         found = self._pieces.get(id(tensor))
         return found[1:] if found is not None and found[0]() is tensor else None
 
@@ -636,7 +641,7 @@ class Recorder(TorchFunctionMode):
         """Sees whether the waiting was worth it."""
         period = self.period
         if period is not None and period.windows >= 8 and period.steps < 2.5 * period.windows:
-            loops = self.first.__dict__["_loops"]
+            loops = self.first._loops
             loops.drop(period)
             self._give_up(loops, "it looks at values too often")
 
@@ -665,7 +670,7 @@ class Recorder(TorchFunctionMode):
         runs, alone = [], []
         for lane in lanes:
             piece = self._piece(lane)
-            if piece is None:
+            if piece is None or piece[0] is None:
                 alone.append(lane)
                 continue
             if alone:

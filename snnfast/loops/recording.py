@@ -67,7 +67,7 @@ def step(layer, input_: Tensor, states: tuple):
     """One step of a layer: recorded, if that is wanted here and its loop is one that can be."""
     recorder = getattr(_of_thread, "recorder", None)
     if recorder is None or not recorder.is_there:
-        loops = layer.__dict__.get("_loops")
+        loops = layer._loops
         if loops is not None and loops.skip:
             # It could not be recorded the last time.
             loops.skip -= 1
@@ -90,7 +90,7 @@ def _chosen(layer) -> "settings.Settings | None":
     regions = getattr(_of_thread, "region", ())
     if regions:
         return regions[-1]
-    return layer.__dict__.get("_recorded") or settings.everywhere
+    return layer._recorded or settings.everywhere
 
 
 def settings_of(function) -> "settings.Settings | None":

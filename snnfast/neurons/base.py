@@ -62,6 +62,10 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
     _own: tuple[str, ...] = ()
     _charge = None
 
+    # With which settings loops over the layer are recorded, and what is remembered of those that it begins (`loops`).
+    _recorded = None
+    _loops = None
+
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
         cls._methods = own.Methods(cls)
