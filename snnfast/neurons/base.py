@@ -147,7 +147,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
             self.register_parameter(name, nn.Parameter(floating))
 
     def __setattr__(self, name, value):
-        if recording.is_on and name not in self.state_names:
+        if recording.is_on and name[0] != "_" and name not in self.state_names:
             recording.about_to_change(self)
         if name == "spike_grad":
             value = self._resolve_spike_grad(value)
