@@ -280,7 +280,7 @@ def _takes(fused: SpikingNeuron, input_: Tensor, given: dict) -> bool:
             if state.dtype != dtype:
                 return False
         elif not own_state:
-            given[name] = torch.zeros_like(input_)
+            given[name] = torch.zeros(shape, dtype=dtype, device=device)
     return all(
         parameter is None or not parameter.dim() or (parameter.device == device and _broadcasts(parameter, shape))
         for parameters in (buffers, fused._parameters)
