@@ -63,7 +63,9 @@ TRAINS = """
 
 
 def test_a_script_that_trains_and_fails_in_a_layer(tmp_path):
-    alone, fused = both(write(tmp_path, TRAINS.format(end="lif(torch.rand(3), 5)")), "--epochs", "2", cwd=tmp_path)
+    (tmp_path / "folder").mkdir()
+    script = "folder/" + write(tmp_path / "folder", TRAINS.format(end="lif(torch.rand(3), 5)"))
+    alone, fused = both(script, "--epochs", "2", cwd=tmp_path)
     ours, *traceback = fused.err.splitlines()
     theirs, *expected = alone.err.splitlines()
     addresses = "object at"
