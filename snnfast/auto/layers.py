@@ -48,10 +48,14 @@ class Behind:
     __slots__ = ()
 
     def _keep(self, name, state):
-        # Backward of a fused step needs the membrane as it was; that of snnTorch's does not, and it may be written to.
-        if name == "mem" and type(state) is Tensor and state.requires_grad:
-            state = state.clone()
         self._buffers[name] = state
+
+    def _step_alone(self, input_, states):
+        spk, after = super()._step_alone(input_, states)
+        # Backward of a fused step needs the membrane as it was; that of snnTorch's does not, and it may be written to.
+        if after["mem"].requires_grad:
+            after["mem"] = after["mem"].clone()
+        return spk, after
 
     def _parameters_of_call(self):
         """Likewise buffers, such as a threshold: copies that are made anew when one was written to."""
