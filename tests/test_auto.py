@@ -89,14 +89,16 @@ def _loss(net, x, hidden):
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("name", CLASSES)
 def test_training_is_stock_snntorchs(name, hidden, numbers, fused_steps):
-    losses, parameters, _ = train(CLASSES[name], hidden=hidden)
+    # Weights that differ by rounding may let other neurons fire in the next batch.
+    batches = 3 if numbers == "exact" else 1
+    losses, parameters, _ = train(CLASSES[name], batches=batches, hidden=hidden)
     snnfast.install(numbers)
     try:
-        again, trained, net = train(CLASSES[name], hidden=hidden)
+        again, trained, net = train(CLASSES[name], batches=batches, hidden=hidden)
     finally:
         snnfast.uninstall()
     exact = numbers == "exact" and name not in ("Alpha", "RLeaky one to one")
-    assert len(fused_steps) == (0 if numbers == "exact" and not exact else 3 * 8 * 2)
+    assert len(fused_steps) == (0 if numbers == "exact" and not exact else batches * 8 * 2)
     assert torch.equal(losses[0], again[0])
     torch.testing.assert_close(again, losses)
     for ours, theirs in zip(trained, parameters, strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import surrogate, transforms
 from ..functional import runs_reference
-from ..loops import settings
+from ..loops import recording, settings
 from ..loops.placeholder import Pending
 from ..neurons import FUSED, SpikingNeuron, own
 from ..neurons.recurrent import ONE_TO_ONE, is_plain
@@ -107,8 +107,21 @@ def replacements() -> dict[type, dict]:
                 "forward": _front(theirs, behind),
                 "__getstate__": _state_of_snntorch(theirs),
                 "__copy__": _copy_of_snntorch,
+                "__setattr__": _telling(theirs.__setattr__),
             }
     return fronts
+
+
+def _telling(own_setattr):
+    """Sets an attribute of a layer, of whose recorded steps the ones that wait are those of before."""
+
+    def __setattr__(self, name, value):
+        fused = self.__dict__.get(KEY)
+        if fused is not None and recording.is_on and name not in fused.state_names:
+            recording.about_to_change(fused)
+        own_setattr(self, name, value)
+
+    return __setattr__
 
 
 def _state_of_snntorch(theirs: type):
@@ -183,7 +196,7 @@ def _fused(layer: nn.Module, behind: type[SpikingNeuron]) -> SpikingNeuron:
     if fused is None or fused.__dict__ is not attributes:
         fused = object.__new__(behind)
         fused.__dict__ = attributes
-        fused._function, fused._copies, fused._loops = None, {}, None
+        fused._function, fused._mechanism, fused._copies, fused._loops = None, None, {}, None
         attributes[KEY] = fused
         _behind.add(layer)
     return fused
@@ -216,8 +229,10 @@ def _is_as_made(layer: nn.Module, fused: SpikingNeuron) -> bool:
     """Whether the layer's step is the library's, with the options that snnfast has fused."""
     attributes = layer.__dict__
     charge = attributes.get("state_function")
-    fused._mechanism = _mechanisms.get(getattr(charge, "__func__", None))
-    if fused._mechanism is None or charge.__self__ is not layer or not attributes.keys().isdisjoint(own.EQUATIONS):
+    mechanism = _mechanisms.get(getattr(charge, "__func__", None))
+    if mechanism != fused._mechanism:
+        fused._mechanism = mechanism
+    if mechanism is None or charge.__self__ is not layer or not attributes.keys().isdisjoint(own.EQUATIONS):
         return False
     if own.own_of_class(type(fused)) or fused.state_quant or fused.inhibition:
         return False
@@ -285,6 +300,8 @@ def _takes(fused: SpikingNeuron, input_: Tensor, given: dict) -> bool:
                 return False
         elif not own_state:
             given[name] = torch.zeros(shape, dtype=dtype, device=device)
+        elif state.numel():
+            buffers[name] = torch.zeros(shape, dtype=dtype, device=device)
     return all(
         parameter is None or not parameter.dim() or (parameter.device == device and _broadcasts(parameter, shape))
         for parameters in (buffers, fused._parameters)
