@@ -29,12 +29,15 @@ class Series:
         if self._stack is None:
             if self.is_steady:
                 return self.steady.expand(self.count, *self.steady.shape)
-            self._stack = torch.stack(self._apart)
+            with torch.enable_grad():
+                self._stack = torch.stack(self._apart)
         return self._stack
 
     def apart(self):
         if self._apart is None:
-            self._apart = (self.steady,) * self.count if self.is_steady else self._stack.unbind(0)
+            # Whoever asks first: those who ask later may go back through it.
+            with torch.enable_grad():
+                self._apart = (self.steady,) * self.count if self.is_steady else self._stack.unbind(0)
         return self._apart
 
     def between(self, start: int, count: int) -> "Series":
