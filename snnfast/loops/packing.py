@@ -389,13 +389,13 @@ def run_batched(batched, series: dict[int, Series]) -> Tensor:
 
 def modes() -> tuple:
     """What is switched on around an operation."""
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch._C._is_any_autocast_enabled()
 
 
 @contextlib.contextmanager
 def in_modes(wanted: tuple):
     """Within it, what was switched on around an operation is so again."""
-    grad, inference = wanted
+    grad, inference, _ = wanted
     if modes() == wanted:
         yield
     elif inference:

@@ -77,7 +77,22 @@ class Operation:
             slot.kind == MADE and slot.what is self and slot.lag == 1 and slot.output == output
             for slot, output in zip(self.slots[1:], self.state_outputs(), strict=True)
         )
+        self.numbers = range(len(self.outputs))
+        self.is_flat = not any(self.nested)
+        if self.is_step:
+            names = step_outputs(self.function)
+            self.kept = [(name, output) for output, name in enumerate(names) if name in self.function.state_names]
         self.forget()
+
+    def leaves(self, args: tuple, kwargs: dict) -> list | tuple | None:
+        """What stands in the slots of a call; None where the call has other arguments."""
+        if kwargs or self.names:
+            if tuple(kwargs) != self.names:
+                return None
+            args = (*args, *kwargs.values())
+        if not self.is_flat:
+            return leaves_of(self.nested, args, {})
+        return args if len(args) == len(self.nested) else None
 
     def state_outputs(self) -> list[int]:
         """Which of a step's outputs its states are, in the layer's order."""

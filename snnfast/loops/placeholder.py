@@ -40,6 +40,9 @@ class Pending(Tensor):
         )
 
 
+_make = Tensor._make_wrapper_subclass
+
+
 def describes(func, args) -> bool:
     """Whether a call asks only what a placeholder knows."""
     return func in DESCRIPTIONS and not (func is Tensor.type and len(args) > 1)
@@ -47,10 +50,8 @@ def describes(func, args) -> bool:
 
 def new(recorder, operation, output: int, period: int) -> Pending:
     """The placeholder of an operation's output in a period."""
-    like = operation.outputs[output]
-    made = Tensor._make_wrapper_subclass(
-        Pending, like.shape, dtype=like.dtype, device=like.device, requires_grad=like.requires_grad
-    )
+    shape, dtype, device, requires_grad = operation.outputs[output]
+    made = _make(Pending, shape, dtype=dtype, device=device, requires_grad=requires_grad)
     made.made_by = (recorder, operation, output, period)
     return made
 

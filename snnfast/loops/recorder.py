@@ -79,6 +79,10 @@ class Recorder(TorchFunctionMode):
 
     # A layer's step.
 
+    def expects(self, layer) -> bool:
+        """Whether a step of this layer is what comes next."""
+        return self.period is not None and self.operations[self.place].function is layer
+
     def step(self, layer, input_, states: tuple, chosen: Settings):
         """One step of a layer, in or outside a recorded loop."""
         if chosen is not self.settings and chosen != self.settings:
@@ -92,7 +96,9 @@ class Recorder(TorchFunctionMode):
                 if operation.function is layer:
                     outs = self._record(operation, leaves)
                     if outs is not None:
-                        return self._keep(layer, outs)
+                        for name, output in operation.kept:
+                            layer._keep(name, outs[output])
+                        return outs if layer._returns_states() else outs[0]
                 self.pack(layer)
             if self.period is not None and layer is not self.first:
                 # Another layer, or another path: the first layer's next step begins anew.
@@ -195,13 +201,14 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.period is not None:
-            func, args, kwargs = _translated(func, args, kwargs)
-            if func is None:
-                return args
+            if func in _TRANSLATED:
+                func, args, kwargs = _translated(func, args, kwargs)
+                if func is None:
+                    return args
             operation = self.operations[self.place]
             if func is operation.function:
-                leaves = leaves_of(operation.nested, args, kwargs)
-                if leaves is not None and tuple(kwargs) == operation.names:
+                leaves = operation.leaves(args, kwargs)
+                if leaves is not None:
                     outs = self._record(operation, leaves)
                     if outs is not None:
                         return outs[0] if operation.several is None else _tuple_of(operation.several, outs)
@@ -233,9 +240,11 @@ class Recorder(TorchFunctionMode):
             if operation.is_step:
                 for parameter in operation.function._tensors_of_step():
                     self._to_read(parameter)
+        given = operation.given
         for place, value in entries:
-            operation.given[place].append(value)
-        outs = tuple(new(self, operation, output, self.number) for output in range(len(operation.outputs)))
+            given[place].append(value)
+        number = self.number
+        outs = tuple([new(self, operation, output, number) for output in operation.numbers])
         operation.made.append(outs)
         operation.count += 1
         self.waiting = True
@@ -253,41 +262,42 @@ class Recorder(TorchFunctionMode):
 
     def _entries(self, operation: Operation, leaves) -> list | None:
         """What is new in the slots of an operation: (slot, value); None where one does not fit."""
-        entries = []
-        for place, (slot, value) in enumerate(zip(operation.slots, leaves, strict=True)):
-            kind = slot.kind
+        entries, given_of, begun = [], operation.given, operation.count
+        for place, ((kind, what, output, lag, like), value) in enumerate(zip(operation.slots, leaves, strict=True)):
             if kind == MADE:
                 if type(value) is Pending:
-                    recorder, maker, output, period = value.made_by
-                    if maker is not slot.what or output != slot.output or period != self.number - slot.lag:
-                        return None
-                    if recorder is not self:
+                    recorder, maker, made, period = value.made_by
+                    if maker is not what or made != output or period != self.number - lag or recorder is not self:
                         return None
                     continue
-                if not self._fits(value, slot.like, operation.is_chain and place > 0):
+                state = operation.is_chain and place > 0
+                if not self._fits(value, like, state):
                     return None
-                if operation.count and (operation.is_chain and place or len(operation.given[place]) < operation.count):
+                if begun and (state or len(given_of[place]) < begun):
                     # The loop goes on from something else: what waits is of before, and placeholders are no more.
                     self.pack()
                     return self._entries(operation, leaves)
                 entries.append((place, self._to_read(value)))
+            elif kind == SAME:
+                if value is not what:
+                    return None
+                if not begun:
+                    self._to_read(value)
+            elif kind == LITERAL:
+                if value is not what and (type(value) is not type(what) or value != what):
+                    return None
             elif kind == REAL:
-                given = operation.given[place]
+                given = given_of[place]
                 if not given or value is not given[-1]:
-                    if not self._fits(value, slot.like, False):
+                    if not self._fits(value, like, False):
                         return None
-                value = self._to_read(value)
+                    value = self._to_read(value)
+                elif self.snapshots:
+                    value = self._to_read(value)
                 if place in operation.writes:
                     self.read.pop(id(value), None)
                 entries.append((place, value))
-            elif kind == SAME:
-                if value is not slot.what:
-                    return None
-                self._to_read(value)
-            elif kind == LITERAL:
-                if value is not slot.what and (type(value) is not type(slot.what) or value != slot.what):
-                    return None
-            elif type(value) is not slot.what:
+            elif type(value) is not what:
                 return None
             else:
                 entries.append((place, value))
@@ -323,9 +333,9 @@ class Recorder(TorchFunctionMode):
     def _record_in_place(self, operation: Operation, args: tuple, kwargs: dict):
         """`x.add_(y)` where `x = x.add(y)` may wait: the object is from now on what will have been written to it."""
         target = args[0]
-        leaves = leaves_of(operation.nested, args, kwargs)
+        leaves = operation.leaves(args, kwargs)
         like = operation.outputs[0]
-        if leaves is None or tuple(kwargs) != operation.names or not _may_be_written(target, like):
+        if leaves is None or not _may_be_written(target, like):
             return None
         pending = type(target) is Pending
         if pending and self._is_viewed(target):
@@ -362,6 +372,8 @@ class Recorder(TorchFunctionMode):
 
     def _learn(self, func, args, kwargs):
         """Runs an operation as written, and notes it where it may wait in further periods."""
+        if torch._C._is_any_autocast_enabled():
+            return self._learn_other(func, args, kwargs)
         func, args, kwargs = _translated(func, args, kwargs)
         if func is None:
             return args
@@ -517,7 +529,7 @@ class Recorder(TorchFunctionMode):
                 return
             self.packing = True
             try:
-                with torch._C.DisableTorchFunction(), in_modes((True, False)):
+                with torch._C.DisableTorchFunction(), in_modes((True, False, False)):
                     self._check_versions()
                     self._pack()
             finally:
@@ -687,6 +699,7 @@ class Recorder(TorchFunctionMode):
 
 
 _DROPOUTS = {F.dropout1d, F.dropout2d, F.dropout3d}
+_TRANSLATED = {F.dropout, F.relu, *_DROPOUTS}
 _JOINS = {torch.stack, torch.cat, torch.concat}
 _SWITCHES = {torch._C._set_grad_enabled}
 

@@ -1,6 +1,7 @@
 """Where a layer's step meets the recorder of its thread."""
 
 import contextlib
+import importlib
 import threading
 from collections.abc import Iterator
 
@@ -20,6 +21,8 @@ def switch(layers: bool = False) -> None:
     """Looks whether anything may be recorded; `layers`: some layer is from now on."""
     global is_on
     is_on = (is_on or layers or settings.everywhere is not None) and settings.are_allowed()
+    if is_on:
+        importlib.import_module("snnfast.loops.recorder")  # now, not in the first step
 
 
 def record_everywhere(chosen: "settings.Settings | None") -> None:
@@ -47,6 +50,12 @@ def region(chosen: "settings.Settings | None") -> Iterator[None]:
 def of_this_thread():
     """The recorder of this thread, or None."""
     return getattr(_of_thread, "recorder", None)
+
+
+def expects(layer, input_) -> bool:
+    """Whether a step of a layer from this input is what a recorded loop does next."""
+    recorder = of_this_thread()
+    return recorder is not None and type(input_) is placeholder.Pending and recorder.expects(layer)
 
 
 def compute(*values) -> None:
