@@ -210,6 +210,7 @@ def test_the_seed_decides_start_order_and_spikes(command, data):
 def test_stopped_killed_and_resumed_equals_uninterrupted(
     command, data, straight, undrawn, one_thread, capsys, monkeypatch, tmp_path
 ):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's jobs in the background lack
     with monkeypatch.context() as patch:
         patch.setattr(command, "_report", lambda row, epochs: signal.raise_signal(signal.SIGINT))
         assert main(command, tmp_path, "--data", data, "--epochs", EPOCHS) == 130
