@@ -157,6 +157,7 @@ class Machine {
   void start(unsigned first, unsigned end) {
     fibers_.clear();
     blocks_.clear();
+    held_ = nullptr;
     for (unsigned index = first; index < end; ++index) {
       blocks_.push_back(std::make_unique<Block>());
       Block& block = *blocks_.back();
