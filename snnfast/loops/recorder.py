@@ -811,7 +811,7 @@ def _apply_to_computed(cls, *args, **kwargs):
     if recorder is not None:
         recorder.function_is_applied(cls, args)
     with torch._C.DisableTorchFunction():
-        return _apply.__func__(cls, *args, **kwargs)
+        return _apply.__get__(None, cls)(*args, **kwargs)
 
 
 def _put_at_bottom(mode) -> None:
