@@ -734,8 +734,12 @@ def _alive(operation: Operation) -> list:
     """For each step the placeholders that others than the recorder have: (step, [(output, placeholder)])."""
     alive = []
     for step, outs in enumerate(operation.made):
-        # Referred to by its tuple, by this loop, and by the call that counts.
-        held = [(output, out) for output, out in enumerate(outs) if sys.getrefcount(out) > 3 and type(out) is Pending]
+        held = []
+        for output in operation.numbers:
+            out = outs[output]
+            # Referred to by its tuple, by `out`, and by the call that counts.
+            if sys.getrefcount(out) > 3 and type(out) is Pending:
+                held.append((output, out))
         if held:
             alive.append((step, held))
     return alive
