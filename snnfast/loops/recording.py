@@ -52,6 +52,18 @@ def of_this_thread():
     return getattr(_of_thread, "recorder", None)
 
 
+def passes(layer) -> bool:
+    """Whether the loops of a layer are not recorded for a while, as they could not be the last time; counts a step."""
+    loops = layer._loops
+    if loops is None or not loops.skip:
+        return False
+    recorder = of_this_thread()
+    if recorder is not None and recorder.is_there:
+        return False
+    loops.skip -= 1
+    return True
+
+
 def expects(layer, input_) -> bool:
     """Whether a step of a layer from this input is what a recorded loop does next."""
     recorder = of_this_thread()
@@ -75,12 +87,8 @@ def stop() -> None:
 def step(layer, input_: Tensor, states: tuple):
     """One step of a layer: recorded, if that is wanted here and its loop is one that can be."""
     recorder = getattr(_of_thread, "recorder", None)
-    if recorder is None or not recorder.is_there:
-        loops = layer._loops
-        if loops is not None and loops.skip:
-            # It could not be recorded the last time.
-            loops.skip -= 1
-            return layer._step_fused(input_, states)
+    if passes(layer):
+        return layer._step_fused(input_, states)
     chosen = _chosen(layer)
     if chosen is None or not _is_plain_place():
         if recorder is not None:
