@@ -1,4 +1,4 @@
-"""Ordinary networks train as their loop under stock snnTorch does: dropped in, and fused by `accelerate`."""
+"""Ordinary networks train as their loop under stock snnTorch does: dropped in, compiled, recorded, and untouched."""
 
 import warnings
 
@@ -65,6 +65,23 @@ def test_trains_as_the_loop(name):
             torch._dynamo.reset()
             net = snn.accelerate(built(network, snntorch), products=products, compile=True)
             assert_same(trained(net, network), wanted, exact=products == "per-step" and not network.rounds)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_recorded_as_the_loop(name):
+    network = NETWORKS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = trained(built(network, snntorch), network)
+        for numbers in ("exact", "forward"):
+            exact = numbers == "exact" and not network.rounds
+            net = snn.accelerate(built(network, snntorch), numbers=numbers)
+            assert_same(trained(net, network), wanted, exact)
+            snn.install(numbers=numbers)
+            try:
+                assert_same(trained(built(network, snntorch), network), wanted, exact)
+            finally:
+                snn.uninstall()
 
 
 @pytest.mark.parametrize("name", NAMES)

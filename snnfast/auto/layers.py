@@ -191,7 +191,8 @@ def _front(theirs: type, behind: type[SpikingNeuron]):
         given = _by_name(fused, states, named)
         if given is None or not _fits(self, fused, input_, given):
             return own_forward(self, input_, *states, **named)
-        return fused.forward(input_, **given)
+        # Not an instance's own: that is what has called this.
+        return behind.forward(fused, input_, **given)
 
     own.FRONTS.add(forward.__code__)
     return forward
