@@ -24,7 +24,10 @@ _BY_STEP = (
     "count_nonzero is_nonzero diff mT "
     "linear conv1d conv2d conv3d batch_norm max_pool1d max_pool2d max_pool3d avg_pool3d"
 ).split()
-_REVERSED = "__rsub__ __rdiv__ __rtruediv__ __rpow__ __rmul__ __radd__ __getitem__".split()
+_REVERSED = (
+    "__rsub__ __rdiv__ __rtruediv__ __rpow__ __rmul__ __radd__ __rmatmul__ __floordiv__ __rfloordiv__ __getitem__ __eq__ "
+    "__and__ __or__ __xor__ __invert__ positive"
+).split()
 _NOT = {Tensor.is_nonzero, torch.is_nonzero, Tensor.mT}
 
 DEFERRABLE = frozenset(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
+from .. import transforms
 from ..compiler import rules
 from ..compiler.emission import ALIGNMENT, own_memory
 from . import known
@@ -20,6 +21,8 @@ class Series:
     def __init__(self, start: int, count: int, steady=None, stack=None, apart=None):
         self.start, self.count = start, count
         self.steady, self._stack, self._apart = steady, stack, apart
+        self.is_apart = apart is not None and stack is None
+        """Whether the steps were computed one by one, and a stack is of them."""
 
     @property
     def is_steady(self) -> bool:
@@ -30,7 +33,7 @@ class Series:
             if self.is_steady:
                 return self.steady.expand(self.count, *self.steady.shape)
             with torch.enable_grad():
-                self._stack = torch.stack(self._apart)
+                self._stack = _stacked(self._apart)
         return self._stack
 
     def apart(self):
@@ -56,6 +59,13 @@ class Series:
             rest = list(self.apart()) if self.count else []
             return Series(start, count, apart=[*leads, *rest])
         return Series(start, count, stack=torch.cat([torch.stack(leads), self._stack]))
+
+
+def _stacked(steps: list) -> Tensor:
+    """A tensor that several steps take collects their gradients last step first, as it does in a loop."""
+    if len({id(step) for step in steps}) < len(steps) and torch.is_grad_enabled():
+        return torch.stack(steps[::-1]).flip(0)
+    return torch.stack(steps)
 
 
 class Numbers(list):
@@ -108,7 +118,8 @@ class Window:
         if slot.kind == NUMBER:
             return given[0] if all(one == given[0] for one in given) else Numbers(given)
         if slot.kind == REAL:
-            if all(one is given[0] for one in given):
+            summed = self.exact and given[0].requires_grad
+            if all(one is given[0] for one in given) and not summed:
                 return Series(operation.start, operation.count, steady=given[0])
             return Series(operation.start, operation.count, apart=given)
         rest = operation.count - len(given)
@@ -218,7 +229,7 @@ class Window:
         """Whether first and last step are what they are alone."""
         for step in {0, operation.count - 1}:
             leaves = [given.apart()[step] if isinstance(given, Series) else given for given in inputs]
-            (alone,) = call(operation, [_placed(leaf) for leaf in leaves])
+            (alone,) = call(operation, placed(operation, leaves))
             if not torch.equal(alone, out[step]):
                 return False
         return True
@@ -229,7 +240,7 @@ class Window:
         be the loop's. Their gradients are the larger one's."""
         columns = [given.apart() if isinstance(given, Series) else itertools.repeat(given) for given in inputs]
         steps = itertools.islice(zip(*columns, strict=False), operation.count)
-        return torch.stack([call(operation, [_placed(leaf) for leaf in leaves])[0] for leaves in steps])
+        return torch.stack([call(operation, placed(operation, leaves))[0] for leaves in steps])
 
     def _replay(self, operations: list[Operation]) -> None:
         """Step by step, as written."""
@@ -295,10 +306,16 @@ def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
         spk, states = layer._step_alone(leaves[0], tuple(leaves[1:]))
         return spk, *(states[name] for name in step_outputs(layer)[1:])
     if exact and operation.function in known.PRODUCTS:
-        leaves = [_placed(leaf) for leaf in leaves]
+        leaves = placed(operation, leaves)
     args, kwargs = operation.values(leaves)
     out = operation.function(*args, **kwargs)
     return (out,) if operation.several is None else tuple(out)
+
+
+def placed(operation: Operation, leaves: list) -> list:
+    """What the loop would have in new memory, in memory that begins as such: a product's sums go by that. What comes
+    from outside, or is a view of it, is where it was."""
+    return [_placed(leaf) if operation.is_new(place) else leaf for place, leaf in enumerate(leaves)]
 
 
 def _placed(leaf):
@@ -387,9 +404,12 @@ def run_batched(batched, series: dict[int, Series]) -> Tensor:
     return batched.after(out) if batched.after else out
 
 
+_is_autocast = torch._C._is_any_autocast_enabled
+
+
 def modes() -> tuple:
-    """What is switched on around an operation."""
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch._C._is_any_autocast_enabled()
+    """What is switched on around an operation: gradients, inference, and what no operation waits under."""
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _is_autocast() or transforms.at_work()
 
 
 @contextlib.contextmanager

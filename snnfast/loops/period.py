@@ -99,6 +99,13 @@ class Operation:
         names = step_outputs(self.function)
         return [names.index(name) for name in self.function.state_names]
 
+    def is_new(self, place: int) -> bool:
+        """Whether the loop makes what stands in a slot, in memory of its own."""
+        slot = self.slots[place]
+        while slot.kind == MADE and slot.what.function in known.VIEWS:
+            slot = slot.what.slots[0]
+        return slot.kind == MADE
+
     def forget(self) -> None:
         """Nothing of it is pending any more."""
         self.count = 0
@@ -168,8 +175,9 @@ class Logged(NamedTuple):
 class Period:
     """The operations of one period, in their order."""
 
-    def __init__(self, before: list[Logged], now: list[Logged], first: int):
-        """`first`: the number of the first operation of `now` in the log, those of `before` standing right before."""
+    def __init__(self, before: list[Logged], now: list[Logged], first: int, exact: bool = False):
+        """`first`: the number of the first operation of `now` in the log, those of `before` standing right before;
+        exact: what shares a parameter runs in the loop's order, as the parameter's gradient is summed in that."""
         self.operations = []
         places = []
         for earlier, logged in zip(before, now, strict=True):
@@ -182,7 +190,7 @@ class Period:
         for operation, (earlier, logged) in zip(self.operations, places, strict=True):
             sources = zip(earlier.leaves, logged.leaves, logged.sources, strict=True)
             operation.connect([self._slot(old, new, source, first) for old, new, source in sources])
-        self.parts = _parts(self.operations)
+        self.parts = _parts(self.operations, _sharing(self.operations) if exact else {})
         self.cut = _best_cut(self.operations)
         self.bytes = sum(like.bytes for operation in self.operations for like in operation.outputs)
         self.windows = self.steps = 0
@@ -251,12 +259,28 @@ def _edges(operations: list[Operation]) -> dict[Operation, set[Operation]]:
     return needs
 
 
-def _parts(operations: list[Operation]) -> list[list[Operation]]:
+def _sharing(operations: list[Operation]) -> dict[Operation, set[Operation]]:
+    """Who takes a parameter that others take too."""
+    takers = {}
+    for operation in operations:
+        for slot in operation.slots:
+            if slot.kind == SAME and isinstance(slot.what, Tensor) and slot.what.requires_grad:
+                takers.setdefault(id(slot.what), set()).add(operation)
+    shared = {operation: set() for operation in operations}
+    for together in takers.values():
+        for operation in together:
+            shared[operation] |= together - {operation}
+    return shared
+
+
+def _parts(operations: list[Operation], shared: dict[Operation, set[Operation]]) -> list[list[Operation]]:
     """The operations in the order in which they may run over many periods; those that need one another together.
 
     They are the strongly connected components of who needs whom (Tarjan, 1972): loop distribution.
     """
     needs, index, low, stack, parts = _edges(operations), {}, {}, [], []
+    for operation, others in shared.items():
+        needs[operation] |= others
 
     def visit(operation):
         index[operation] = low[operation] = len(index)

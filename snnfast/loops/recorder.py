@@ -5,21 +5,33 @@ import sys
 import threading
 import time
 import warnings
-import weakref
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_flatten
 
 from ..neurons.base import was_reset
-from . import known, recording
+from . import known, pieces, unseen
 from .packing import Window, in_modes, modes
-from .period import LITERAL, MADE, NUMBER, REAL, SAME, Like, Logged, Operation, Period, leaves_of, nesting_of
-from .period import same_calls, step_outputs
+from .period import (
+    LITERAL,
+    MADE,
+    REAL,
+    SAME,
+    Like,
+    Logged,
+    Operation,
+    Period,
+    leaves_of,
+    nesting_of,
+    same_calls,
+    step_outputs,
+)
+from .placeholder import Pending, any_pending, become, describes, make_pending, new
 from .report import Loops, Story
-from .placeholder import Pending, any_pending, become, compute, describes, make_pending, new
 from .settings import Settings
 
 STEPS_TO_LEARN = 16
@@ -43,7 +55,6 @@ class Recorder(TorchFunctionMode):
         self.first = None
         self.is_there = False
         self.packing = False
-        self._pieces = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -52,7 +63,7 @@ class Recorder(TorchFunctionMode):
         self.operations = ()
         self.place = self.number = 0
         self.waiting = False
-        self.read, self.snapshots = {}, {}
+        self.read, self.snapshots, self.fixed = {}, {}, {}
         self.log, self.marks, self.made, self.learning = [], [], {}, False
         self.memories, self.looks, self.why, self.others = {}, [], "", 0
 
@@ -61,13 +72,13 @@ class Recorder(TorchFunctionMode):
     def enter(self) -> None:
         if not self.is_there:
             _put_at_bottom(self)
-            _watch_functions(1)
+            unseen.watch(1)
             self.is_there = True
 
     def _go(self) -> None:
         if self.is_there:
             _take_away(self)
-            _watch_functions(-1)
+            unseen.watch(-1)
             self.is_there = False
 
     def leave(self) -> None:
@@ -166,7 +177,11 @@ class Recorder(TorchFunctionMode):
                 if any(before <= look for look, _ in self.looks):
                     self._give_up(loops, f"{self.looks[-1][1]} needs its values at every step")
                     return False
-                period = Period(self.log[before:middle], self.log[middle:now], middle)
+                if why := _statistics_in_between(self.log[middle:now]):
+                    self._give_up(loops, why)
+                    return False
+                exact = self.settings.numbers == "exact"
+                period = Period(self.log[before:middle], self.log[middle:now], middle, exact)
                 loops.keep(self.key, period)
                 self._forget()
                 self._take_up(period)
@@ -219,7 +234,7 @@ class Recorder(TorchFunctionMode):
             return self._otherwise(func, args, kwargs)
         if self.learning:
             return self._learn(func, args, kwargs)
-        if not self._pieces:
+        if self.period is None and not pieces.known:
             return func(*args, **kwargs)
         return self._otherwise(func, args, kwargs)
 
@@ -228,6 +243,8 @@ class Recorder(TorchFunctionMode):
         if operation.modes != modes() or len(leaves) != len(operation.slots):
             return None
         if self.place == self.period.cut and self._is_long():
+            self.pack()
+        if self.fixed and self._is_written_unseen():
             self.pack()
         entries = self._entries(operation, leaves)
         if entries is None:
@@ -239,7 +256,7 @@ class Recorder(TorchFunctionMode):
             operation.start = self.number
             if operation.is_step:
                 for parameter in operation.function._tensors_of_step():
-                    self._to_read(parameter)
+                    self._to_read_in_place(parameter)
         given = operation.given
         for place, value in entries:
             given[place].append(value)
@@ -282,7 +299,7 @@ class Recorder(TorchFunctionMode):
                 if value is not what:
                     return None
                 if not begun:
-                    self._to_read(value)
+                    self._to_read_in_place(value)
             elif kind == LITERAL:
                 if value is not what and (type(value) is not type(what) or value != what):
                     return None
@@ -318,17 +335,38 @@ class Recorder(TorchFunctionMode):
         key = id(tensor)
         if key not in self.read:
             self.read[key] = tensor, _version(tensor)
-            if not tensor.is_leaf or not tensor.requires_grad:
-                storage = tensor.untyped_storage()
-                if not storage.resizable() and not storage.is_shared():
-                    # Somebody else, such as NumPy, has this memory too, and writes to it unseen.
-                    self.snapshots[key] = tensor.clone()
+            if (not tensor.is_leaf or not tensor.requires_grad) and _is_shared_with_others(tensor):
+                self.snapshots[key] = tensor.clone()
         if key in self.snapshots:
             kept = self.snapshots[key]
             if not torch.equal(kept, tensor):
                 kept = self.snapshots[key] = tensor.clone()
             return kept
         return tensor
+
+    def _to_read_in_place(self, tensor: Tensor) -> None:
+        """A parameter or buffer that waiting operations will read where it is."""
+        key = id(tensor)
+        if key not in self.read:
+            self.read[key] = tensor, _version(tensor)
+            if _is_shared_with_others(tensor):
+                self.fixed[key] = tensor, tensor.detach().clone()
+
+    def _is_written_unseen(self) -> bool:
+        return not all(torch.equal(tensor, kept) for tensor, kept in self.fixed.values())
+
+    @contextlib.contextmanager
+    def _as_read(self):
+        """Within it, parameters that were written to unseen are what the waiting operations were to read."""
+        written = [(tensor, kept) for tensor, kept in self.fixed.values() if not torch.equal(tensor, kept)]
+        now = [tensor.detach().clone() for tensor, _ in written]
+        for tensor, kept in written:
+            tensor.data.copy_(kept)
+        try:
+            yield
+        finally:
+            for (tensor, _), value in zip(written, now, strict=True):
+                tensor.data.copy_(value)
 
     def _record_in_place(self, operation: Operation, args: tuple, kwargs: dict):
         """`x.add_(y)` where `x = x.add(y)` may wait: the object is from now on what will have been written to it."""
@@ -372,7 +410,7 @@ class Recorder(TorchFunctionMode):
 
     def _learn(self, func, args, kwargs):
         """Runs an operation as written, and notes it where it may wait in further periods."""
-        if torch._C._is_any_autocast_enabled():
+        if modes()[2]:
             return self._learn_other(func, args, kwargs)
         func, args, kwargs = _translated(func, args, kwargs)
         if func is None:
@@ -418,7 +456,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         tensors = [leaf for leaf in _flat(args, kwargs) if isinstance(leaf, Tensor)]
         before = [_version(tensor) for tensor in tensors]
-        if func in known.ENDS or len(self.log) - self.marks[-1] > OPERATIONS_OF_A_STEP:
+        if func in known.ENDS or func in pieces.GRAD or len(self.log) - self.marks[-1] > OPERATIONS_OF_A_STEP:
             # The loop has ended before it was learnt.
             self._give_up(self.first._loops, "it has too few steps")
             return func(*args, **kwargs)
@@ -469,10 +507,11 @@ class Recorder(TorchFunctionMode):
                     return func(*args, **kwargs)
             if func in known.OF_SHAPE and type(args[0]) is Pending and not any_pending(args[1:]):
                 return func(_stand_in(args[0]), *args[1:], **kwargs)
+            # A step whose gradient is wanted is one that steps were computed from.
+            self.pack(func, as_written=any_pending(pieces.asked_for_gradients(func, args, kwargs)))
+        elif self.waiting and not (self._is_harmless(func, args, kwargs) and self._may_precede(args, kwargs)):
             self.pack(func)
-        elif self.waiting and not self._is_harmless(func, args, kwargs):
-            self.pack(func)
-        if self._pieces and (written := known.written_by(func, args, kwargs)):
+        if pieces.known and (written := known.written_by(func, args, kwargs)):
             for tensor in written:
                 self._own(tensor)
         return func(*args, **kwargs)
@@ -484,20 +523,27 @@ class Recorder(TorchFunctionMode):
         written = known.written_by(func, args, kwargs)
         if written is None:
             return func in _SWITCHES
-        memories = {tensor.untyped_storage()._cdata for tensor in written if type(tensor) is not Pending}
+        memories = {_memory(tensor) for tensor in written if type(tensor) is not Pending}
         if not written and not self.period_writes():
             return True
-        read = {tensor.untyped_storage()._cdata for tensor, _ in self.read.values()}
+        read = {_memory(tensor) for tensor, _ in self.read.values()}
         if memories & read:
             return False
         given = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
-        touched = {tensor.untyped_storage()._cdata for tensor in given}
+        touched = {_memory(tensor) for tensor in given}
         return not touched & self.period_writes()
+
+    def _may_precede(self, args, kwargs) -> bool:
+        """Whether a call may come before what waits: gradients are summed in the order of calls."""
+        if self.settings.numbers != "exact" or not torch.is_grad_enabled():
+            return True
+        tensors = [leaf for leaf in _flat(args, kwargs) if isinstance(leaf, Tensor)]
+        return not any(tensor.requires_grad and id(tensor) in self.read for tensor in tensors)
 
     def period_writes(self) -> set:
         """The memory that waiting operations will write."""
         return {
-            tensor.untyped_storage()._cdata
+            _memory(tensor)
             for operation in self.operations
             for place in operation.writes
             for tensor in operation.given[place][:1]
@@ -509,20 +555,25 @@ class Recorder(TorchFunctionMode):
             self.pack()
 
     def _own(self, tensor) -> None:
-        """Gives a step of a stack, that is about to be written, memory of its own."""
-        if isinstance(tensor, Tensor) and self._piece(tensor) is not None:
-            del self._pieces[id(tensor)]
+        """Gives a step of a stack, that is about to be written, memory of its own, unless others are views of it."""
+        piece = pieces.of(tensor) if isinstance(tensor, Tensor) else None
+        if piece is not None and not pieces.shares_memory(tensor):
+            pieces.forget(tensor)
             torch._C._swap_tensor_impl(tensor, tensor.clone())
 
-    def function_is_applied(self, function: type, args: tuple) -> None:
-        """An autograd function of the user's is about to run."""
-        compute(args)
-        if self.learning and self._touches(_flat(args, {})):
-            self.looks.append((len(self.log), function.__name__))
+    def is_about_to_run(self, name: str, args: tuple | None) -> None:
+        """A call that no mode sees is about to run, of these arguments, or of what nobody knows."""
+        tensors = None if args is None else [leaf for leaf in _flat(args, {}) if isinstance(leaf, Tensor)]
+        if self.waiting:
+            read = {_memory(tensor) for tensor, _ in self.read.values()} if tensors else ()
+            if tensors is None or any(type(tensor) is Pending or _memory(tensor) in read for tensor in tensors):
+                self.pack()
+        if self.learning and (tensors is None or self._touches(tensors)):
+            self.looks.append((len(self.log), name))
 
     # Packing.
 
-    def pack(self, reason=None) -> None:
+    def pack(self, reason=None, as_written: bool = False) -> None:
         """Computes all that waits. Every placeholder that somebody still has is its value from now on."""
         with self.lock:
             if not self.waiting or self.packing:
@@ -531,18 +582,19 @@ class Recorder(TorchFunctionMode):
             try:
                 with torch._C.DisableTorchFunction(), in_modes((True, False, False)):
                     self._check_versions()
-                    self._pack()
+                    with self._as_read() if self.fixed else contextlib.nullcontext():
+                        self._pack(as_written)
             finally:
                 self.packing = False
             if reason is not None:
                 self.first._loops.story.ends[getattr(reason, "__name__", type(reason).__name__)] += 1
                 self._judge()
 
-    def _pack(self) -> None:
+    def _pack(self, as_written: bool) -> None:
         pending = [operation for operation in self.operations if operation.count]
         alive = {operation: _alive(operation) for operation in pending}
         wanted = self._wanted(alive)
-        window = self._computed(wanted)
+        window = self._computed(wanted, as_written)
         values = self._values(window, alive)
         self.period.windows += 1
         self.period.steps += max(operation.count for operation in pending)
@@ -550,15 +602,15 @@ class Recorder(TorchFunctionMode):
             become(placeholder, value)
         for operation in pending:
             operation.forget()
-        self.read, self.snapshots, self.waiting = {}, {}, False
+        self.read, self.snapshots, self.fixed, self.waiting = {}, {}, {}, False
 
-    def _computed(self, wanted) -> Window:
+    def _computed(self, wanted, as_written: bool) -> Window:
         """The window, computed; verified where that is asked for."""
         story, exact = self.first._loops.story, self.settings.numbers == "exact"
         start = time.perf_counter()
         window = Window(self.period, exact)
         try:
-            window.run(wanted, self.period.as_written)
+            window.run(wanted, as_written or self.period.as_written)
         except Exception:
             # As one call it may want what single steps do not, such as memory; as written it fails as the loop would.
             self.period.as_written = True
@@ -627,18 +679,9 @@ class Recorder(TorchFunctionMode):
             used.add(id(value))
             made.append((placeholder, value))
             stack = None if series is None else series._stack
-            if stack is not None or operation.is_step:
-                self._note_piece(placeholder, stack, step)
+            if stack is not None or operation.is_step or series.is_steady:
+                pieces.note(placeholder, stack, step, _whose_gradient(operation, output, series))
         return made
-
-    def _note_piece(self, tensor, stack, step) -> None:
-        key, pieces = id(tensor), self._pieces
-        pieces[key] = weakref.ref(tensor, lambda _: pieces.pop(key, None)), stack, step
-
-    def _piece(self, tensor):
-        """(stack, step) that a tensor is a piece of; the stack of a last state may be None."""
-        found = self._pieces.get(id(tensor))
-        return found[1:] if found is not None and found[0]() is tensor else None
 
     def _check_versions(self) -> None:
         for tensor, version in self.read.values():
@@ -665,7 +708,7 @@ class Recorder(TorchFunctionMode):
                 return None
         if not isinstance(lanes, (list, tuple)) or not all(isinstance(lane, Tensor) for lane in lanes):
             return None
-        if not any(type(lane) is Pending or id(lane) in self._pieces for lane in lanes):
+        if not any(type(lane) is Pending or id(lane) in pieces.known for lane in lanes):
             return None
         if self.settings.numbers == "exact" and torch.is_grad_enabled():
             return None
@@ -681,14 +724,14 @@ class Recorder(TorchFunctionMode):
         """(stack, first, count) of which the lanes are made in turn."""
         runs, alone = [], []
         for lane in lanes:
-            piece = self._piece(lane)
-            if piece is None or piece[0] is None:
+            piece = pieces.of(lane)
+            if piece is None or piece.stack is None:
                 alone.append(lane)
                 continue
             if alone:
                 runs.append([torch.stack(alone), 0, len(alone)])
                 alone = []
-            stack, step = piece
+            _, stack, step, _ = piece
             if runs and runs[-1][0] is stack and runs[-1][1] + runs[-1][2] == step:
                 runs[-1][2] += 1
             else:
@@ -728,6 +771,23 @@ def _with_mask(func, args, kwargs):
         shape = (*shape[:2], *(1,) * (len(shape) - 2))
     mask = func(torch.ones(shape, dtype=x.dtype, device=x.device), p, True)
     return torch.mul, (x, mask), {}
+
+
+def _statistics_in_between(logged: list[Logged]) -> str:
+    """Why running statistics, which are written when all steps' are known, would not be what the loop sees of them."""
+    written = [_memory(one.leaves[place]) for one in logged for place in one.writes]
+    for one in logged:
+        for place, leaf in enumerate(one.leaves):
+            if place not in one.writes and isinstance(leaf, Tensor) and _memory(leaf) in written:
+                return "running statistics are looked at between its steps"
+    return "a batch-norm is used twice in a step" if len(set(written)) < len(written) else ""
+
+
+def _whose_gradient(operation: Operation, output: int, series) -> int:
+    if series is None or series.is_apart:
+        return pieces.OWN
+    of_state = operation.is_step and output in operation.state_outputs()
+    return pieces.NOBODYS if of_state or series.is_steady else pieces.WHOLE
 
 
 def _alive(operation: Operation) -> list:
@@ -772,8 +832,12 @@ def _stand_in(placeholder: Pending) -> Tensor:
         return torch.empty(placeholder.shape, dtype=placeholder.dtype, device=placeholder.device)
 
 
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _memory(tensor: Tensor) -> int | None:
+    """Which memory a tensor is in; None where it has none of its own, as within transforms."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _flat(args, kwargs) -> list:
@@ -782,6 +846,12 @@ def _flat(args, kwargs) -> list:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_shared_with_others(tensor: Tensor) -> bool:
+    """Whether somebody else, such as NumPy, has this memory too, and may write to it unseen."""
+    storage = tensor.untyped_storage()
+    return not storage.resizable() and not storage.is_shared()
 
 
 def _tuple_of(kind: type, outs: tuple):
@@ -795,31 +865,11 @@ def compute_all(values) -> None:
             value.made_by[0].pack()
 
 
-_watching = 0
-_apply = vars(torch.autograd.Function)["apply"]
-
-
-def _watch_functions(more: int) -> None:
-    """While a recorder is anywhere, `torch.autograd.Function.apply`, which no mode sees, is given computed values."""
-    global _watching
-    with _WATCH:
-        _watching += more
-        torch.autograd.Function.apply = classmethod(_apply_to_computed) if _watching else _apply
-
-
-_WATCH = threading.Lock()
-
-
-def _apply_to_computed(cls, *args, **kwargs):
-    recorder = recording.of_this_thread()
-    if recorder is not None:
-        recorder.function_is_applied(cls, args)
-    with torch._C.DisableTorchFunction():
-        return _apply.__get__(None, cls)(*args, **kwargs)
-
-
 def _put_at_bottom(mode) -> None:
     above = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    # A device's context takes itself away from the very bottom.
+    if above and isinstance(above[-1], DeviceContext):
+        torch._C._push_on_torch_function_stack(above.pop())
     torch._C._push_on_torch_function_stack(mode)
     for other in reversed(above):
         torch._C._push_on_torch_function_stack(other)

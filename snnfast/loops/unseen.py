@@ -1,0 +1,53 @@
+"""Calls that take tensors, or look into them, and that no TorchFunctionMode sees: they are given computed values."""
+
+import functools
+import threading
+
+import torch
+from torch._functorch import eager_transforms, vmap
+
+from . import recording
+
+_CALLS = [(torch._C.ScriptFunction, "__call__"), (torch._C.ScriptMethod, "__call__")]
+_TRANSFORMS = [
+    (vmap, "_vmap_increment_nesting"),
+    (eager_transforms, "_grad_increment_nesting"),
+    (eager_transforms, "_jvp_increment_nesting"),
+]
+_WATCHED = [(owner, name, getattr(owner, name)) for owner, name in _CALLS + _TRANSFORMS]
+_apply = vars(torch.autograd.Function)["apply"]
+
+_watching = 0
+_lock = threading.Lock()
+
+
+def watch(more: int) -> None:
+    """Watches them while a recorder is anywhere, of whatever thread."""
+    global _watching
+    with _lock:
+        _watching += more
+        torch.autograd.Function.apply = classmethod(_apply_to_computed) if _watching else _apply
+        for owner, name, function in _WATCHED:
+            setattr(owner, name, _with_computed(function) if _watching else function)
+
+
+def _apply_to_computed(cls, *args, **kwargs):
+    recorder = recording.of_this_thread()
+    if recorder is not None:
+        recorder.is_about_to_run(cls.__name__, args)
+    with torch._C.DisableTorchFunction():
+        return _apply.__get__(None, cls)(*args, **kwargs)
+
+
+def _with_computed(function):
+    is_transform = "increment_nesting" in function.__name__
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        recorder = recording.of_this_thread()
+        if recorder is not None:
+            # What a transform is of may be in a closure.
+            recorder.is_about_to_run(function.__name__, None if is_transform else (*args, *kwargs.values()))
+        return function(*args, **kwargs)
+
+    return call
