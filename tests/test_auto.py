@@ -42,14 +42,14 @@ def fused_steps(monkeypatch):
     """A list that grows with every step of a fused layer."""
     steps = []
     for behind in layers._CLASSES.values():
-        monkeypatch.setattr(behind, "forward", _noting(behind.forward, steps))
+        monkeypatch.setattr(behind, "_step", _noting(behind._step, steps))
     return steps
 
 
-def _noting(forward, steps):
+def _noting(step, steps):
     def noting(self, *args, **kwargs):
         steps.append(self)
-        return forward(self, *args, **kwargs)
+        return step(self, *args, **kwargs)
 
     return noting
 
