@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import snnfast as snn
+from snnfast import ops
 from snnfast.loops import recording, report
 
 B, STEPS, CALLS = 2, 9, 3
@@ -1169,3 +1170,22 @@ def test_gradients_of_states_are_whole_or_refused():
         torch.autograd.grad(loss, mems[4], retain_graph=True)
     with pytest.raises(RuntimeError, match="gradient of a step's state"):
         mems[4].retain_grad()
+
+
+class Forward(Net):
+    def forward(self, x):
+        return loop(self, x)
+
+
+def test_what_torch_compiles_meets_no_recorder():
+    """A recorder that stays after a loop is gone before a compiled one runs, which would trace it."""
+    recorded, compiled = snn.accelerate(Forward()), snn.accelerate(Forward(), compile=True)
+    x = inputs(0, torch.float32)
+    for _ in range(3):
+        recorded(x)
+        compiled(x)
+    recorded(x)
+    called = []
+    with ops.listening(lambda name, arguments, steps: called.append(name)):
+        compiled(x)
+    assert called.count("leaky_fwd") == 2 and "leaky_step" not in called, called

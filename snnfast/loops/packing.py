@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import operator
 
 import torch
 from torch import Tensor
@@ -177,8 +178,12 @@ class Window:
             return False
         if operation.writes or (self.exact and any(like.requires_grad for like in operation.outputs)):
             return False
-        self.done[operation] = 1, 0
-        outs = call(operation, [given.steady if isinstance(given, Series) else given for given in inputs])
+        given = [one.steady if isinstance(one, Series) else one for one in inputs]
+        before, outs = self.period.steady.get(operation, ((), None))
+        if len(before) != len(given) or not all(map(operator.is_, before, given)):
+            self.done[operation] = 1, 0
+            outs = call(operation, given)
+            self.period.steady[operation] = given, outs
         for output, out in enumerate(outs):
             self.series[operation, output] = Series(operation.start, operation.count, steady=out)
         return True

@@ -195,6 +195,8 @@ class Period:
         self.bytes = sum(like.bytes for operation in self.operations for like in operation.outputs)
         self.windows = self.steps = 0
         self.as_written = False
+        self.steady = {}
+        """Of operations that are given the same at every step what they were given and gave, from window to window."""
 
     def _slot(self, old, new, source, first: int) -> Slot:
         if source is not None:

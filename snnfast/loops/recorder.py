@@ -243,7 +243,7 @@ class Recorder(TorchFunctionMode):
         if operation.modes != modes() or len(leaves) != len(operation.slots):
             return None
         if self.place == self.period.cut and self._is_long():
-            self.pack()
+            self.pack(goes_on=True)
         if self.fixed and self._is_written_unseen():
             self.pack()
         entries = self._entries(operation, leaves)
@@ -509,7 +509,7 @@ class Recorder(TorchFunctionMode):
                 return func(_stand_in(args[0]), *args[1:], **kwargs)
             # A step whose gradient is wanted is one that steps were computed from.
             self.pack(func, as_written=any_pending(pieces.asked_for_gradients(func, args, kwargs)))
-        elif self.waiting and not (self._is_harmless(func, args, kwargs) and self._may_precede(args, kwargs)):
+        elif self.read and not (self._is_harmless(func, args, kwargs) and self._may_precede(args, kwargs)):
             self.pack(func)
         if pieces.known and (written := known.written_by(func, args, kwargs)):
             for tensor in written:
@@ -573,10 +573,16 @@ class Recorder(TorchFunctionMode):
 
     # Packing.
 
-    def pack(self, reason=None, as_written: bool = False) -> None:
-        """Computes all that waits. Every placeholder that somebody still has is its value from now on."""
+    def pack(self, reason=None, as_written: bool = False, goes_on: bool = False) -> None:
+        """Computes all that waits. Every placeholder that somebody still has is its value from now on.
+
+        goes_on: the loop does, with nothing else in between.
+        """
         with self.lock:
-            if not self.waiting or self.packing:
+            if self.packing:
+                return
+            if not self.waiting:
+                self._forget_steady()
                 return
             self.packing = True
             try:
@@ -586,6 +592,11 @@ class Recorder(TorchFunctionMode):
                         self._pack(as_written)
             finally:
                 self.packing = False
+            if not goes_on or self.fixed or self.snapshots:
+                self._forget_steady()
+            else:
+                needed = {id(tensor) for given, _ in self.period.steady.values() for tensor in given}
+                self.read = {key: read for key, read in self.read.items() if key in needed}
             if reason is not None:
                 self.first._loops.story.ends[getattr(reason, "__name__", type(reason).__name__)] += 1
                 self._judge()
@@ -602,7 +613,13 @@ class Recorder(TorchFunctionMode):
             become(placeholder, value)
         for operation in pending:
             operation.forget()
-        self.read, self.snapshots, self.fixed, self.waiting = {}, {}, {}, False
+        self.waiting = False
+
+    def _forget_steady(self) -> None:
+        """Nothing that was read is remembered any more."""
+        self.read, self.snapshots, self.fixed = {}, {}, {}
+        if self.period is not None:
+            self.period.steady.clear()
 
     def _computed(self, wanted, as_written: bool) -> Window:
         """The window, computed; verified where that is asked for."""

@@ -1,6 +1,7 @@
 """Calls that take tensors, or look into them, and that no TorchFunctionMode sees: they are given computed values."""
 
 import functools
+import sys
 import threading
 
 import torch
@@ -17,6 +18,9 @@ _TRANSFORMS = [
 _WATCHED = [(owner, name, getattr(owner, name)) for owner, name in _CALLS + _TRANSFORMS]
 _apply = vars(torch.autograd.Function)["apply"]
 
+_compile = torch.compile
+_begin_compiled = None
+
 _watching = 0
 _lock = threading.Lock()
 
@@ -29,6 +33,31 @@ def watch(more: int) -> None:
         torch.autograd.Function.apply = classmethod(_apply_to_computed) if _watching else _apply
         for owner, name, function in _WATCHED:
             setattr(owner, name, _with_computed(function) if _watching else function)
+        torch.compile = _compile_alone if _watching else _compile
+        _watch_compiled()
+
+
+@functools.wraps(_compile)
+def _compile_alone(*args, **kwargs):
+    recording.stop()
+    return _compile(*args, **kwargs)
+
+
+def _watch_compiled() -> None:
+    """What torch compiles must not find a recorder, which it would trace; torch._dynamo is no import of ours."""
+    global _begin_compiled
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is None:
+        return
+    if _begin_compiled is None:
+        _begin_compiled = dynamo._maybe_set_eval_frame
+    dynamo._maybe_set_eval_frame = _begin_compiled_alone if _watching else _begin_compiled
+
+
+def _begin_compiled_alone(callback):
+    if callable(callback):
+        recording.stop()
+    return _begin_compiled(callback)
 
 
 def _apply_to_computed(cls, *args, **kwargs):
