@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..compiler import rules
+from .placeholder import DESCRIPTIONS
 
 _BY_STEP = (
     "sum mean std var prod amax amin max min argmax argmin any all norm cumsum softmax log_softmax logsumexp matmul mm "
@@ -127,6 +128,9 @@ def written_by(function, args: tuple, kwargs: dict):
         return [args[0]] if args and isinstance(args[0], Tensor) else None
     return None
 
+
+READERS = DEFERRABLE | MAKERS | DESCRIPTIONS
+"""Those that write nothing, unless an argument says so."""
 
 ENDS = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 """What no step of a loop that is worth recording does."""

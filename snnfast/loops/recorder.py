@@ -231,6 +231,9 @@ class Recorder(TorchFunctionMode):
                 written = self._record_in_place(operation, args, kwargs)
                 if written is not None:
                     return written
+            if func in known.READERS and not (self.read or self.waiting) and func not in _JOINS:
+                if not kwargs or (kwargs.get("out") is None and not kwargs.get("inplace")):
+                    return func(*args, **kwargs)
             return self._otherwise(func, args, kwargs)
         if self.learning:
             return self._learn(func, args, kwargs)
