@@ -1,6 +1,7 @@
 """Looks for a program that the compiler gets wrong: random programs, compiled and not, side by side.
 
     python tests/fuzz_compiler.py --programs 5000 --processes 2
+    python tests/fuzz_compiler.py --backend recorded    # loops of more steps, recorded; `all`: the same compiled too
     python tests/fuzz_compiler.py --only 1234 --shrink
 
 Compared are outputs, gradients, buffers, hidden states, arguments written in place, and the random number generator,
@@ -30,7 +31,7 @@ from programs import Program, random_program
 from snnfast.compiler import graph as g
 from snnfast.compiler.backend import is_sequence_call, listening
 from snnfast.compiler.chains import NEURONS
-from snnfast.loops import recording
+from snnfast.loops import recording, report
 from snnfast.loops.settings import Settings
 
 CALLS = 2
@@ -52,6 +53,8 @@ class Options:
     """Whether the second call is made under no_grad."""
     region: bool = True
     """Recorded: whether all that waits is computed at the end of each call, else when it is looked at."""
+    long: bool = False
+    """Whether the program is one of more steps, most of them alike."""
 
     @property
     def calls(self) -> int:
@@ -74,6 +77,7 @@ def random_options(seed: int, backend: str = "snnfast") -> Options:
         joint=rng.random() < 0.15,
         blind=rng.random() < 0.15,
         region=rng.random() < 0.5,
+        long=backend == "recorded",
     )
 
 
@@ -89,6 +93,7 @@ def check(program: Program, options: Options) -> dict[str, int]:
         Raised: the program fails in eager mode.
     """
     options, net, expected = run_eager(program, options)
+    report.stories.clear()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     try:
@@ -99,6 +104,10 @@ def check(program: Program, options: Options) -> dict[str, int]:
     differences = compare(program, expected, found, exact=options.products == "per-step")
     assert not differences, "\n".join([*differences[:12], str(options), str(program)])
     counters = torch._dynamo.utils.counters
+    if options.is_recorded:
+        stories = report.stories.values()
+        waited, plain = sum(story.recorded for story in stories), sum(story.plain for story in stories)
+        return {"programs recorded": int(waited > 0), "steps recorded": waited, "steps plain": plain}
     return {
         "graphs": counters["stats"]["unique_graphs"],
         "programs in pieces": int(bool(counters["unimplemented"])),
@@ -326,7 +335,15 @@ def _without(lines: list[str], position: int) -> list[str]:
 def try_seed(arguments: tuple[int, Options]) -> tuple[int, str, str, dict[str, int]]:
     """(seed, "passed" / "skipped" / "failed" / "captured wrong", reason, counts) of a program."""
     seed, options = arguments
-    program = random_program(seed)
+    if options.backend == "all":
+        counted = Counter()
+        for backend in ("snnfast", "recorded"):
+            _, outcome, reason, counts = try_seed((seed, replace(options, backend=backend, long=True)))
+            counted.update(counts)
+            if outcome != "passed":
+                break
+        return seed, outcome, reason, counted
+    program = random_program(seed, options.long)
     try:
         return seed, "passed", "", check(program, options)
     except Raised as error:
@@ -334,6 +351,8 @@ def try_seed(arguments: tuple[int, Options]) -> tuple[int, str, str, dict[str, i
     except AssertionError as error:
         message = str(error)
     try:
+        if options.is_recorded:
+            return seed, "failed", message, {}
         if options.backend == "snnfast":
             check(program, replace(options, backend="eager"))
             return seed, "failed", message, {}
@@ -359,7 +378,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shrink", action="store_true", help="with --only: drop lines while the program still fails")
     parser.add_argument("--window", default="random", help="random, none or a number of steps")
     parser.add_argument("--products", default="random", choices=["random", "batched", "per-step"])
-    parser.add_argument("--backend", default="snnfast")
+    parser.add_argument("--backend", default="snnfast", help="torch.compile's, recorded, or all")
     parser.add_argument("--processes", type=int, default=1)
     return parser.parse_args()
 
@@ -377,7 +396,8 @@ def options_of(arguments: argparse.Namespace, seed: int) -> Options:
 def check_one(arguments: argparse.Namespace) -> int:
     start_process()
     seed = arguments.only
-    program, options = random_program(seed), options_of(arguments, seed)
+    options = options_of(arguments, seed)
+    program = random_program(seed, options.long or options.backend == "all")
     print(program)
     _, outcome, reason, counts = try_seed((seed, options))
     print(f"\n{outcome} {counts or ''}\n{reason}")

@@ -133,12 +133,13 @@ class Layer:
 class Draft:
     """A program being written: its lines, and the values that a statement may use."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, long: bool = False):
         self.rng = random.Random(seed)
+        self.long = long
         # Drawn apart: the other seeds' programs stay those that once found a mistake.
         self.recurrent = random.Random(f"heard {seed}").random() < 0.12
         self.features = set()
-        self.steps = self.pick(2, 2, 3, 3, 3, 4, 4, 5, 6)
+        self.steps = self.pick(5, 6, 8, 9, 11, 12) if long else self.pick(2, 2, 3, 3, 3, 4, 4, 5, 6)
         self.training = self.chance(0.6)
         self.no_grad = self.chance(0.12)
         self.common_shape = self.pick((3,), (4,), (5,), (2, 3)) if self.chance(0.35) else None
@@ -667,6 +668,13 @@ PRODUCTS = [linear, linear, linear, matrix_product, convolution, convolution, st
 PRODUCTS += [weight_per_step, linear_twice, sequential_products, fast_weights, decaying_weight, product_in_autocast]
 
 
+ALIKE = [activation, activation_module, arithmetic, comparison, across_features, across_batch, dropout, learned_scale]
+ALIKE += [scalar_of_the_step, layer_norm, group_norm, batch_norm, frozen_batch_norm, residual, shared_with_outside]
+ALIKE += [step_of_no_grad, reshaping, reshaping, reshaping_module, halves]
+PRODUCTS_ALIKE = [linear, linear, matrix_product, convolution, sequential_products]
+"""Those of which all steps are alike."""
+
+
 # Writing in place: to v, that nobody has read yet.
 
 IN_PLACE = (
@@ -717,14 +725,15 @@ WRITES = [write_in_place, write_in_place, write_in_place, inplace_module, write_
 
 def write_current(d: Draft, v: Value) -> Value:
     """From what arrives to the current of a layer."""
+    operations = ALIKE if d.long and d.chance(0.8) else OPERATIONS
     for _ in range(d.pick(0, 0, 1, 1, 2)):
-        v = d.choose(OPERATIONS, v)
+        v = d.choose(operations, v)
     if d.chance(0.8) or not v.name.isidentifier():
-        v = d.choose(PRODUCTS, v)
-        if d.chance(0.3) and not d.body[-1].lstrip().startswith("self.fast"):
+        v = d.choose(PRODUCTS_ALIKE if operations is ALIKE else PRODUCTS, v)
+        if d.chance(0.06 if d.long else 0.3) and not d.body[-1].lstrip().startswith("self.fast"):
             v = d.choose(WRITES, v)
     for _ in range(d.pick(0, 0, 0, 0, 1, 1, 2)):
-        v = d.choose(OPERATIONS, v)
+        v = d.choose(operations, v)
     if d.common_shape:
         v = fit(d, v, d.common_shape)
     elif v.size > MAX_NEURONS or d.chance(0.1):
@@ -1204,7 +1213,9 @@ def write_layer(d: Draft, cur: Value) -> Value:
     d.layers.append(layer)
     games = HIDDEN_GAMES if layer.start == "hidden" else GAMES
     if d.no_grad and layer.mem:
-        games = games + OVERWRITES * 4
+        games = games + OVERWRITES * (1 if d.long else 4)
+    if d.long and layer.start != "hidden" and d.chance(0.7):
+        games = [change_membrane, trace_of_spikes, membrane_of_another_layer, second_stream, detach_some_steps]
     for _ in range(d.pick(0, 0, 0, 1, 1, 2) if layer.start != "list" else 0):
         d.choose(games, layer)
     d.scope += [value for value in (layer.spk, layer.mem) if value is not None]
@@ -1258,6 +1269,97 @@ def look_at_numbers(d: Draft, v: Value) -> Value | None:
 
 INTERLUDES = [dead_code, dead_code, dead_layer, skip_the_rest, skip_the_rest, count_steps]
 INTERLUDES += [look_at_numbers]
+
+
+# What a recorder of a loop meets: statements of single steps, and such that it does not see.
+
+
+def look_once(d: Draft, v: Value) -> Value:
+    value = d.let("h", f"{v} * 1.1", v.shape)
+    with d.block(f"if {d.time()} == {d.rng.randrange(d.steps)}:"):
+        d.say(
+            d.pick(
+                f"{value} = {value} + 0.1 * float({v}.detach().mean())",
+                f"{value} = {value} * (2 if bool(({v} > 0.2).any()) else 1)",
+                f"{value} = {value} - {v}.detach().numpy().mean()",
+                f"{value} = __import__('copy').deepcopy({value}.detach())",
+                f"{value} = torch.tensor({value}.tolist(), dtype=x.dtype)",
+            )
+        )
+    return value
+
+
+def write_once(d: Draft, v: Value) -> Value:
+    value = d.let("h", f"{v} * 1.1", v.shape)
+    with d.block(f"if {d.time()} == {d.rng.randrange(d.steps)}:"):
+        d.say(d.pick(f"{value}[:, 0] = 0.1", f"{value}.mul_(0.5)", f"{value} += 0.2", f"{value}.data.mul_(0.9)"))
+    return value
+
+
+def weight_written_once(d: Draft, v: Value) -> Value | None:
+    """Through `data`, as what autograd has saved would else be refused."""
+    layers = [line.split(" = ")[0] for line in d.init if " = nn.Linear(" in line]
+    if not layers:
+        return None
+    with d.block(f"if {d.time()} == {d.rng.randrange(d.steps)}:"):
+        d.say(d.pick(*layers) + d.pick(".weight.data.mul_(0.9)", ".weight.data *= 1.1", ".bias.data[0] = 0.3"))
+    return v
+
+
+def backward_within(d: Draft, v: Value) -> Value | None:
+    if d.no_grad:
+        return None
+    with d.block(f"if {d.time()} % {d.pick(3, 4)} == 2 and {v}.requires_grad:"):
+        d.say(f"({v} ** 2).sum().backward(retain_graph=True)")
+    return v
+
+
+def gradient_of_a_step(d: Draft, v: Value) -> Value | None:
+    """Asked for when the loop is over."""
+    spk = d.layers[-1].spk
+    if d.no_grad or d.skips or v is not spk or d.layers[-1].start == "recurrent":
+        return None
+    seq = d.new("seq")
+    d.setup.append(f"{seq} = []")
+    d.say(f"{seq}.append({spk})")
+    step = f"{seq}[{d.rng.randrange(d.steps)}]"
+    total = f"({seq}[-1].sum() + ({step} ** 2).sum())"
+    asked = f"torch.autograd.grad({total}, {step}, retain_graph=True)[0]"
+    d.outputs.append(f"({asked} if {step}.requires_grad and torch.is_grad_enabled() else {step})")
+    return v
+
+
+def user_function(d: Draft, v: Value) -> Value:
+    return d.let("h", d.pick(f"Halved.apply({v})", f"{v} + Halved.apply({d.parameter('code', v.shape[-1])})"), v.shape)
+
+
+def hits_counted(d: Draft, v: Value) -> Value:
+    hits = d.new("hits")
+    d.setup.append(f"{hits} = 0")
+    with d.block("with torch.no_grad():"):
+        d.say(f"{hits} = {hits} + ({v}.argmax(-1) == 0).sum()")
+    d.outputs.append(f"torch.as_tensor({hits})")
+    return v
+
+
+def noise_of_the_step(d: Draft, v: Value) -> Value:
+    return d.let("h", f"{v} + 0.1 * torch.randn_like({v}.detach())", v.shape)
+
+
+IN_LONG_LOOPS = [look_once, write_once, weight_written_once, backward_within, gradient_of_a_step, gradient_of_a_step]
+IN_LONG_LOOPS += [user_function, hits_counted, noise_of_the_step]
+
+OWN_FUNCTION = """class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 0.5
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 0.25
+
+
+"""
 
 
 # Recording.
@@ -1379,11 +1481,12 @@ RECORDS += [record_extremes, record_concatenated, loss_per_step, loss_per_step]
 
 def write_records(d: Draft) -> None:
     """What the program keeps of a step: spikes and membranes mostly."""
+    records = RECORDS if not d.long or d.chance(0.15) else [r for r in RECORDS if r is not record_in_a_tensor]
     states = [v for layer in d.layers for v in (layer.spk, layer.mem) if v is not None]
     fresh = [v for v in states if v in d.scope]
-    d.choose(RECORDS, d.layers[-1].spk if d.chance(0.6) else d.rng.choice(fresh or states))
+    d.choose(records, d.layers[-1].spk if d.chance(0.6) else d.rng.choice(fresh or states))
     for _ in range(d.pick(0, 1, 1, 2)):
-        d.choose(RECORDS, d.rng.choice([*fresh, *fresh, *(v for v in d.scope if v.name.isidentifier())]))
+        d.choose(records, d.rng.choice([*fresh, *fresh, *(v for v in d.scope if v.name.isidentifier())]))
 
 
 # Inputs and loops over time.
@@ -1507,6 +1610,8 @@ def write_loop(d: Draft, frames: list[Frames], depth: int) -> None:
         v = write_layer(d, write_current(d, v))
         if d.chance(0.2):
             v = d.choose(INTERLUDES, v)
+        if d.long and d.chance(0.4):
+            v = d.choose(IN_LONG_LOOPS, v)
     write_records(d)
     close_loop(d, frames)
     d.scope = [v for v in d.scope if v.name.isidentifier()]
@@ -1549,9 +1654,9 @@ def loop_over_the_recording(d: Draft) -> None:
     write_loop(d, [frames], 1)
 
 
-def random_program(seed: int) -> Program:
-    """The program of a seed; the same seed gives the same program."""
-    d = Draft(seed)
+def random_program(seed: int, long: bool = False) -> Program:
+    """The program of a seed; the same seed gives the same program. `long`: of more steps, most of them alike."""
+    d = Draft(seed, long)
     frames = write_inputs(d)
     depth = d.pick(1, 1, 1, 2, 2, 3)
     write_loop(d, frames, depth)
@@ -1588,7 +1693,7 @@ def assemble(d: Draft) -> str:
     lines += ["    @torch.no_grad()"] if d.no_grad else []
     lines += [f"    def forward(self, {', '.join(a.name for a in d.arguments)}):"]
     lines += ["        " + line for line in forward]
-    return IMPORTS + "\n".join(lines) + "\n"
+    return IMPORTS + (OWN_FUNCTION if d.long else "") + "\n".join(lines) + "\n"
 
 
 def write_return(d: Draft) -> str:
