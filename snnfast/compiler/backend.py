@@ -8,13 +8,14 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .. import transforms
+from ..loops.window import every
 from . import graph as g
 from .chains import NEURONS, find_chains
 from .emission import emit
 from .packing import Packing
 from .report import GraphReport, report
 from .simplify import simplify
-from .window import choose_window, is_light
+from .window import choose_windows, is_light
 
 PRODUCTS = ("batched", "per-step")
 
@@ -107,14 +108,15 @@ def fuse(graph_module: GraphModule, options: Options) -> tuple[GraphModule, Grap
     packing = Packing(graph, watcher, exact)
     packs, said = [], ""
     if any(len(chain.steps) > 1 for chain in chains):
-        window, why = (options.window, "as asked") if options.window else choose_window(graph, chains)
-        said = f"{min(window, max(len(chain.steps) for chain in chains))} steps at a time: {why}"
+        steps = max(len(chain.steps) for chain in chains)
+        windows, why = (every(options.window, steps), "as asked") if options.window else choose_windows(graph, chains)
+        said = f"{windows} steps at a time: {why}"
         for chain in chains:
             whole = options.window is None and is_light(chain, chains)
-            packs += packing.pack_chain(chain, len(chain.steps) if whole else window)
+            packs += packing.pack_chain(chain, every(steps, steps) if whole else windows)
         for pack in packs:
-            packing.grow(pack, window)
-        packing.pack_joined(window)
+            packing.grow(pack, windows)
+        packing.pack_joined(windows)
     known = report(graph_module, chains, packing, said) if listeners else None
     if not packs:
         return graph_module, known

@@ -15,6 +15,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from ..loops.window import Windows
 from . import graph as g
 from . import rules
 from .chains import Chain, Neuron
@@ -89,11 +90,11 @@ class Packing:
         self.refused = {}
         """For a step that stayed alone: the path of nodes through which it feeds back to its own layer."""
 
-    def pack_chain(self, chain: Chain, window: int) -> list[SequencePack]:
+    def pack_chain(self, chain: Chain, sizes: Windows) -> list[SequencePack]:
         """Packs a chain window by window; a window that feeds back to itself is halved."""
         if self.exact and chain.neuron.recurrent:
             return []
-        packs, windows = [], list(_windows(chain.steps, window))
+        packs, windows = [], sizes.split(chain.steps)
         while windows:
             steps = windows.pop(0)
             if len(steps) < 2:
@@ -146,23 +147,23 @@ class Packing:
         same = len({g.signatures(lane) for lane in lanes}) == 1 and not any(map(self.is_mutated, lanes))
         return (tuple(lanes), dim) if same else ((), 0)
 
-    def grow(self, pack: SequencePack, window: int) -> None:
-        """Packs what leads to a sequence and what follows from it, as far as it goes, `window` steps at a time."""
-        for lanes in _windows(pack.current.lanes, window):
+    def grow(self, pack: SequencePack, windows: Windows) -> None:
+        """Packs what leads to a sequence and what follows from it, as far as it goes, in windows."""
+        for lanes in windows.split(pack.current.lanes):
             self._grow_up(lanes)
         columns = {}
         for node, (output, step) in pack.outputs.items():
             columns.setdefault(output, {})[step] = node
         for column in columns.values():
             if len(column) == len(pack.steps):
-                for lanes in _windows([column[step] for step in range(len(pack.steps))], window):
+                for lanes in windows.split([column[step] for step in range(len(pack.steps))]):
                     self._grow_down(lanes)
 
-    def pack_joined(self, window: int) -> None:
+    def pack_joined(self, windows: Windows) -> None:
         """Packs what stacks and concatenations of steps are made of."""
         for node in self.graph.nodes:
             lanes, _ = self.joined(node)
-            for column in _windows(lanes, window):
+            for column in windows.split(lanes):
                 self._grow_up(column)
 
     def _grow_up(self, lanes: tuple) -> None:
@@ -289,10 +290,6 @@ class Packing:
         if not isinstance(g.value(source), Tensor):
             return None
         return _regular_slice(lanes, source, indices)
-
-
-def _windows(lanes, window: int) -> list[tuple]:
-    return [tuple(lanes[start : start + window]) for start in range(0, len(lanes), window)]
 
 
 @contextlib.contextmanager

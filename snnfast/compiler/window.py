@@ -1,71 +1,60 @@
-"""How many steps run at once."""
+"""How many steps of a captured loop run at once."""
 
-import math
-
-import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from ..loops.window import Stage, Windows, choose
 from . import graph as g
 from .chains import Chain
 
-SMALL = 1 << 16
-"""Bytes of currents, over all layers and steps, that are not worth a second call."""
 
-IN_CACHE = 16 << 20
-"""Bytes of currents of one window that a CPU's cache holds together with what is computed from them."""
-
-SHARE = 6
-"""A window of one in so many steps costs less memory than a loop spends besides what it keeps for backward."""
+def choose_windows(graph: Graph, chains: list[Chain]) -> tuple[Windows, str]:
+    """The windows in which steps run as one call, the same for all layers so that they meet; and why these."""
+    longest = max(chains, key=lambda chain: len(chain.steps))
+    device = g.value(longest.steps[0].args[0]).device
+    return choose(_stages(graph, chains), len(longest.steps), device)
 
 
-def choose_window(graph: Graph, chains: list[Chain]) -> tuple[int, str]:
-    """Steps that run as one call, the same for all layers so that their windows meet; and why so many.
-
-    A window's currents and their gradients exist beside all that is kept for backward, where the loop has those of one
-    step, but also the gradients of its weights twice, as it adds one step's to the others'. Measured, windows of these
-    sizes stay below the loop.
-    """
-    steps = max(len(chain.steps) for chain in chains)
-    together = sum(map(_bytes, chains))
-    currents = f"the currents of all {steps} steps take {_size(together)}"
-    if together <= SMALL:
-        return steps, f"{currents}, and up to {_size(SMALL)} run as one"
-    weights = sum(tensor.nbytes for node in graph.nodes if node.op == "placeholder" for tensor in _learned(node))
-    device = g.value(chains[0].steps[0].args[0]).device
-    most = min(max(together / SHARE, 2 * weights), _limit(device))
-    windows = max(2, math.ceil(together / most))
-    window = -(-steps // min(windows, max(1, steps // 2)))
-    holds = f"a {SHARE}th of that, or twice the {_size(weights)} of weights, up to {_size(_limit(device))}"
-    return window, f"{currents}, and a window is to hold {_size(most)} ({holds})"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"
-
-
-def _learned(node: Node) -> list[Tensor]:
-    return [tensor for tensor in g.tensors(node) if isinstance(tensor, nn.Parameter) and tensor.requires_grad]
+def _learned(node: Node) -> int:
+    """The bytes of weights that an operation is given."""
+    given = [tensor for one in node.all_input_nodes if one.op == "placeholder" for tensor in g.tensors(one)]
+    return sum(tensor.nbytes for tensor in given if isinstance(tensor, nn.Parameter) and tensor.requires_grad)
 
 
 def is_light(chain: Chain, chains: list[Chain]) -> bool:
     """Whether a layer is so small beside the others, as readouts are, that all of its steps may run as one call."""
-    return 8 * _bytes(chain) <= sum(map(_bytes, chains))
+    return 8 * _bytes_of_currents(chain) <= sum(map(_bytes_of_currents, chains))
 
 
-def _limit(device: torch.device) -> int:
-    """Bytes of currents in one window."""
-    return IN_CACHE if device.type != "cuda" else torch.cuda.get_device_properties(device).total_memory // 16
+def _bytes_of_currents(chain: Chain) -> int:
+    return len(chain.steps) * _bytes(g.value(chain.steps[0].args[0]))
 
 
-def _bytes(chain: Chain) -> int:
-    """The currents of all steps."""
-    current = g.value(chain.steps[0].args[0])
-    count = len(chain.steps) * current.element_size()
-    for size in current.shape:
+def _stages(graph: Graph, chains: list[Chain]) -> list[Stage]:
+    """The operations of one step: those up to the last layer's second one, from its first on."""
+    steps = {step: chain for chain in chains for step in chain.steps}
+    last = max(chains, key=lambda chain: (len(chain.steps), chain.steps[0]))
+    start, end = last.steps[0], last.steps[min(1, len(last.steps) - 1)]
+    stages = []
+    for node in graph.nodes:
+        if not (start < node <= end) or not g.is_call(node):
+            continue
+        before = set().union(*(g.storages(given) for given in node.all_input_nodes))
+        made = [tensor for tensor in g.tensors(node) if tensor.untyped_storage()._cdata not in before]
+        if not made:
+            continue
+        if node in steps:
+            # Backward of a recurrent layer holds the gradients of both of its currents and of what comes back.
+            made, kept = made[:1] * (3 if steps[node].neuron.recurrent else 1), made[1:]
+        else:
+            kept = [tensor for one in node.all_input_nodes if g.is_call(one) for tensor in g.tensors(one)]
+        kept = sum(_bytes(tensor) for tensor in kept if tensor.requires_grad)
+        stages.append(Stage(sum(map(_bytes, made)), kept, _learned(node), node in steps))
+    return stages
+
+
+def _bytes(tensor: Tensor) -> int:
+    count = tensor.element_size()
+    for size in tensor.shape:
         count *= size if isinstance(size, int) else size.node.hint or 1
     return count

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import operator
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -83,12 +84,17 @@ class Window:
         self.done: dict[Operation, tuple[int, int]] = {}
         """Calls over time, and of single steps, that each operation took."""
 
-    def run(self, wanted, as_written: bool = False) -> None:
-        """Computes the series; `wanted(operation, output)`: whether others than the period's operations want them."""
+    def run(self, wanted, as_written: bool = False, held: set | None = None) -> None:
+        """Computes the series; `wanted(operation, output)`: whether others than the step itself want them; `held`:
+        (operation, output) that are wanted at the end; None: all are."""
         if as_written:
             self._replay([operation for operation in self.period.operations if operation.count])
             return
-        for part in self.period.parts:
+        users = [_users_of_others(part) for part in self.period.parts]
+        self.uses = Counter(key for keys in users for key in keys)
+        self.uses.update(held or ())
+        for part, keys in zip(self.period.parts, users, strict=True):
+            self.taken = keys if held is not None else set()
             pending = [operation for operation in part if operation.count]
             if not pending:
                 continue
@@ -96,6 +102,15 @@ class Window:
                 self._sequence(part[0], wanted)
             elif len(part) > 1 or part[0].is_step or needs_itself(part[0]) or not self._at_once(part[0]):
                 self._replay(pending)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """What was last taken, and is asked for no more, need not stay."""
+        for key in self.taken:
+            self.uses[key] -= 1
+            if not self.uses[key]:
+                self.series.pop(key, None)
+        self.taken = set()
 
     @torch.no_grad()
     def differences(self, other: "Window") -> list[str]:
@@ -149,6 +164,7 @@ class Window:
         """All steps of a layer's in one launch."""
         layer, count = operation.function, operation.count
         current = self._input(operation, 0).stack()
+        self._let_go()
         states = [given[0] for given in operation.given[1:]]
         outputs = step_outputs(layer)
         every = any(wanted(operation, output) for output in range(1, len(outputs)))
@@ -290,6 +306,12 @@ class Window:
         made = self.series[slot.what, slot.output]
         first = operation.start + len(given) - slot.lag - made.start
         return [*given, *made.apart()[first : first + rest]]
+
+
+def _users_of_others(part: list[Operation]) -> set:
+    """What operations take of other parts: (operation, output)."""
+    slots = [slot for operation in part for slot in operation.slots if slot.kind == MADE]
+    return {(slot.what, slot.output) for slot in slots if slot.what not in part}
 
 
 class _WithValues(torch.autograd.Function):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import known
+from .window import Stage, choose
 
 MADE, REAL, SAME, LITERAL, NUMBER = range(5)
 
@@ -192,7 +193,8 @@ class Period:
             operation.connect([self._slot(old, new, source, first) for old, new, source in sources])
         self.parts = _parts(self.operations, _sharing(self.operations) if exact else {})
         self.cut = _best_cut(self.operations)
-        self.bytes = sum(like.bytes for operation in self.operations for like in operation.outputs)
+        self.length = None
+        self._windows = {}
         self.windows = self.steps = 0
         self.as_written = False
         self.steady = {}
@@ -214,6 +216,31 @@ class Period:
             return Slot(LITERAL, new)
         return Slot(NUMBER, type(new))
 
+    def windows_of(self, length: int | None) -> tuple[int, ...]:
+        """The sizes of the windows of a loop of that many periods; None: of one whose length is not known."""
+        if length not in self._windows:
+            device = self.operations[0].outputs[0].device
+            self._windows[length] = choose(self._stages(), length, device)[0].sizes
+        return self._windows[length]
+
+    def _stages(self) -> list[Stage]:
+        """What each operation makes and keeps, the last layer's step at the end."""
+        last = max(place for place, operation in enumerate(self.operations) if operation.is_step)
+        stages = []
+        for operation in (*self.operations[last + 1 :], *self.operations[: last + 1]):
+            first, *states = operation.outputs
+            if operation.same_as is not None or operation.function in known.VIEWS:
+                continue
+            if operation.is_step:
+                kept, made = states, first.bytes
+            else:
+                kept = [slot.like for slot in operation.slots if slot.kind == MADE]
+                made = sum(like.bytes for like in operation.outputs)
+            weights = sum(slot.what.nbytes for slot in operation.slots if slot.kind == SAME and _learns(slot.what))
+            kept = sum(like.bytes for like in kept if like.requires_grad)
+            stages.append(Stage(made, kept, weights, operation.is_step))
+        return stages
+
     def consumers(self, operation: Operation) -> list[tuple[Operation, Slot]]:
         """Who takes what an operation makes, its own states aside."""
         return [
@@ -222,6 +249,10 @@ class Period:
             for slot in user.slots
             if slot.kind == MADE and slot.what is operation and not (user is operation and user.is_chain)
         ]
+
+
+def _learns(value) -> bool:
+    return isinstance(value, nn.Parameter) and value.requires_grad
 
 
 def same_calls(before: list[Logged], now: list[Logged]) -> bool:

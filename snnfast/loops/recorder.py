@@ -42,8 +42,6 @@ OPERATIONS_TO_LEARN = 2000
 OPERATIONS_OF_A_STEP = 500
 """Beyond so many others between two steps of its first layer, a loop is none."""
 
-IN_CACHE = 32 << 20
-"""Bytes of one window that a CPU's cache holds in parts, and that no network's memory is noticed beside."""
 
 class Recorder(TorchFunctionMode):
     """Sees every operation of its thread from a layer's step on."""
@@ -196,7 +194,7 @@ class Recorder(TorchFunctionMode):
 
     def _take_up(self, period: Period) -> None:
         self.period, self.operations = period, period.operations
-        self.most = max(2, IN_CACHE // max(period.bytes, 1))
+        self._plan()
         for operation in self.operations:
             operation.forget()
 
@@ -246,7 +244,7 @@ class Recorder(TorchFunctionMode):
         if operation.modes != modes() or len(leaves) != len(operation.slots):
             return None
         if self.place == self.period.cut and self._is_long():
-            self.pack(goes_on=True)
+            self._pack_window()
         if self.fixed and self._is_written_unseen():
             self.pack()
         entries = self._entries(operation, leaves)
@@ -277,8 +275,22 @@ class Recorder(TorchFunctionMode):
             self.place = 0
             self.number += 1
 
+    def _plan(self) -> None:
+        """Plans the windows of a loop, which may be as long as the last one was."""
+        self.done, self.sizes = 0, self.period.windows_of(self.period.length)
+        self.most = self.sizes[0]
+
     def _is_long(self) -> bool:
-        return self.waiting and max(operation.count for operation in self.operations) >= self.most
+        return self.waiting and self._count() >= self.most
+
+    def _count(self) -> int:
+        return max(operation.count for operation in self.operations)
+
+    def _pack_window(self) -> None:
+        """Computes what waits in the middle of a loop."""
+        done, sizes = self.done + self._count(), self.sizes[1:] or self.sizes
+        self.pack(goes_on=True)
+        self.done, self.sizes, self.most = done, sizes, sizes[0]
 
     def _entries(self, operation: Operation, leaves) -> list | None:
         """What is new in the slots of an operation: (slot, value); None where one does not fit."""
@@ -579,7 +591,7 @@ class Recorder(TorchFunctionMode):
     def pack(self, reason=None, as_written: bool = False, goes_on: bool = False) -> None:
         """Computes all that waits. Every placeholder that somebody still has is its value from now on.
 
-        goes_on: the loop does, with nothing else in between.
+        goes_on: nobody asked for it; a window is full, and the loop goes on with nothing else in between.
         """
         with self.lock:
             if self.packing:
@@ -600,23 +612,27 @@ class Recorder(TorchFunctionMode):
             else:
                 needed = {id(tensor) for given, _ in self.period.steady.values() for tensor in given}
                 self.read = {key: read for key, read in self.read.items() if key in needed}
+            if not goes_on:
+                self.period.windows += 1
+                self.period.steps += self.period.length
             if reason is not None:
                 self.first._loops.story.ends[getattr(reason, "__name__", type(reason).__name__)] += 1
                 self._judge()
 
     def _pack(self, as_written: bool) -> None:
         pending = [operation for operation in self.operations if operation.count]
+        self.period.length = self.done + self._count()
         alive = {operation: _alive(operation) for operation in pending}
         wanted = self._wanted(alive)
-        window = self._computed(wanted, as_written)
+        held = {(operation, output) for operation in pending for _, outs in alive[operation] for output, _ in outs}
+        window = self._computed(wanted, held, as_written)
         values = self._values(window, alive)
-        self.period.windows += 1
-        self.period.steps += max(operation.count for operation in pending)
         for placeholder, value in values:
             become(placeholder, value)
         for operation in pending:
             operation.forget()
         self.waiting = False
+        self._plan()
 
     def _forget_steady(self) -> None:
         """Nothing that was read is remembered any more."""
@@ -624,13 +640,14 @@ class Recorder(TorchFunctionMode):
         if self.period is not None:
             self.period.steady.clear()
 
-    def _computed(self, wanted, as_written: bool) -> Window:
+    def _computed(self, wanted, held, as_written: bool) -> Window:
         """The window, computed; verified where that is asked for."""
         story, exact = self.first._loops.story, self.settings.numbers == "exact"
         start = time.perf_counter()
         window = Window(self.period, exact)
         try:
-            window.run(wanted, as_written or self.period.as_written)
+            verified = story.verified < self.settings.verify
+            window.run(wanted, as_written or self.period.as_written, None if verified else held)
         except Exception:
             # As one call it may want what single steps do not, such as memory; as written it fails as the loop would.
             self.period.as_written = True
