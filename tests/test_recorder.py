@@ -1189,3 +1189,14 @@ def test_what_torch_compiles_meets_no_recorder():
     with ops.listening(lambda name, arguments, steps: called.append(name)):
         compiled(x)
     assert called.count("leaky_fwd") == 2 and "leaky_step" not in called, called
+
+
+def test_a_loop_is_as_long_as_it_was_whatever_runs_in_between():
+    """What begins like a step after a loop, but belongs to another network, is no loop of one step."""
+    net, other = snn.accelerate(Forward()), nn.Linear(5, 6)
+    windows = []
+    for call in range(6):
+        net(inputs(call, torch.float32))
+        windows.append(net.lif._loops.story.windows)
+        other(inputs(call, torch.float32)[0])
+    assert windows[5] - windows[4] == windows[4] - windows[3] <= 3, windows

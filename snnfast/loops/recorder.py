@@ -614,14 +614,17 @@ class Recorder(TorchFunctionMode):
                 self.read = {key: read for key, read in self.read.items() if key in needed}
             if not goes_on:
                 self.period.windows += 1
-                self.period.steps += self.period.length
+                self.period.steps += self.period.length or 0
             if reason is not None:
                 self.first._loops.story.ends[getattr(reason, "__name__", type(reason).__name__)] += 1
                 self._judge()
 
     def _pack(self, as_written: bool) -> None:
         pending = [operation for operation in self.operations if operation.count]
-        self.period.length = self.done + self._count()
+        # What comes before a first step may be the beginning of something else.
+        steps = max((operation.count for operation in pending if operation.is_step), default=0)
+        if steps:
+            self.period.length = self.done + steps
         alive = {operation: _alive(operation) for operation in pending}
         wanted = self._wanted(alive)
         held = {(operation, output) for operation in pending for _, outs in alive[operation] for output, _ in outs}
