@@ -709,7 +709,7 @@ class Recorder(TorchFunctionMode):
             if step == operation.count - 1 and (operation, output) in window.last:
                 value = window.last[operation, output]
             elif series.is_steady:
-                value = series.steady.clone()
+                value = _once_more(operation, series.steady)
             elif series._stack is not None and len(wanted) < 3:
                 value = series.stack()[step]
             else:
@@ -821,6 +821,11 @@ def _statistics_in_between(logged: list[Logged]) -> str:
             if place not in one.writes and isinstance(leaf, Tensor) and _memory(leaf) in written:
                 return "running statistics are looked at between its steps"
     return "a batch-norm is used twice in a step" if len(set(written)) < len(written) else ""
+
+
+def _once_more(operation: Operation, steady: Tensor) -> Tensor:
+    """What an operation gives when it is run again: a view of the same memory, or other memory."""
+    return steady.view_as(steady) if operation.function in known.VIEWS and steady._is_view() else steady.clone()
 
 
 def _whose_gradient(operation: Operation, output: int, series) -> int:
