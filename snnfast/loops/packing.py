@@ -16,7 +16,6 @@ from ..compiler.emission import ALIGNMENT, own_memory
 from . import known
 from .period import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Period, Slot, needs_itself, step_outputs
 
-
 ENOUGH = 4096
 """Numbers of a product that are compared with those of single steps before it is trusted to give their bits."""
 
