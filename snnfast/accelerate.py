@@ -31,7 +31,7 @@ def accelerate(
 
     Args:
         net: a module, changed in place (`convert`; the module object, its parameters and its state_dict stay as they
-            are), whose layers' loops are recorded from now on, or a function, such as `forward_pass(net, num_steps, x)`,
+            are), whose layers' loops are recorded from now on, or a function, such as `forward_pass(net, steps, x)`,
             in which those of all layers of snnfast are.
         numbers: "forward": spikes, membranes and losses as the loop's, gradients to rounding; "exact": gradients' bits
             too, with products step by step. None: SNNFAST_NUMBERS, or "forward".

@@ -125,10 +125,16 @@ def unrolled():
 RUNS = {
     "loop": (lambda: snn.accelerate(Stepped(), compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
     "windows": (lambda: snn.accelerate(Stepped(), window=2, compile=True), {"lif1": (T, 2), "lif2": (T, 2)}),
-    "per-step": (lambda: snn.accelerate(Stepped(), products="per-step", compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
+    "per-step": (
+        lambda: snn.accelerate(Stepped(), products="per-step", compile=True),
+        {"lif1": (T, 1), "lif2": (T, 1)},
+    ),
     "Unroll": (unrolled, {"1": (T, 1), "2.1": (T, 1)}),
     "accelerated Unroll": (lambda: snn.accelerate(unrolled(), compile=True), {"1": (T, 1), "2.1": (T, 1)}),
-    "inner backend": (lambda: snn.accelerate(Stepped(), inner="aot_eager", compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
+    "inner backend": (
+        lambda: snn.accelerate(Stepped(), inner="aot_eager", compile=True),
+        {"lif1": (T, 1), "lif2": (T, 1)},
+    ),
     "unroll": (lambda: snn.accelerate(Unrolled(), compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
     "broken": (lambda: snn.accelerate(Broken(), compile=True), {"lif1": (T, T), "lif2": (T, T)}),
     "uncapturable": (lambda: snn.accelerate(Uncapturable(), compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
@@ -138,7 +144,9 @@ RUNS = {
     "recurrent": (lambda: snn.accelerate(Recurrent(), compile=True), {"lif": (T, 1)}),
     "encoded": (lambda: snn.accelerate(Encoded(), compile=True), {"lif1": (T, 1), "lif2": (T, 1)}),
     "own surrogate": (
-        lambda: snn.accelerate(Stepped(spike_grad=snntorch.surrogate.custom_surrogate(lambda u, grad, spk: grad)), compile=True),
+        lambda: snn.accelerate(
+            Stepped(spike_grad=snntorch.surrogate.custom_surrogate(lambda u, grad, spk: grad)), compile=True
+        ),
         {"lif1": (T, 1), "lif2": (T, 1)},
     ),
 }

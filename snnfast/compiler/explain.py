@@ -84,9 +84,9 @@ def explain(net: Callable, *inputs, **options) -> Explanation:
     """Runs `net` once and counts for each spiking layer its steps and the calls they became; says why not fewer.
 
     What is accelerated runs as it is, with its own options where none are given here: what is recorded once before, so
-    that its loops are known. Anything else runs as `accelerate(compile=True)` would have it. It is a copy that runs, or where there is none `net` itself, whose attributes and
-    tensors are put back: state, buffers, gradients and random generators stay as they are. An inner backend is left
-    out: it compiles the same calls.
+    that its loops are known. Anything else runs as `accelerate(compile=True)` would have it. It is a copy that runs, or
+    where there is none `net` itself, whose attributes and tensors are put back: state, buffers, gradients and random
+    generators stay as they are. An inner backend is left out: it compiles the same calls.
 
     Args:
         net: a module or function as it is given to `torch.compile`, `accelerate`d or not.
@@ -260,7 +260,9 @@ class _Count:
         """What kept loops from being recorded, and what helps."""
         loops = [module._loops for module in self.modules.values() if isinstance(module, SpikingNeuron)]
         told = {known.story.why: known.story.advice for known in loops if known is not None and known.story.why}
-        return list(told.items()) or [("its loop ended before it was known", "a loop of three steps or more is recorded")]
+        return list(told.items()) or [
+            ("its loop ended before it was known", "a loop of three steps or more is recorded")
+        ]
 
     def _why_unseen(self, name: str, module: nn.Module) -> str | None:
         if fused_class(module) is not None:

@@ -1,4 +1,4 @@
-"""Packing: what is pending of a period's operations is computed, one call for all steps wherever that is known to do."""
+"""Packing: what is pending of a period is computed, one call for all steps wherever that is known to do."""
 
 import contextlib
 import itertools
@@ -103,6 +103,8 @@ class Window:
                 continue
             if len(part) == 1 and part[0].is_chain and self._runs_as_sequence(part[0]):
                 self._sequence(part[0], wanted)
+            elif part[0].function is known.set_item and len(part) == 1 and self._written_at_once(part[0]):
+                continue
             elif len(part) > 1 or part[0].is_step or needs_itself(part[0]) or not self._at_once(part[0]):
                 self._replay(pending)
             self._let_go()
@@ -151,7 +153,11 @@ class Window:
 
     def _runs_as_sequence(self, operation: Operation) -> bool:
         """Whether one launch gives a layer's steps to the bit: those with products in them are tried once."""
-        if not operation.function._sums_otherwise_in_sequence():
+        layer = operation.function
+        if self.exact and any(parameter.requires_grad for parameter in layer._parameters_of_model()):
+            # One sum over all steps is none of those that a loop adds up.
+            return False
+        if not layer._sums_otherwise_in_sequence():
             return True
         if not operation.by_steps:
             trial, alone = Window(self.period, self.exact), Window(self.period, self.exact)
@@ -225,6 +231,24 @@ class Window:
             return False
         self.done[operation] = 1, 0
         self.series[operation, 0] = Series(operation.start, operation.count, stack=made)
+        return True
+
+    def _written_at_once(self, operation: Operation) -> bool:
+        """`x[first] = value`, `x[first + 1] = value`, ... of one tensor, as `x[first : first + T] = values`."""
+        if self.exact or len(operation.slots) != 3 or len(operation.given[0]) != 1:
+            return False
+        numbers, value = self._input(operation, 1), self._input(operation, 2)
+        if not isinstance(numbers, Numbers) or not isinstance(value, Series):
+            return False
+        first, count, x = numbers[0], operation.count, operation.given[0][0]
+        if type(first) is not int or first < 0 or numbers != list(range(first, first + count)):
+            return False
+        if first + count > len(x) or value.stack().shape[1:] != x.shape[1:]:
+            return False
+        with in_modes(operation.modes):
+            x[first : first + count] = value.stack()
+        self.done[operation] = 1, 0
+        self.series[operation, 0] = Series(operation.start, count, apart=[x] * count)
         return True
 
     def _by_rule(self, operation: Operation, inputs: list) -> bool:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from . import known
 from .window import Stage, choose
 
+INDEXED = {Tensor.__getitem__, Tensor.__setitem__, known.set_item}
+
 MADE, REAL, SAME, LITERAL, NUMBER = range(5)
 
 
@@ -135,7 +137,7 @@ def nesting_of(function, args: tuple, kwargs: dict) -> tuple:
     """For each argument None, or of a list that holds tensors, or an index of several, its type and length."""
     return tuple(
         (list if isinstance(a, list) else tuple, len(a))
-        if isinstance(a, (list, tuple)) and (function is Tensor.__getitem__ or any(isinstance(one, Tensor) for one in a))
+        if isinstance(a, (list, tuple)) and (function in INDEXED or any(isinstance(one, Tensor) for one in a))
         else None
         for a in (*args, *kwargs.values())
     )
@@ -158,7 +160,7 @@ def leaves_of(nested: tuple, args: tuple, kwargs: dict) -> list | tuple | None:
 
 
 class Logged(NamedTuple):
-    """An operation as it was run: `sources` says of each leaf which logged operation made it, and which output it is."""
+    """An operation as it was run; `sources`: of each leaf the logged operation that made it, and which output it is."""
 
     function: object
     nested: tuple
@@ -296,9 +298,10 @@ def _sharing(operations: list[Operation]) -> dict[Operation, set[Operation]]:
     """Who takes a parameter that others take too."""
     takers = {}
     for operation in operations:
-        for slot in operation.slots:
-            if slot.kind == SAME and isinstance(slot.what, Tensor) and slot.what.requires_grad:
-                takers.setdefault(id(slot.what), set()).add(operation)
+        taken = operation.function.parameters() if operation.is_step else []
+        for parameter in (*taken, *(slot.what for slot in operation.slots if slot.kind == SAME)):
+            if isinstance(parameter, Tensor) and parameter.requires_grad:
+                takers.setdefault(id(parameter), set()).add(operation)
     shared = {operation: set() for operation in operations}
     for together in takers.values():
         for operation in together:

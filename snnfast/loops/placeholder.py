@@ -3,7 +3,19 @@
 import torch
 from torch import Tensor
 
-_DESCRIBED = "shape dtype device ndim layout is_cuda is_sparse is_quantized is_meta is_complex itemsize".split()
+_DESCRIBED = [
+    "shape",
+    "dtype",
+    "device",
+    "ndim",
+    "layout",
+    "is_cuda",
+    "is_sparse",
+    "is_quantized",
+    "is_meta",
+    "is_complex",
+    "itemsize",
+]
 
 DESCRIPTIONS = frozenset(
     [getattr(Tensor, name).__get__ for name in _DESCRIBED if hasattr(getattr(Tensor, name), "__get__")]

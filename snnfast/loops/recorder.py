@@ -1,4 +1,4 @@
-"""The recorder: it learns a loop's period from two that run as written, and lets the operations of further ones wait."""
+"""The recorder: it learns a loop's period from two that run as written, and lets further ones wait."""
 
 import contextlib
 import sys
@@ -229,9 +229,9 @@ class Recorder(TorchFunctionMode):
                 written = self._record_in_place(operation, args, kwargs)
                 if written is not None:
                     return written
-            if func in known.READERS and not (self.read or self.waiting) and func not in _JOINS:
-                if not kwargs or (kwargs.get("out") is None and not kwargs.get("inplace")):
-                    return func(*args, **kwargs)
+            reads = func in known.READERS and not (self.read or self.waiting) and func not in _JOINS
+            if reads and (not kwargs or (kwargs.get("out") is None and not kwargs.get("inplace"))):
+                return func(*args, **kwargs)
             return self._otherwise(func, args, kwargs)
         if self.learning:
             return self._learn(func, args, kwargs)
@@ -396,12 +396,16 @@ class Recorder(TorchFunctionMode):
         if not pending and any(id(target) == key for key in self.read):
             return None
         if pending:
+            _, maker, written, period = target.made_by
             outs = self._record(operation, leaves)
             if outs is None:
                 return None
             (made,) = outs
-            _, maker, output, period = target.made_by
-            _replace(maker, output, period, made)
+            if type(target) is not Pending:
+                # What waited was computed first.
+                self._stand_for(target, operation, made)
+                return target
+            _replace(maker, written, period, made)
             target.made_by, made.made_by = made.made_by, target.made_by
             operation.made[-1] = (target,)
             return target
@@ -414,9 +418,19 @@ class Recorder(TorchFunctionMode):
         operation.made[-1] = (target,)
         return target
 
+    def _stand_for(self, target: Tensor, operation: Operation, made: Pending) -> None:
+        """A computed tensor is from now on what an operation that was given it will have written to it."""
+        before = make_pending(target, *made.made_by)
+        given = operation.given[0]
+        if given and given[-1] is target:
+            given[-1] = before
+            self.read.pop(id(target), None)
+            self._to_read(before)
+        operation.made[-1] = (target,)
+
     def _is_viewed(self, target: Pending) -> bool:
         """Whether another placeholder may be of the same memory."""
-        maker, output = target.made_by[1], target.made_by[2]
+        maker = target.made_by[1]
         if maker.function in known.VIEWS:
             return True
         return any(user.function in known.VIEWS or user.same_as is not None for user, _ in self.period.consumers(maker))
@@ -445,6 +459,7 @@ class Recorder(TorchFunctionMode):
         sources = [self.made.get(id(leaf)) if isinstance(leaf, Tensor) else None for leaf in leaves]
         before = [_version(tensor) for tensor in tensors]
         out = func(*args, **kwargs)
+        out = args[0] if func is Tensor.__setitem__ else out
         changed = [tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version]
         outs = out if isinstance(out, (tuple, list)) else (out,)
         if not all(type(one) is Tensor for one in outs):
@@ -480,7 +495,9 @@ class Recorder(TorchFunctionMode):
             self._give_up(self.first._loops, "too much else is between its steps")
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
-        self._note_writes([tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version])
+        self._note_writes(
+            [tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version]
+        )
         if self._touches(tensors):
             self.looks.append((len(self.log), getattr(func, "__name__", str(func))))
         return out
@@ -501,7 +518,9 @@ class Recorder(TorchFunctionMode):
         number = len(self.log)
         place = ""
         self.log.append(
-            Logged(function, nested, tuple(kwargs), leaves, sources, tuple(outs), several, modes(), same_as, writes, place)
+            Logged(
+                function, nested, tuple(kwargs), leaves, sources, tuple(outs), several, modes(), same_as, writes, place
+            )
         )
         if same_as is None:
             for output, out in enumerate(outs):
@@ -714,7 +733,7 @@ class Recorder(TorchFunctionMode):
                 value = series.stack()[step]
             else:
                 value = series.apart()[step]
-            if id(value) in used:
+            if id(value) in used and operation.function is not known.set_item:
                 value = value.view_as(value)
             used.add(id(value))
             made.append((placeholder, value))
@@ -743,9 +762,8 @@ class Recorder(TorchFunctionMode):
     def _join(self, func, args, kwargs):
         """A stack of steps, of which most are together already."""
         lanes = args[0] if args else None
-        if len(args) > 1 or kwargs or not isinstance(lanes, (list, tuple)) or len(lanes) < 2:
-            if not (kwargs.get("dim", 0) == 0 and len(kwargs) == 1 and len(args) == 1) and args[1:] != (0,):
-                return None
+        if (*args[1:], *kwargs.values()) not in ((), (0,)) or set(kwargs) - {"dim"}:
+            return None
         if not isinstance(lanes, (list, tuple)) or not all(isinstance(lane, Tensor) for lane in lanes):
             return None
         if not any(type(lane) is Pending or id(lane) in pieces.known for lane in lanes):
@@ -754,7 +772,9 @@ class Recorder(TorchFunctionMode):
             return None
         if self.waiting:
             self.pack(func)
-        parts = [stack if count == len(stack) else stack[first : first + count] for stack, first, count in self._runs(lanes)]
+        parts = [
+            stack if count == len(stack) else stack[first : first + count] for stack, first, count in self._runs(lanes)
+        ]
         if len(parts) > len(lanes) // 2 or len({part.shape[1:] for part in parts}) > 1:
             return None
         joined = torch.cat(parts) if len(parts) > 1 else parts[0].clone()
@@ -868,7 +888,9 @@ def _may_be_written(target, like: Like) -> bool:
     if type(target) is not Tensor or target._is_view() or (target.is_leaf and target.requires_grad):
         return False
     storage = target.untyped_storage()
-    return storage.resizable() and storage.nbytes() == target.nbytes and torch._C._storage_Use_Count(storage._cdata) <= 2
+    return (
+        storage.resizable() and storage.nbytes() == target.nbytes and torch._C._storage_Use_Count(storage._cdata) <= 2
+    )
 
 
 def _stand_in(placeholder: Pending) -> Tensor:

@@ -90,7 +90,7 @@ def step(layer, input_: Tensor, states: tuple):
     if passes(layer):
         return layer._step_fused(input_, states)
     chosen = _chosen(layer)
-    if chosen is None or not _is_plain_place():
+    if chosen is None or not layer._may_wait() or not _is_plain_place():
         if recorder is not None:
             stop()
         return layer._step_fused(input_, states)

@@ -16,7 +16,7 @@ _NOT_THE_USERS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).paren
 
 ADVICE = {
     "needs its values at every step": "keep what it looks at in a list, and look after the loop",
-    "is written to": "make a new tensor (`mem = mem * mask`) instead of writing into one of the loop's (`mem[...] = 0`)",
+    "is written to": "make a new tensor (`mem = mem * mask`) instead of writing into one of a step's (`mem[0] = 0`)",
     "are not alike": "a loop whose steps take turns repeats itself only after all of them",
     "looks at values": "values are asked for before two steps have gathered: look less often, or after the loop",
     "too few steps": "a loop of three steps or more is recorded",
@@ -63,7 +63,9 @@ class Story:
             f"{self.seconds:.3g} s)"
         ]
         for layer, (steps, calls, alone) in self.layers.items():
-            how = f"{steps} steps in {calls} calls" if not alone else f"{steps} steps in {calls} calls and {alone} alone"
+            how = (
+                f"{steps} steps in {calls} calls" if not alone else f"{steps} steps in {calls} calls and {alone} alone"
+            )
             lines.append(f"  {layer}: {how}")
         if self.ends:
             ends = ", ".join(f"{what} ({count})" for what, count in self.ends.most_common(4))
@@ -110,6 +112,7 @@ class Loops:
         self.story.failures += 1
         self.story.why = why
         self.skip = min(2**self.failures, 1024)
+
 
 def summary() -> str:
     """What happened to each loop of this process, most steps first."""

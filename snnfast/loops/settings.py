@@ -27,7 +27,7 @@ class Settings:
 
 
 everywhere: Settings | None = None
-"""With which settings every loop of the process is recorded; None: those of layers and regions alone that ask for it."""
+"""With which settings all loops of the process are recorded; None: those of layers and regions that ask for it."""
 
 
 def default_numbers() -> str:

@@ -376,6 +376,10 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
                 setattr(self, name, state)
         return (spk, *(seqs[name] for name in self._returned())) if want_seqs else spk
 
+    def _may_wait(self) -> bool:
+        """Whether a step draws nothing, and has no effects, so that a recorded loop may compute it later."""
+        return True
+
     def _sums_otherwise_in_sequence(self) -> bool:
         """Whether a sequence holds products whose sums may round otherwise than those of single steps."""
         return False

@@ -91,6 +91,9 @@ class RecurrentNeuron(SpikingNeuron):
         spk, last, _ = self._run_step(input_, by_name["spk"], tuple(by_name[name] for name in self.given.states))
         return spk, {**dict(zip(self.given.states, last, strict=True)), "spk": spk}
 
+    def _may_wait(self):
+        return is_plain(self.recurrent, (nn.Linear, nn.Conv2d, *ONE_TO_ONE))
+
     def _sums_otherwise_in_sequence(self):
         return not self._feeds_back_one_to_one()
 
