@@ -1,0 +1,193 @@
+// The time loops of a generated cell (snnfast/cells): an elementwise step that somebody wrote in PyTorch.
+//
+// They differ from tile.h's in what a cell may have: any number of inputs and outputs, operators that ATen runs over
+// whole rows (so that a step takes rows, not neurons), and a backward that differs at the last steps, where autograd
+// has no gradient for some states. A cell is a struct with
+//   Scalar, kIns, kOuts, kStates, kParams, kFunctions     the type that it is computed in, and how many of each
+//   step(rows, width)                   reads rows.x, previous, params; writes rows.out, next
+//   kVariants, kFirstTerm, kReads...    backward: variant v is that of the step v before the last, the last of them that
+//                                       of all earlier steps; terms [kFirstTerm[v], kFirstTerm[v + 1]) are its own
+//   step_backward(variant, rows, width) reads rows.x, previous, next (the states after the step), params, grad_out,
+//                                       grad_next, and outer, what reaches the states before the step from outside;
+//                                       writes grad_x, grad_previous, terms
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../op/scan.h"
+#include "functions.h"
+#include "rows.h"
+
+namespace snnfast {
+
+// torch's own, so that a cell runs on its threads; its address comes with the call.
+using ParallelFor = int (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void*);
+
+// What a call is given. Sequences [steps, neurons]; null pointers are absent inputs or unwanted outputs.
+template <typename T>
+struct CellCall {
+  int64_t steps, neurons;
+  int64_t whole;  // of the neurons, those that fill whole vectors in ATen's kernels
+  ParallelFor parallel_for;
+  const void* const* functions;  // of libraries, by the cell's own numbers
+  const Rows<T>* x;
+  const T* const* initial;  // [neurons]
+  const Periodic<T>* params;
+  T* const* out;
+  T* const* states;
+  T* const* last;  // [neurons]
+  // backward
+  const Rows<T>* grad_out;
+  const Rows<T>* outer;        // gradients of the states of all steps
+  const T* const* grad_last;   // [neurons]
+  T* const* grad_x;
+  T* const* grad_initial;  // [neurons]
+  T* const* terms;         // [neurons], summed over time
+};
+
+template <typename Cell>
+struct CellRows {
+  using T = typename Cell::Scalar;
+  const void* const* functions;
+  int whole;  // of a tile's neurons, those that fill whole vectors in ATen's kernels
+  Slots<const T*, Cell::kIns> x;
+  Slots<const T*, Cell::kStates> previous, grad_next, outer;
+  Slots<T*, Cell::kStates> next, grad_previous;
+  Slots<T*, Cell::kOuts> out;
+  Slots<const T*, Cell::kOuts> grad_out;
+  Slots<T*, Cell::kIns> grad_x;
+  Slots<T*, Cell::kTerms> terms;
+  Slots<Row<T>, Cell::kParams> params;
+};
+
+template <typename T>
+int whole_of(const CellCall<T>& call, int64_t first, int width) {
+  return static_cast<int>(std::clamp<int64_t>(call.whole - first, 0, width));
+}
+
+template <typename Cell, typename T = typename Cell::Scalar>
+void load_cell_params(CellRows<Cell>& rows, const CellCall<T>& call, int64_t first, int width) {
+  if constexpr (Cell::kParams > 0) {
+    Periodic<T> params[Cell::kParams];
+    std::copy_n(call.params, Cell::kParams, params);
+    load_params(rows.params, params, first, width);
+  }
+}
+
+template <typename Cell, typename T = typename Cell::Scalar>
+void run_cell_tile(const CellCall<T>& call, int64_t first, int width) {
+  CellRows<Cell> rows{.functions = call.functions, .whole = whole_of(call, first, width)};
+  Slots<Row<T>, Cell::kStates> carried;
+  load_cell_params(rows, call, first, width);
+  for (int k = 0; k < Cell::kStates; ++k) rows.previous[k] = call.initial[k] + first;
+  for (int64_t t = 0; t < call.steps; ++t) {
+    const int64_t offset = t * call.neurons + first;
+    const bool more = t + 1 < call.steps;
+    for (int k = 0; k < Cell::kIns; ++k) {
+      rows.x[k] = call.x[k].at(t) + first;
+      if (more) prefetch_row(call.x[k].at(t + 1), first, width);
+    }
+    for (int k = 0; k < Cell::kOuts; ++k) {
+      rows.out[k] = call.out[k] + offset;
+      if (more) prefetch_row(call.out[k], offset + call.neurons, width);
+    }
+    for (int k = 0; k < Cell::kStates; ++k) {
+      rows.next[k] = call.states[k] ? call.states[k] + offset : carried[k];
+      if (more) prefetch_row(call.states[k], offset + call.neurons, width);
+    }
+    Cell::step(rows, width);
+    for (int k = 0; k < Cell::kStates; ++k) rows.previous[k] = rows.next[k];
+  }
+  for (int k = 0; k < Cell::kStates; ++k) std::copy_n(rows.previous[k], width, call.last[k] + first);
+}
+
+template <typename Cell, typename T = typename Cell::Scalar>
+void run_cell_tile_backward(const CellCall<T>& call, int64_t first, int width) {
+  CellRows<Cell> rows{.functions = call.functions, .whole = whole_of(call, first, width)};
+  Slots<Row<T>, Cell::kStates> carry[2];
+  Slots<Row<T>, Cell::kIns> unwanted;
+  Slots<Row<T>, Cell::kTerms> term, sums, lost;
+  Row<T> absent;
+  fill(absent, kAbsent<T>);
+  load_cell_params(rows, call, first, width);
+  const auto outer = [&](int k, int64_t t) { return t >= 0 && call.outer[k] ? call.outer[k].at(t) + first : absent; };
+  for (int k = 0; k < Cell::kTerms; ++k) {
+    fill(sums[k], T(0));
+    fill(lost[k], T(0));
+  }
+  for (int k = 0; k < Cell::kStates; ++k) {
+    const T* from_outside = outer(k, call.steps - 1);
+    const T* from_last = call.grad_last[k] ? call.grad_last[k] + first : absent;
+    for (int i = 0; i < width; ++i) carry[0][k][i] = from_outside[i] + from_last[i];
+  }
+  for (int64_t back = 0; back < call.steps; ++back) {
+    const int64_t t = call.steps - 1 - back, offset = t * call.neurons + first;
+    const int variant = static_cast<int>(std::min<int64_t>(back, Cell::kVariants - 1));
+    for (int k = 0; k < Cell::kIns; ++k) {
+      rows.x[k] = call.x[k] ? call.x[k].at(t) + first : absent;
+      rows.grad_x[k] = call.grad_x[k] ? call.grad_x[k] + offset : unwanted[k];
+      if (t > 0 && call.x[k]) prefetch_row(call.x[k].at(t - 1), first, width);
+      if (t > 0) prefetch_row(call.grad_x[k], offset - call.neurons, width);
+    }
+    for (int k = 0; k < Cell::kOuts; ++k) {
+      rows.grad_out[k] = call.grad_out[k] ? call.grad_out[k].at(t) + first : absent;
+      if (t > 0 && call.grad_out[k]) prefetch_row(call.grad_out[k].at(t - 1), first, width);
+    }
+    for (int k = 0; k < Cell::kStates; ++k) {
+      rows.next[k] = call.states[k] + offset;
+      rows.previous[k] = t > 0 ? call.states[k] + offset - call.neurons : call.initial[k] + first;
+      if (t > 1) prefetch_row(call.states[k], offset - 2 * call.neurons, width);
+      rows.grad_next[k] = carry[back % 2][k];
+      rows.grad_previous[k] = carry[1 - back % 2][k];
+      rows.outer[k] = outer(k, t - 1);
+    }
+    for (int k = 0; k < Cell::kTerms; ++k) rows.terms[k] = term[k];
+    Cell::step_backward(variant, rows, width);
+    for (int k = Cell::kFirstTerm[variant]; k < Cell::kFirstTerm[variant + 1]; ++k) {
+      for (int i = 0; i < width; ++i) {
+        CompensatedSum<T> total{sums[k][i], lost[k][i]};
+        total.add(term[k][i]);
+        sums[k][i] = total.sum;
+        lost[k][i] = total.lost;
+      }
+    }
+  }
+  for (int k = 0; k < Cell::kStates; ++k) {
+    if (call.grad_initial[k]) std::copy_n(carry[call.steps % 2][k], width, call.grad_initial[k] + first);
+  }
+  for (int k = 0; k < Cell::kTerms; ++k) std::copy_n(sums[k], width, call.terms[k] + first);
+}
+
+// Of fresh memory, as forward and backward have it.
+template <typename Cell, typename T = typename Cell::Scalar>
+void prepare_cell_memory(const CellCall<T>& call) {
+  const std::size_t bytes = call.steps * call.neurons * sizeof(T);
+  const auto prepare = [&](T* const* sequences, int count) {
+    for (int k = 0; sequences && k < count; ++k) {
+      if (sequences[k]) prepare_fresh_memory(sequences[k], bytes);
+    }
+  };
+  prepare(call.out, Cell::kOuts);
+  prepare(call.grad_x, Cell::kIns);
+  if (!call.grad_x) prepare(call.states, Cell::kStates);
+}
+
+// tile(first neuron, width) for all tiles; backward from the last to the first: forward left the last in the cache.
+template <typename T, typename Tile>
+int for_cell_tiles(const CellCall<T>& call, bool backward, const Tile& tile) {
+  constexpr int64_t kStepsPerThread = 32768;  // neuron-steps worth waking another thread for
+  const int64_t grain = std::max<int64_t>(64, kStepsPerThread / std::max<int64_t>(call.steps, 1));
+  const auto body = [&](int64_t begin, int64_t end) {
+    const int64_t tiles = (end - begin + kTile - 1) / kTile;
+    for (int64_t k = 0; k < tiles; ++k) {
+      const int64_t first = begin + kTile * (backward ? tiles - 1 - k : k);
+      tile(first, static_cast<int>(std::min<int64_t>(kTile, end - first)));
+    }
+  };
+  using Body = decltype(body);
+  const auto run = [](int64_t begin, int64_t end, void* body) { (*static_cast<const Body*>(body))(begin, end); };
+  return call.parallel_for(0, call.neurons, grain, run, const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+}  // namespace snnfast

@@ -1,0 +1,93 @@
+// ATen's elementwise operators as its CPU kernels compute them, for generated cells (snnfast/cells/operators.py).
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+namespace snnfast::aten {
+
+// The larger one; NaN where either is.
+template <typename T>
+T maximum(T a, T b) {
+  return a != a ? a : (b != b ? b : (a > b ? a : b));
+}
+
+template <typename T>
+T minimum(T a, T b) {
+  return a != a ? a : (b != b ? b : (a < b ? a : b));
+}
+
+template <typename T>
+T sign(T a) {
+  return (a > T(0) ? T(1) : T(0)) - (a < T(0) ? T(1) : T(0));
+}
+
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+// Rounded to the nearest bfloat16, ties to even.
+inline float as_bfloat16(float a) {
+  const uint32_t bits = std::bit_cast<uint32_t>(a);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+  return a != a ? a : std::bit_cast<float>(rounded);
+}
+
+inline float as_float16(float a) { return static_cast<float>(static_cast<_Float16>(a)); }
+
+// Functions that ATen gives whole rows to: MKL's vector maths, in its mode, where torch is built with that.
+inline constexpr int64_t kMode = 0x2 | 0x140000 | 0x100;  // high accuracy, denormals kept, errors ignored
+
+template <typename T>
+void mkl(const void* function, int width, const T* from, T* to) {
+  using Function = void (*)(const int*, const T*, T*, const int64_t*);
+  reinterpret_cast<Function>(const_cast<void*>(function))(&width, from, to, &kMode);
+}
+
+#ifdef __AVX2__
+template <typename T>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+#ifdef __AVX512F__
+  using Type = __m512;
+#else
+  using Type = __m256;
+#endif
+};
+
+template <>
+struct Lanes<double> {
+#ifdef __AVX512F__
+  using Type = __m512d;
+#else
+  using Type = __m256d;
+#endif
+};
+
+// 1 / (1 + exp(0 - a)), with Sleef's exp.
+template <typename T>
+void sigmoid(const void* exp, int width, const T* from, T* to) {
+  using V = typename Lanes<T>::Type;
+  using Function = V (*)(V);
+  const Function function = reinterpret_cast<Function>(const_cast<void*>(exp));
+  constexpr int kLanes = sizeof(V) / sizeof(T);
+  for (int first = 0; first < width; first += kLanes) {
+    const int count = width - first < kLanes ? width - first : kLanes;
+    T values[kLanes] = {};
+    for (int i = 0; i < count; ++i) values[i] = from[first + i];
+    V lanes;
+    __builtin_memcpy(&lanes, values, sizeof(V));
+    lanes = T(1) / (T(1) + function(T(0) - lanes));
+    __builtin_memcpy(values, &lanes, sizeof(V));
+    for (int i = 0; i < count; ++i) to[first + i] = values[i];
+  }
+}
+#endif
+
+}  // namespace snnfast::aten

@@ -1,0 +1,177 @@
+"""A traced graph, sorted: what every neuron computes for itself, what parameters alone give, what is summed."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from .operators import IN_PLACE, OPERATORS, VIEWS, aten
+from .tracing import Refused
+
+_SUMS = (aten.sum.dim_IntList, aten.sum.default)
+_HALVES = (torch.float16, torch.bfloat16)
+_FILLS = (aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default)
+
+
+class Lanes:
+    """The nodes of one step's graph by what they are.
+
+    A node is of kind
+        "lane"      a value per neuron
+        "constant"  the same number everywhere
+        "param"     computed from tensors of the surroundings alone, by torch
+        "sum"       lanes added up, or laid out in another shape: a term of a parameter's gradient
+        "after"     computed from sums, by torch, once they are added up over time
+
+    Args:
+        module: the graph.
+        names: of its placeholders that are lanes, the row that each is read from; None: a tensor of the surroundings.
+        shape: of a step.
+
+    Raises:
+        Refused: an operator, a dtype or a shape that no lane can have.
+    """
+
+    def __init__(self, module: GraphModule, names: Sequence[str | None], shape: torch.Size):
+        self.module, self.graph, self.shape = module, module.graph, shape
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        self.rows = {node: name for node, name in zip(placeholders, names, strict=True) if name is not None}
+        self.tensors = [node for node, name in zip(placeholders, names, strict=True) if name is None]
+        self.written: set[Node] = set()
+        """Placeholders that the step writes to."""
+        self._without_writes()
+        self.outputs: tuple[Node | None, ...] = next(n for n in self.graph.nodes if n.op == "output").args[0]
+        self.kind: dict[Node, str] = {}
+        for node in self.graph.nodes:
+            if node.op != "output":
+                self.kind[node] = self._kind_of(node)
+        self.dtype = self._dtype()
+
+    def _without_writes(self) -> None:
+        """Operators that write become ones that compute: whoever reads that memory afterwards reads their result."""
+        memory: dict[Node, Node] = {}
+        newest: dict[Node, Node] = {}
+
+        def current(node: Node) -> Node:
+            return newest.get(memory[node], node)
+
+        for node in list(self.graph.nodes):
+            memory[node] = node
+            if node.op == "placeholder":
+                continue
+            node.args, node.kwargs = map_arg(node.args, current), map_arg(node.kwargs, current)
+            if node.op != "call_function":
+                continue
+            if node.target in IN_PLACE:
+                target = node.args[0]
+                if node.meta["val"].shape != target.meta["val"].shape or self._is_part(memory, target):
+                    raise Refused(f"{node.target} on a part of a tensor")
+                if node.target is aten.copy_.default:
+                    source = node.args[1]
+                    # Converted, and as large as what it is copied to.
+                    node.target, node.args = aten._to_copy.default, (source,)
+                    if source.meta["val"].shape != target.meta["val"].shape:
+                        raise Refused("aten.copy_ from another shape")
+                else:
+                    node.target = IN_PLACE[node.target]
+                memory[node] = memory[target]
+                newest[memory[node]] = node
+                if memory[node].op == "placeholder":
+                    self.written.add(memory[node])
+            elif node.target in VIEWS:
+                memory[node] = memory[node.args[0]]
+            elif getattr(node.target, "_schema", None) is not None and node.target._schema.is_mutable:
+                raise Refused(f"{node.target} writes to its arguments")
+        self.graph.eliminate_dead_code()
+
+    @staticmethod
+    def _is_part(memory: dict[Node, Node], node: Node) -> bool:
+        return memory[node].meta["val"].shape != node.meta["val"].shape
+
+    def _kind_of(self, node: Node) -> str:
+        if node.op == "placeholder":
+            return "lane" if node in self.rows else "param"
+        if node.op == "get_attr":
+            return "param"
+        inputs = {self.kind[other] for other in node.all_input_nodes}
+        value, target = node.meta["val"], node.target
+        if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+            raise Refused(f"{target} draws random numbers")
+        if not isinstance(value, Tensor):
+            raise Refused(f"{target} gives no tensor")
+        if not inputs:
+            return "constant" if target in _FILLS else "param"
+        if inputs <= {"param", "constant"}:
+            return "param"
+        if inputs & {"sum", "after"}:
+            if "lane" in inputs:
+                raise Refused(f"{target} mixes neurons: it takes a sum over them together with single ones")
+            return "after"
+        same = value.shape == self.shape
+        if (target in _SUMS or target in VIEWS) and not same:
+            return "sum"
+        if target not in OPERATORS:
+            raise Refused(f"{target} is not elementwise, or is not computed to the same bit")
+        if not same:
+            raise Refused(f"{target} gives shape {tuple(value.shape)}, a step has {tuple(self.shape)}")
+        return "lane"
+
+    def _dtype(self) -> torch.dtype:
+        """What lanes are computed in."""
+        found = {}
+        for node, kind in self.kind.items():
+            if kind == "lane":
+                dtype = node.meta["val"].dtype
+                if dtype not in (torch.bool, torch.float32, torch.float64, *_HALVES):
+                    raise Refused(f"{node.target} has dtype {dtype}")
+                found.setdefault(torch.float32 if dtype in _HALVES else dtype, node)
+        found.pop(torch.bool, None)
+        if len(found) > 1:
+            raise Refused(f"it computes in {' and '.join(map(str, found))}")
+        return next(iter(found), torch.float32)
+
+    def params(self, outputs: Iterable[Node | None]) -> list[Node]:
+        """The parameters that lanes read which these nodes need."""
+        return [node for node in self.needed(outputs) if self.kind[node] == "param"]
+
+    def needed(self, outputs: Iterable[Node | None]) -> list[Node]:
+        """What it takes to compute these lanes, down to rows, parameters and constants, in order."""
+        found, todo = set(), [node for node in outputs if node is not None]
+        while todo:
+            node = todo.pop()
+            if node not in found:
+                found.add(node)
+                if self.kind[node] == "lane" and node not in self.rows:
+                    todo += node.all_input_nodes
+        return [node for node in self.graph.nodes if node in found]
+
+    def terms(self, outputs: Iterable[Node | None]) -> list[Node]:
+        """The sums, and lanes taken for sums over no dimension, of which these gradients of parameters are made."""
+        found, todo, seen = [], [node for node in outputs if node is not None], set()
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if self.kind[node] in ("sum", "lane"):
+                found.append(node)
+            elif self.kind[node] == "after":
+                todo += node.all_input_nodes
+        return sorted(found, key=list(self.graph.nodes).index)
+
+    def computed(self, nodes: Iterable[Node], tensors: Sequence[Tensor], known: dict[Node, Tensor]) -> list[Tensor]:
+        """Values of parameters, or of what follows sums, by torch. known: values of nodes."""
+        values = {**dict(zip(self.tensors, tensors, strict=True)), **known}
+
+        def value(node: Node):
+            if node not in values:
+                if node.op == "get_attr":
+                    values[node] = getattr(self.module, node.target)
+                else:
+                    args, kwargs = map_arg((node.args, node.kwargs), value)
+                    values[node] = node.target(*args, **kwargs)
+            return values[node]
+
+        return [value(node) for node in nodes]

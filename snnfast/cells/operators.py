@@ -1,0 +1,326 @@
+"""ATen's operators in C++, each rounded as ATen's CPU kernels round it (tests/test_cells.py compares every one).
+
+What is not in the table is refused by name: an operator that is no elementwise one, or one that ATen rounds in a way
+that depends on where in memory a value lies (softplus, silu, pow with other exponents than the table's).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from .tracing import Refused
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class RowFunction:
+    """An operator that ATen gives whole rows to.
+
+    symbols: of the library's function for float and double; call: a statement with {function}, {width}, {from_row},
+    {to_row}; tail: the expression of {0} by which ATen computes what fills no whole vectors, where that differs.
+    """
+
+    symbols: tuple[str, str]
+    call: str
+    tail: str | None = None
+
+
+def literal(value) -> str:
+    """A Python number as the step's type has it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    value = float(value)
+    if math.isinf(value):
+        return "T(INFINITY)" if value > 0 else "-T(INFINITY)"
+    if math.isnan(value):
+        return "T(NAN)"
+    return f"T({value!r})"
+
+
+class Writer:
+    """What an operator's function is given to write its arguments with: `number` and `truth` (`emission.Emitter`)."""
+
+    dtype: torch.dtype
+
+    def number(self, value) -> str: ...
+
+    def truth(self, value) -> str: ...
+
+
+Write = Callable[..., str]
+"""write(writer, node, *arguments, **options) -> an expression."""
+
+
+def _of_numbers(template: str) -> Write:
+    def write(writer: Writer, node: Node, *args, **options):
+        _refuse_options(node, options)
+        return template.format(*map(writer.number, args))
+
+    return write
+
+
+def _of_truths(template: str) -> Write:
+    def write(writer, node, *args):
+        return template.format(*map(writer.truth, args))
+
+    return write
+
+
+def _bitwise(symbol: str) -> Write:
+    def write(writer, node, a, b):
+        if node.meta["val"].dtype != torch.bool:
+            raise Refused(f"{node.target} of integers")
+        return f"{writer.truth(a)} {symbol} {writer.truth(b)}"
+
+    return write
+
+
+def _refuse_options(node: Node, options: dict) -> None:
+    if any(option is not None for option in options.values()):
+        raise Refused(f"{node.target} with {', '.join(options)}")
+
+
+def _fuses() -> bool:
+    """Whether ATen's kernels fuse multiply-adds here."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def _sum(sign: int) -> Write:
+    def write(writer, node, a, b, alpha=1):
+        a, b = writer.number(a), writer.number(b)
+        if alpha == 1:
+            return f"{a} {'+' if sign > 0 else '-'} {b}"
+        return _fused(b, literal(sign * alpha), a)
+
+    return write
+
+
+def _fused(a: str, b: str, c: str) -> str:
+    return f"aten::fused({a}, {b}, {c})" if _fuses() else f"{a} * {b} + {c}"
+
+
+def _reversed_difference(writer, node, a, b, alpha=1):
+    return _sum(-1)(writer, node, b, a, alpha)
+
+
+def _same(writer, node, a, *_, **__):
+    return writer.truth(a) if node.meta["val"].dtype == torch.bool else writer.number(a)
+
+
+def _converted(writer, node, a, *_, **__):
+    return writer.truth(a) if node.meta["val"].dtype == torch.bool else writer.number(a)
+
+
+def _filled(value=None) -> Write:
+    """A constant: the given, else the operator's last argument."""
+
+    def write(writer, node, *args, **options):
+        number = args[-1] if value is None else value
+        if isinstance(number, Node):
+            return _same(writer, node, number)
+        return literal(bool(number) if node.meta["val"].dtype == torch.bool else number)
+
+    return write
+
+
+_POWERS = {0: "T(1)", 1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", -1: "T(1) / {0}", -2: "T(1) / ({0} * {0})"}
+
+
+def _power(writer, node, a, exponent):
+    if not isinstance(exponent, (int, float)) or exponent not in _POWERS:
+        raise Refused(f"{node.target} with exponent {exponent}; the exact ones are {', '.join(map(str, _POWERS))}")
+    return _POWERS[exponent].format(writer.number(a))
+
+
+def _clamped(writer, node, a, low=None, high=None):
+    text = writer.number(a)
+    if low is not None:
+        text = f"aten::maximum<T>({text}, {writer.number(low)})"
+    if high is not None:
+        text = f"aten::minimum<T>({text}, {writer.number(high)})"
+    return text
+
+
+def _chosen(writer, node, condition, a, b):
+    if node.meta["val"].dtype == torch.bool:
+        a, b, c = writer.truth(a), writer.truth(b), writer.truth(condition)
+        return f"({c} & {a}) | (!{c} & {b})"
+    return f"{writer.truth(condition)} ? {writer.number(a)} : {writer.number(b)}"
+
+
+def _masked(writer, node, a, mask, value):
+    return _chosen(writer, node, mask, value, a)
+
+
+def _put(writer, node, a, indices, value, accumulate=False):
+    """a[mask] = number, the one form of index_put that is elementwise."""
+    single = not isinstance(value, Node) or value.meta["val"].dim() == 0
+    if len(indices) != 1 or accumulate or not single or indices[0].meta["val"].dtype != torch.bool:
+        raise Refused(f"{node.target} of anything but one number at a mask")
+    return _chosen(writer, node, indices[0], value, a)
+
+
+def _threshold_backward(writer, node, grad, value, threshold):
+    return f"{writer.number(value)} <= {literal(threshold)} ? T(0) : {writer.number(grad)}"
+
+
+def _tanh_backward(writer, node, grad, result):
+    grad, result = writer.number(grad), writer.number(result)
+    return f"{grad} * {_fused(f'-{result}', result, 'T(1)')}"
+
+
+def _product_added(writer, node, a, b, c, value=1):
+    product = writer.number(b) if value == 1 else f"({literal(value)} * {writer.number(b)})"
+    return _fused(product, writer.number(c), writer.number(a))
+
+
+def _leaky_relu(writer, node, a, slope=0.01):
+    a = writer.number(a)
+    return f"{a} > T(0) ? {a} : {a} * {literal(slope)}"
+
+
+def _mkl(name: str) -> RowFunction:
+    return RowFunction((f"VMS{name}_", f"VMD{name}_"), "aten::mkl({function}, {width}, {from_row}, {to_row});")
+
+
+OPERATORS: dict[torch._ops.OpOverload, Write | RowFunction] = {
+    aten.add.Tensor: _sum(1),
+    aten.add.Scalar: _sum(1),
+    aten.sub.Tensor: _sum(-1),
+    aten.sub.Scalar: _sum(-1),
+    aten.rsub.Tensor: _reversed_difference,
+    aten.rsub.Scalar: _reversed_difference,
+    aten.mul.Tensor: _of_numbers("{} * {}"),
+    aten.mul.Scalar: _of_numbers("{} * {}"),
+    aten.div.Tensor: _of_numbers("{} / {}"),
+    aten.div.Scalar: _of_numbers("{} / {}"),
+    aten.neg.default: _of_numbers("-{}"),
+    aten.abs.default: _of_numbers("std::abs({})"),
+    aten.sign.default: _of_numbers("aten::sign<T>({})"),
+    aten.sgn.default: _of_numbers("aten::sign<T>({})"),
+    aten.reciprocal.default: _of_numbers("T(1) / {}"),
+    aten.square.default: _of_numbers("{0} * {0}"),
+    aten.floor.default: _of_numbers("std::floor({})"),
+    aten.ceil.default: _of_numbers("std::ceil({})"),
+    aten.trunc.default: _of_numbers("std::trunc({})"),
+    aten.pow.Tensor_Scalar: _power,
+    aten.relu.default: _of_numbers("aten::maximum<T>({}, T(0))"),
+    aten.leaky_relu.default: _leaky_relu,
+    aten.hardtanh.default: lambda w, n, a, low=-1, high=1: _clamped(w, n, a, low, high),
+    aten.clamp.default: _clamped,
+    aten.clamp.Tensor: _clamped,
+    aten.clamp_min.default: _clamped,
+    aten.clamp_min.Tensor: _clamped,
+    aten.clamp_max.default: lambda w, n, a, high: _clamped(w, n, a, None, high),
+    aten.clamp_max.Tensor: lambda w, n, a, high: _clamped(w, n, a, None, high),
+    aten.maximum.default: _of_numbers("aten::maximum<T>({}, {})"),
+    aten.minimum.default: _of_numbers("aten::minimum<T>({}, {})"),
+    aten.heaviside.default: _of_numbers("{0} == T(0) ? {1} : ({0} > T(0) ? T(1) : T(0))"),
+    aten.addcmul.default: _product_added,
+    aten.where.self: _chosen,
+    aten.where.ScalarOther: _chosen,
+    aten.where.ScalarSelf: _chosen,
+    aten.where.Scalar: _chosen,
+    aten.masked_fill.Scalar: _masked,
+    aten.masked_fill.Tensor: _masked,
+    aten.index_put.default: _put,
+    **{
+        getattr(getattr(aten, name), kind): _of_numbers(f"{{}} {symbol} {{}}")
+        for name, symbol in {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}.items()
+        for kind in ("Scalar", "Tensor")
+    },
+    aten.isnan.default: _of_numbers("{0} != {0}"),
+    aten.logical_and.default: _of_truths("{} & {}"),
+    aten.logical_or.default: _of_truths("{} | {}"),
+    aten.logical_xor.default: _of_truths("{} != {}"),
+    aten.logical_not.default: _of_truths("!{}"),
+    aten.bitwise_and.Tensor: _bitwise("&"),
+    aten.bitwise_or.Tensor: _bitwise("|"),
+    aten.bitwise_xor.Tensor: _bitwise("!="),
+    aten.bitwise_not.default: lambda w, n, a: _bitwise("!=")(w, n, a, True),
+    aten.detach.default: _same,
+    aten.alias.default: _same,
+    aten.clone.default: _same,
+    aten.contiguous.default: _same,
+    aten.lift_fresh_copy.default: _same,
+    aten.expand.default: _same,
+    aten.view.default: _same,
+    aten.reshape.default: _same,
+    aten._unsafe_view.default: _same,
+    aten._to_copy.default: _converted,
+    aten.zeros_like.default: _filled(0),
+    aten.ones_like.default: _filled(1),
+    aten.new_zeros.default: _filled(0),
+    aten.new_ones.default: _filled(1),
+    aten.zeros.default: _filled(0),
+    aten.ones.default: _filled(1),
+    aten.full.default: _filled(),
+    aten.full_like.default: _filled(),
+    aten.new_full.default: _filled(),
+    aten.scalar_tensor.default: _filled(),
+    aten.fill.Scalar: _filled(),
+    aten.fill.Tensor: _filled(),
+    aten.threshold_backward.default: _threshold_backward,
+    aten.sigmoid_backward.default: _of_numbers("{0} * (T(1) - {1}) * {1}"),
+    aten.tanh_backward.default: _tanh_backward,
+    **{
+        getattr(aten, name).default: _mkl(symbol)
+        for name, symbol in {
+            "exp": "EXP",
+            "log": "LN",
+            "tanh": "TANH",
+            "sqrt": "SQRT",
+            "sin": "SIN",
+            "cos": "COS",
+            "atan": "ATAN",
+            "erf": "ERF",
+        }.items()
+    },
+    aten.sigmoid.default: RowFunction(
+        ("Sleef_expf{lanes}_u10", "Sleef_expd{lanes}_u10"),
+        "aten::sigmoid<T>({function}, {width}, {from_row}, {to_row});",
+        "T(1) / (T(1) + std::exp(-{0}))",
+    ),
+}
+
+VIEWS = {
+    aten.expand.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.detach.default,
+    aten.alias.default,
+}
+"""What may share its result's memory with its argument."""
+
+
+def _in_place() -> dict:
+    """The operators that write to their first argument, and the ones that compute the same."""
+    found = {}
+    for operator in OPERATORS:
+        packet = getattr(aten, operator._schema.name.split("::")[1] + "_", None)
+        if packet is not None and operator._overloadname in packet.overloads():
+            found[getattr(packet, operator._overloadname)] = operator
+    return {**found, aten.copy_.default: None, aten.zero_.default: aten.zeros_like.default}
+
+
+IN_PLACE = _in_place()
+
+
+def lanes_of(dtype: torch.dtype) -> int:
+    """How many values of a dtype ATen's kernels take at once here."""
+    size = {"AVX2": 32, "AVX512": 64}.get(torch.backends.cpu.get_cpu_capability(), 0)
+    return size // dtype.itemsize
+
+
+def symbol_of(function: RowFunction, dtype: torch.dtype) -> str:
+    """The name of a library's function for this dtype."""
+    return function.symbols[dtype == torch.float64].format(lanes=lanes_of(dtype))

@@ -1,0 +1,488 @@
+"""A traced cell as two kernels over whole sequences, and their autograd."""
+
+import ctypes
+import math
+import threading
+from collections.abc import Sequence
+from itertools import compress
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from .. import transforms
+from .building import BuildFailed, address, library
+from .emission import Emitter, backward_source, forward_source
+from .lanes import Lanes
+from .operators import OPERATORS, RowFunction, lanes_of
+from .surroundings import Surroundings
+from .tracing import Present, Refused, Step, Tracer
+
+_GRAIN = 32768
+"""Elements that ATen's elementwise kernels leave to one thread."""
+
+_STEPS_TRIED = 3
+
+
+class Program:
+    """One step of a cell for inputs and states of these shapes and dtypes, which any cell with equal surroundings runs.
+
+    Args:
+        step: the cell, on tuples of tensors.
+        xs, states: a step's, all of one shape.
+        surroundings: of the cell.
+
+    Raises:
+        Refused: the cell cannot be fused.
+        BuildFailed: there is no compiler, or it failed.
+    """
+
+    def __init__(self, step: Step, xs: Sequence[Tensor], states: Sequence[Tensor], surroundings: Surroundings):
+        self.shape = xs[0].shape
+        self._check(xs, states)
+        self._tracer = Tracer(step, xs, states, surroundings)
+        self._traced = self._tracer.forward()
+        if _code(self._tracer.forward().module) != _code(self._traced.module):
+            raise Refused("its step reads, or draws in Python, what changes from step to step")
+        if Surroundings(surroundings.root).key != surroundings.key:
+            raise Refused("its step changes its own attributes, or what it shares with others")
+        ins, count = len(xs), len(states)
+        self._names = [*(f"rows.x[{k}]" for k in range(ins)), *(f"rows.previous[{k}]" for k in range(count))]
+        self._names += [None] * len(surroundings.tensors)
+        self._lanes = Lanes(self._traced.module, self._names, self.shape)
+        self.dtype = self._lanes.dtype
+        self._in_dtypes = [tensor.dtype for tensor in (*xs, *states)]
+        self.places = self._traced.out_is_state
+        outs = len(self.places)
+        self._out_dtypes = [node.meta["val"].dtype for node in self._lanes.outputs]
+        self._out_names = [f"rows.grad_out[{k}]" for k in range(sum(place is None for place in self.places))]
+        self._counts = {"ins": ins, "outs": len(self._out_names), "states": count}
+        if self._lanes.written:
+            self._refuse_written(ins)
+        own = [node for node, place in zip(self._lanes.outputs[:outs], self.places, strict=True) if place is None]
+        stores = [(node, f"rows.out[{k}]") for k, node in enumerate(own)]
+        stores += [(node, f"rows.next[{k}]") for k, node in enumerate(self._lanes.outputs[outs:])]
+        self._forward = _Kernel([self._lanes], [stores], self._counts)
+        self._joints = {}
+        self._backwards = {}
+        self._lock = threading.RLock()
+        self._tried = set()
+        self.out_form = None  # how `scan` nests the outputs
+        self.learns = [tensor.requires_grad for tensor in surroundings.tensors]
+
+    @property
+    def writes_states(self) -> bool:
+        """Whether the step writes to its states in place, as a loop's first one does to the user's."""
+        return bool(self._lanes.written)
+
+    def _check(self, xs, states) -> None:
+        for tensor in (*xs, *states):
+            if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+                raise Refused(f"it runs on {tensor.device.type}")
+            if tensor.shape != self.shape:
+                raise Refused(f"an input or state has shape {tuple(tensor.shape)}, another {tuple(self.shape)}")
+
+    def _refuse_written(self, ins: int) -> None:
+        if any(self._lanes.rows.get(node, "rows.x").startswith("rows.x") for node in self._lanes.written):
+            raise Refused("its step writes to its input, or to a tensor it shares, in place")
+        shared = [node for node in self._lanes.outputs[: len(self.places)] if node in self._lanes.rows]
+        if shared or any(place is not None for place in self.places):
+            raise Refused("its step writes in place to states that it has given out")
+
+    def run(self, step: Step, surroundings: Surroundings, xs: Sequence[Tensor], states: Sequence[Tensor]):
+        """All steps: outputs [T, ...] and the last states.
+
+        Args:
+            step, surroundings: of the cell that runs, with the key of this program's.
+            xs: [T, ...]; states: those before the first step.
+        """
+        tensors = surroundings.tensors
+        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (*xs, *states, *tensors))
+        self._try(step, surroundings, xs, states, differentiated)
+        return self._run(step, surroundings, xs, states, tensors, differentiated)
+
+    def _run(self, step, surroundings, xs, states, tensors, differentiated):
+        if differentiated:
+            found = _Sequence.apply(self, (step, surroundings), len(xs), len(states), *xs, *states, *tensors)
+        else:
+            outs, last, _ = self.forward(xs, states, tensors, keep=False)
+            found = *outs, *last
+        return found[: len(self.places)], found[len(self.places) :]
+
+    def _try(self, step, surroundings, xs, states, differentiated) -> None:
+        """Compares a few steps with the loop's, once: nobody has seen this cell in this torch on this machine."""
+        how = differentiated, self._rounding_of_threads()
+        if how in self._tried or not len(xs[0]) or not self.shape.numel():
+            return
+        # The tensors' own gradients are sums, which round otherwise.
+        given = [tensor[:_STEPS_TRIED].detach().clone() for tensor in xs], [tensor.detach().clone() for tensor in states]
+        results = []
+        for fused in (False, True):
+            xs, states = ([tensor.clone().requires_grad_(differentiated and tensor.is_floating_point()) for tensor in group] for group in given)
+            try:
+                if fused:
+                    outs, last = self._run(step, surroundings, xs, states, surroundings.tensors, differentiated)
+                else:
+                    outs, last = run_loop(step, xs, [state.clone() for state in states])
+            finally:
+                surroundings.restore()
+            results.append([*outs, *last])
+            if differentiated:
+                results[-1] += self._gradients_tried(outs, [*xs, *states])
+        for place, (a, b) in enumerate(zip(*results, strict=True)):
+            if not _same(a, b):
+                raise Refused(f"its numbers differ from the loop's in this torch (result {place} of a trial)")
+        self._tried.add(how)
+
+    @staticmethod
+    def _gradients_tried(outs, leaves) -> list[Tensor | None]:
+        generator = torch.Generator().manual_seed(0)
+        roots = [out for out in outs if out.requires_grad]
+        grads = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in roots]
+        leaves = [leaf for leaf in leaves if leaf.requires_grad]
+        if not roots:
+            return []
+        return list(torch.autograd.grad(roots, leaves, grads, allow_unused=True))
+
+    def _rounding_of_threads(self) -> int:
+        """Where ATen would round otherwise at the ends of what its threads take: how many values end so, for one.
+
+        Raises Refused where several threads have such ends.
+        """
+        if not self._forward.has_tails:
+            return self.shape.numel()
+        size = 2 * lanes_of(self.dtype)
+        count = self.shape.numel()
+        threads = min(torch.get_num_threads(), math.ceil(count / _GRAIN))
+        if threads > 1 and (math.ceil(count / threads) % size or count % size):
+            raise Refused("the threads of ATen round some of its operators otherwise at the ends of their shares")
+        return count - count % size
+
+    def forward(self, xs, states, tensors, keep: bool):
+        """Outputs, last states, and with keep the states of all steps, in the program's dtype."""
+        xs, states = [_rows(x, self.dtype) for x in xs], [_contiguous(state, self.dtype) for state in states]
+        steps, empty = xs[0].steps, xs[0].kept.new_empty
+        sequence = (steps, *self.shape)
+        own = [empty(sequence) for place in self.places if place is None]
+        given = {place for place in self.places if place is not None}
+        seqs = [empty(sequence) if keep or k in given else None for k in range(len(states))]
+        last = [empty(self.shape) for _ in states]
+        if steps and self.shape.numel():
+            params = self._forward.periodic(tensors, self.shape, self.dtype)
+            self._forward.run(
+                _Call.of(steps, self.shape.numel(), self._rounding_of_threads()),
+                x=xs, initial=states, params=params, out=own, states=seqs, last=last,
+            )
+        else:
+            last = [state.clone() for state in states]
+        rest = iter(own)
+        outs = [next(rest) if place is None else seqs[place] for place in self.places]
+        outs = [out.to(dtype) for out, dtype in zip(outs, self._out_dtypes, strict=False)]
+        last = [state.to(dtype) for state, dtype in zip(last, self._out_dtypes[len(outs) :], strict=True)]
+        return outs, last, seqs
+
+    def joint(self, present: Present) -> tuple[Lanes, Sequence[Node | None], list[bool], list[bool]]:
+        """A step's backward: its lanes, gradients of inputs, states and tensors, and what is differentiated."""
+        with self._lock:
+            if present not in self._joints:
+                joint = self._tracer.joint(self._traced, present, self.writes_states)
+                ins, count = self._counts["ins"], self._counts["states"]
+                rest = iter(self._out_names)
+                names = [*self._names, *(next(rest) if p is None else "rows.unused" for p in self.places)]
+                names += [f"rows.grad_next[{k}]" for k in range(count)] + [f"rows.outer[{k}]" for k in range(count)]
+                lanes = Lanes(joint.module, names, self.shape)
+                grads = lanes.outputs[: ins + count + len(self.learns)]
+                for k, node in enumerate(lanes.outputs[len(grads) :]):
+                    # Read, not computed again: the step after it has just had it.
+                    if lanes.kind[node] == "lane":
+                        lanes.rows.setdefault(node, f"rows.next[{k}]")
+                self._joints[present] = lanes, grads, joint.outs, joint.states
+            return self._joints[present]
+
+    def all_present(self) -> Present:
+        """Every gradient that there can be."""
+        outer = tuple(k in self.places for k in range(self._counts["states"]))
+        return Present((True,) * len(self.places), (True,) * len(outer), outer)
+
+    def backward(self, outs: tuple[bool, ...], last: tuple[bool, ...]) -> "_Backward":
+        """The kernel for these gradients of outputs and last states."""
+        with self._lock:
+            if (outs, last) not in self._backwards:
+                self._backwards[outs, last] = _Backward(self, outs, last, self._counts)
+            return self._backwards[outs, last]
+
+    def reads_x(self, k: int) -> bool:
+        """Whether backward reads input k."""
+        lanes, grads, *_ = self.joint(self.all_present())
+        terms = [node.args[0] if lanes.kind[node] == "sum" else node for node in lanes.terms(grads)]
+        return f"rows.x[{k}]" in {lanes.rows.get(node) for node in lanes.needed(terms)}
+
+
+class _Kernel:
+    """A built step: lanes with what they store, one set for each variant."""
+
+    def __init__(self, variants: Sequence[Lanes], stores: Sequence[list], counts: dict, terms: Sequence[int] | None = None):
+        self._variants = variants
+        self._nodes = [
+            lanes.params(node for node, _ in stored) for lanes, stored in zip(variants, stores, strict=True)
+        ]
+        symbols, bodies, first = [], [], 0
+        for lanes, stored, nodes in zip(variants, stores, self._nodes, strict=True):
+            params = [None] * first + nodes
+            bodies.append(Emitter(lanes, params, stored, symbols).text())
+            first += len(nodes)
+        functions = {
+            node.target
+            for lanes, stored in zip(variants, stores, strict=True)
+            for node in lanes.needed(node for node, _ in stored)
+            if isinstance(OPERATORS.get(node.target), RowFunction)
+        }
+        self.has_tails = any(OPERATORS[function].tail for function in functions)
+        dtype = variants[0].dtype
+        self._functions = (ctypes.c_void_p * max(1, len(symbols)))()
+        for place, symbol in enumerate(symbols):
+            self._functions[place] = address(symbol)
+            if self._functions[place] is None:
+                raise Refused(f"{', '.join(map(str, functions))}: this torch has no {symbol}")
+        counts = {**counts, "params": first}
+        if terms is None:
+            source = forward_source(dtype, counts, bodies[0])
+        else:
+            source = backward_source(dtype, counts, bodies, terms)
+        self._library = library(source)
+
+    def periodic(self, tensors: Sequence[Tensor], shape: torch.Size, dtype: torch.dtype) -> "_Params":
+        """The parameters that the kernel reads, computed from the surroundings' tensors."""
+        with torch.no_grad():
+            values = [
+                value
+                for lanes, nodes in zip(self._variants, self._nodes, strict=True)
+                for value in lanes.computed(nodes, tensors, {})
+            ]
+            return _Params([_trailing(value, shape, dtype) for value in values])
+
+    def run(self, call: "_Call", *, params: "_Params", **places) -> None:
+        call.params = ctypes.cast(params.array, ctypes.c_void_p)
+        call.functions = ctypes.cast(self._functions, ctypes.c_void_p)
+        call.parallel_for = address("torch_parallel_for")
+        arrays = {name: _array(values) for name, values in places.items()}
+        for name, array in arrays.items():
+            setattr(call, name, ctypes.cast(array, ctypes.c_void_p))
+        if self._library.run(ctypes.byref(call)) != 0:
+            raise RuntimeError("a generated neuron's kernel failed in torch's parallel_for")
+
+
+class _Backward:
+    """Backward for one choice of gradients that are there: variants of a step, the last ones first.
+
+    At the last steps autograd may have no gradient for some states: until what comes back to them is always the same,
+    every step has a graph of its own.
+    """
+
+    def __init__(self, program: Program, outs: tuple[bool, ...], last: tuple[bool, ...], counts: dict):
+        self._program = program
+        given = {place for place, has in zip(program.places, outs, strict=True) if has and place is not None}
+        outer = tuple(k in given for k in range(len(last)))
+        states = tuple(map(max, last, outer))
+        seen, self._variants = [], []
+        while (present := Present(outs, states, outer)) not in seen:
+            seen.append(present)
+            lanes, grads, *_ = program.joint(present)
+            self._variants.append((lanes, grads))
+            states = tuple(grad is not None for grad in grads[counts["ins"] : counts["ins"] + counts["states"]])
+        if present != seen[-1]:
+            raise Refused("its states take turns in having a gradient")
+        self.has_initial, self._steps_to = [p.states for p in seen[1:]] + [states], len(seen)
+        ins, count = counts["ins"], counts["states"]
+        self._terms, stores, first = [], [], 0
+        for lanes, grads in self._variants:
+            terms = lanes.terms(grads[ins + count :])
+            self._terms.append(terms)
+            stored = [(node, f"rows.grad_x[{k}]") for k, node in enumerate(grads[:ins])]
+            stored += [(node, f"rows.grad_previous[{k}]") for k, node in enumerate(grads[ins : ins + count])]
+            for place, node in enumerate(terms, first):
+                stored.append((node.args[0] if lanes.kind[node] == "sum" else node, f"rows.terms[{place}]"))
+            stores.append(stored)
+            first += len(terms)
+        self.has_x = [any(grads[k] is not None for _, grads in self._variants) for k in range(ins)]
+        self._kernel = _Kernel([lanes for lanes, _ in self._variants], stores, counts, [*map(len, self._terms)])
+
+    def run(self, xs, states, seqs, tensors, grad_outs, grad_last, wants_x):
+        """Gradients of inputs, states and tensors. xs: None where backward reads none."""
+        program, shape, dtype = self._program, self._program.shape, self._program.dtype
+        steps = next(len(s) for s in (*seqs, *grad_outs) if s is not None)
+        sequence = (steps, *shape)
+        grad_outs = [_rows(grad, dtype) for grad in grad_outs]
+        own = [grad for grad, place in zip(grad_outs, program.places, strict=True) if place is None]
+        outer = [_NO_ROWS] * len(states)
+        for grad, place in zip(grad_outs, program.places, strict=True):
+            if place is not None:
+                outer[place] = grad
+        states = [_contiguous(state, dtype) for state in states]
+        new = torch.empty
+        grad_x = [new(sequence, dtype=dtype) if wanted and has else None for wanted, has in zip(wants_x, self.has_x, strict=True)]
+        grad_initial = [new(shape, dtype=dtype) for _ in states]
+        totals = [new(shape, dtype=dtype) for terms in self._terms for _ in terms]
+        self._kernel.run(
+            _Call.of(steps, shape.numel(), program._rounding_of_threads()),
+            x=[_rows(x, dtype) for x in xs], initial=states, states=seqs, grad_out=own, outer=outer,
+            grad_last=[_contiguous(grad, dtype) for grad in grad_last], grad_x=grad_x, grad_initial=grad_initial,
+            terms=totals, params=self._kernel.periodic(tensors, shape, dtype),
+        )
+        present = self.has_initial[min(steps, self._steps_to) - 1]
+        grad_initial = [grad if has else None for grad, has in zip(grad_initial, present, strict=True)]
+        return grad_x, grad_initial, self._gradients_of_tensors(steps, totals, tensors, len(states) + len(xs))
+
+    def _gradients_of_tensors(self, steps: int, totals, tensors, first: int) -> list[Tensor | None]:
+        """The terms, summed over time, summed over the neurons that share a tensor, in double, and what follows."""
+        found = [None] * len(tensors)
+        totals = iter(totals)
+        for variant, ((lanes, grads), terms) in enumerate(zip(self._variants, self._terms, strict=True)):
+            values = [next(totals).double() for _ in terms]
+            if variant >= steps:
+                continue
+            known = {
+                node: node.target(value, *node.args[1:], **node.kwargs) if lanes.kind[node] == "sum" else value
+                for node, value in zip(terms, values, strict=True)
+            }
+            places = [place for place, node in enumerate(grads[first:]) if node is not None]
+            parts = lanes.computed([grads[first + place] for place in places], tensors, known)
+            for place, part in zip(places, parts, strict=True):
+                found[place] = part if found[place] is None else found[place] + part
+        return [
+            None if grad is None else grad.to(tensor.dtype).reshape(tensor.shape)
+            for grad, tensor in zip(found, tensors, strict=True)
+        ]
+
+
+class _Sequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, program: Program, cell: tuple, ins: int, count: int, *inputs: Tensor):
+        xs, states, tensors = inputs[:ins], inputs[ins : ins + count], inputs[ins + count :]
+        outs, last, seqs = program.forward(xs, states, tensors, keep=True)
+        _, _, of_outs, of_states = program.joint(program.all_present())
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(
+            *(tensor for tensor, has in zip((*outs, *last), (*of_outs, *of_states), strict=True) if not has)
+        )
+        ctx.program, ctx.cell, ctx.counts = program, cell, (ins, count)
+        ctx.x_steps = len(xs[0])
+        reads = [program.reads_x(k) for k in range(ins)]
+        ctx.reads = reads
+        ctx.xs = [(x.shape, x.dtype) for x in xs]
+        ctx.places = [next((k for k, out in enumerate(outs) if out is seq), None) for seq in seqs]
+        kept = [seq for seq, place in zip(seqs, ctx.places, strict=True) if place is None]
+        ctx.outs_kept = [k for k in dict.fromkeys(ctx.places) if k is not None]
+        ctx.save_for_backward(*compress(xs, reads), *states, *tensors, *kept, *(outs[k] for k in ctx.outs_kept))
+        return *outs, *last
+
+    @staticmethod
+    def backward(ctx, *grads):
+        program, (ins, count) = ctx.program, ctx.counts
+        saved = iter(ctx.saved_tensors)
+        xs = [next(saved) if reads else None for reads in ctx.reads]
+        states = [next(saved) for _ in range(count)]
+        tensors = [next(saved) for _ in program.learns]
+        kept = [next(saved) if place is None else place for place in ctx.places]
+        outs = {k: next(saved) for k in ctx.outs_kept}
+        seqs = [outs[seq] if isinstance(seq, int) else seq for seq in kept]
+        split = len(program.places)
+        present = tuple(tuple(grad is not None for grad in part) for part in (grads[:split], grads[split:]))
+        wants = ctx.needs_input_grad[4:]
+        backward = program.backward(*present)
+        found = backward.run(xs, states, seqs, tensors, grads[:split], grads[split:], wants[:ins])
+        flat = [grad for group in found for grad in group]
+        dtypes = [dtype for _, dtype in ctx.xs] + [state.dtype for state in states] + [t.dtype for t in tensors]
+        flat = [None if grad is None else grad.to(dtype) for grad, dtype in zip(flat, dtypes, strict=True)]
+        return None, None, None, None, *(grad if wanted else None for grad, wanted in zip(flat, wants, strict=True))
+
+
+def run_loop(step: Step, xs: Sequence[Tensor], states: Sequence[Tensor]):
+    """What a program computes, by calls of the step."""
+    columns = []
+    for inputs in zip(*(x.unbind(0) for x in xs), strict=True):
+        outs, states = step(inputs, tuple(states))
+        columns.append(outs)
+    return tuple(map(torch.stack, zip(*columns, strict=True))), tuple(states)
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_int64)]
+
+
+class _Periodic(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("period", ctypes.c_int64)]
+
+
+class _Call(ctypes.Structure):
+    """CellCall of csrc/cpu/cell.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("steps", "neurons", "whole")),
+        *((name, ctypes.c_void_p) for name in ("parallel_for", "functions", "x", "initial", "params", "out", "states")),
+        *((name, ctypes.c_void_p) for name in ("last", "grad_out", "outer", "grad_last", "grad_x", "grad_initial")),
+        ("terms", ctypes.c_void_p),
+    ]
+
+    @classmethod
+    def of(cls, steps: int, neurons: int, whole: int) -> "_Call":
+        return cls(steps=steps, neurons=neurons, whole=whole)
+
+
+class _Sequenced:
+    """A sequence as kernels read it, and the tensor that holds it."""
+
+    def __init__(self, kept: Tensor | None, stride: int, steps: int):
+        self.kept, self.steps = kept, steps
+        self.rows = _Rows(None if kept is None else kept.data_ptr(), stride)
+
+
+_NO_ROWS = _Sequenced(None, 0, 0)
+
+
+def _rows(sequence: Tensor | None, dtype: torch.dtype) -> _Sequenced:
+    if sequence is None:
+        return _NO_ROWS
+    steps = len(sequence)
+    if steps > 1 and sequence.stride(0) == 0:
+        return _Sequenced(_contiguous(sequence[0], dtype), 0, steps)
+    kept = sequence.detach().to(dtype)
+    if not steps or not kept[0].is_contiguous():
+        kept = kept.contiguous()
+    return _Sequenced(kept, kept.stride(0), steps)
+
+
+def _contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.detach().to(dtype).contiguous()
+
+
+class _Params:
+    def __init__(self, values: Sequence[Tensor]):
+        self._values = values
+        self.array = (_Periodic * max(1, len(values)))(*(_Periodic(v.data_ptr(), max(1, v.numel())) for v in values))
+
+
+def _trailing(value: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A parameter laid out over the trailing dimensions that it differs in."""
+    value = value.detach().to(dtype)
+    if value.numel() == 1:
+        return value.contiguous()
+    inner = value.dim() - next(k for k, size in enumerate(value.shape) if size != 1)
+    return value.reshape(value.shape[-inner:]).expand(shape[len(shape) - inner :]).contiguous()
+
+
+def _array(values: Sequence):
+    if any(isinstance(value, _Sequenced) for value in values):
+        return (_Rows * len(values))(*(value.rows for value in values))
+    return (ctypes.c_void_p * max(1, len(values)))(*(None if value is None else value.data_ptr() for value in values))
+
+
+def _code(module) -> str:
+    return module.code
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        rest = b if a is None else a
+        return rest is None or not rest.any()
+    return a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
