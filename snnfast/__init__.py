@@ -10,6 +10,7 @@ from . import encoding, functional, reference, surrogate
 from . import snntorchs as _snntorchs
 from .accelerate import accelerate, accelerated
 from .auto import install, load_ipython_extension, uninstall, unload_ipython_extension
+from .cells import scan
 from .compiler import explain
 from .convert import convert, reset
 from .functional import use_reference
@@ -40,6 +41,7 @@ __all__ = [
     "load_ipython_extension",
     "reference",
     "reset",
+    "scan",
     "surrogate",
     "uninstall",
     "unload_ipython_extension",

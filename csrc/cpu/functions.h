@@ -1,13 +1,11 @@
 // ATen's elementwise operators as its CPU kernels compute them, for generated cells (snnfast/cells/operators.py).
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
-
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
+#include <cstring>
 
 namespace snnfast::aten {
 
@@ -20,6 +18,17 @@ T maximum(T a, T b) {
 template <typename T>
 T minimum(T a, T b) {
   return a != a ? a : (b != b ? b : (a < b ? a : b));
+}
+
+// The same by a bound that is a number; what equals it stays, also where the signs of zeros differ.
+template <typename T>
+T at_least(T a, T low) {
+  return a < low ? low : a;
+}
+
+template <typename T>
+T at_most(T a, T high) {
+  return high < a ? high : a;
 }
 
 template <typename T>
@@ -48,46 +57,19 @@ void mkl(const void* function, int width, const T* from, T* to) {
   reinterpret_cast<Function>(const_cast<void*>(function))(&width, from, to, &kMode);
 }
 
-#ifdef __AVX2__
-template <typename T>
-struct Lanes;
-
-template <>
-struct Lanes<float> {
-#ifdef __AVX512F__
-  using Type = __m512;
-#else
-  using Type = __m256;
-#endif
-};
-
-template <>
-struct Lanes<double> {
-#ifdef __AVX512F__
-  using Type = __m512d;
-#else
-  using Type = __m256d;
-#endif
-};
-
-// 1 / (1 + exp(0 - a)), with Sleef's exp.
-template <typename T>
+// 1 / (1 + exp(0 - a)), with Sleef's exp of so many values at once.
+template <typename T, int kLanes>
 void sigmoid(const void* exp, int width, const T* from, T* to) {
-  using V = typename Lanes<T>::Type;
+  using V [[gnu::vector_size(kLanes * sizeof(T))]] = T;
   using Function = V (*)(V);
   const Function function = reinterpret_cast<Function>(const_cast<void*>(exp));
-  constexpr int kLanes = sizeof(V) / sizeof(T);
   for (int first = 0; first < width; first += kLanes) {
-    const int count = width - first < kLanes ? width - first : kLanes;
-    T values[kLanes] = {};
-    for (int i = 0; i < count; ++i) values[i] = from[first + i];
-    V lanes;
-    __builtin_memcpy(&lanes, values, sizeof(V));
+    const std::size_t bytes = std::min(width - first, kLanes) * sizeof(T);
+    V lanes{};
+    std::memcpy(&lanes, from + first, bytes);
     lanes = T(1) / (T(1) + function(T(0) - lanes));
-    __builtin_memcpy(values, &lanes, sizeof(V));
-    for (int i = 0; i < count; ++i) to[first + i] = values[i];
+    std::memcpy(to + first, &lanes, bytes);
   }
 }
-#endif
 
 }  // namespace snnfast::aten

@@ -6,7 +6,7 @@ itself; `emission` writes that as C++ with the operators of `operators`, for the
 """
 
 from .building import BuildFailed
-from .scan import fused, scan, why_not_fused
+from .scanning import fused, scan, why_not_fused
 from .tracing import Refused
 
 __all__ = ["BuildFailed", "Refused", "fused", "scan", "why_not_fused"]

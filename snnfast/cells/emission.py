@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from .lanes import Lanes
-from .operators import OPERATORS, RowFunction, literal, symbol_of
+from .operators import OPERATORS, RowFunction, call_of, literal
 
 _ROUNDED = {torch.bfloat16: "aten::as_bfloat16", torch.float16: "aten::as_float16"}
 _TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -132,11 +132,11 @@ class Emitter:
 
     def _call(self, node: Node) -> list[str]:
         number, function = self._number[node], OPERATORS[node.target]
-        symbol = symbol_of(function, self._lanes.dtype)
-        if symbol not in self._symbols:
-            self._symbols.append(symbol)
-        at = f"rows.functions[{self._symbols.index(symbol)}]"
-        lines = [function.call.format(function=at, width="width", from_row=f"a{number}", to_row=f"r{number}")]
+        place = len(self._symbols)
+        at = f"rows.functions[{place}]"
+        symbol, call = call_of(function, self._lanes.dtype, at, f"a{number}", f"r{number}")
+        self._symbols.append(symbol)
+        lines = [call]
         if function.tail:
             lines.append(f"for (int i = rows.whole; i < width; ++i) r{number}[i] = {function.tail.format(f'a{number}[i]')};")
         return lines

@@ -12,6 +12,8 @@ from .tracing import Refused
 
 _SUMS = (aten.sum.dim_IntList, aten.sum.default)
 _HALVES = (torch.float16, torch.bfloat16)
+_FLOATS = (torch.float32, torch.float64, *_HALVES)
+_KEEP = (aten._to_copy.default, aten.detach.default, aten.alias.default, aten.clone.default)
 _FILLS = (aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default)
 
 
@@ -120,11 +122,16 @@ class Lanes:
 
     def _dtype(self) -> torch.dtype:
         """What lanes are computed in."""
-        found = {}
+        found, truths = {}, set()
         for node, kind in self.kind.items():
             if kind == "lane":
                 dtype = node.meta["val"].dtype
-                if dtype not in (torch.bool, torch.float32, torch.float64, *_HALVES):
+                if dtype == torch.bool or (node.target in _KEEP and node.args[0] in truths):
+                    # Zeros and ones are the same in every dtype.
+                    truths.add(node)
+                    if dtype in _FLOATS:
+                        continue
+                if dtype not in (torch.bool, *_FLOATS):
                     raise Refused(f"{node.target} has dtype {dtype}")
                 found.setdefault(torch.float32 if dtype in _HALVES else dtype, node)
         found.pop(torch.bool, None)

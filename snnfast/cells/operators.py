@@ -21,7 +21,7 @@ class RowFunction:
     """An operator that ATen gives whole rows to.
 
     symbols: of the library's function for float and double; call: a statement with {function}, {width}, {from_row},
-    {to_row}; tail: the expression of {0} by which ATen computes what fills no whole vectors, where that differs.
+    {to_row}, {lanes}; tail: the expression of {0} by which ATen computes what fills no whole vectors, where that differs.
     """
 
     symbols: tuple[str, str]
@@ -91,6 +91,8 @@ def _fuses() -> bool:
 
 def _sum(sign: int) -> Write:
     def write(writer, node, a, b, alpha=1):
+        if alpha != 1 and not isinstance(b, Node):
+            raise Refused(f"{node.target} of a number with alpha, which ATen rounds by the place in memory")
         a, b = writer.number(a), writer.number(b)
         if alpha == 1:
             return f"{a} {'+' if sign > 0 else '-'} {b}"
@@ -100,7 +102,7 @@ def _sum(sign: int) -> Write:
 
 
 def _fused(a: str, b: str, c: str) -> str:
-    return f"aten::fused({a}, {b}, {c})" if _fuses() else f"{a} * {b} + {c}"
+    return f"aten::fused({a}, {b}, {c})" if _fuses() else f"({a} * {b} + {c})"
 
 
 def _reversed_difference(writer, node, a, b, alpha=1):
@@ -139,9 +141,9 @@ def _power(writer, node, a, exponent):
 def _clamped(writer, node, a, low=None, high=None):
     text = writer.number(a)
     if low is not None:
-        text = f"aten::maximum<T>({text}, {writer.number(low)})"
+        text = f"aten::{'maximum' if isinstance(low, Node) else 'at_least'}<T>({text}, {writer.number(low)})"
     if high is not None:
-        text = f"aten::minimum<T>({text}, {writer.number(high)})"
+        text = f"aten::{'minimum' if isinstance(high, Node) else 'at_most'}<T>({text}, {writer.number(high)})"
     return text
 
 
@@ -178,6 +180,19 @@ def _product_added(writer, node, a, b, c, value=1):
     return _fused(product, writer.number(c), writer.number(a))
 
 
+def _quotient_added(writer, node, a, b, c, value=1):
+    return f"{writer.number(a)} + {literal(value)} * {writer.number(b)} / {writer.number(c)}"
+
+
+def _interpolated(writer, node, start, end, weight):
+    if isinstance(weight, Node):
+        raise Refused(f"{node.target} with a tensor for weight")
+    start, end = writer.number(start), writer.number(end)
+    if abs(weight) < 0.5:
+        return _fused(literal(weight), f"({end} - {start})", start)
+    return _fused(f"-({end} - {start})", f"(T(1) - {literal(weight)})", end)
+
+
 def _leaky_relu(writer, node, a, slope=0.01):
     a = writer.number(a)
     return f"{a} > T(0) ? {a} : {a} * {literal(slope)}"
@@ -207,8 +222,9 @@ OPERATORS: dict[torch._ops.OpOverload, Write | RowFunction] = {
     aten.floor.default: _of_numbers("std::floor({})"),
     aten.ceil.default: _of_numbers("std::ceil({})"),
     aten.trunc.default: _of_numbers("std::trunc({})"),
+    aten.round.default: _of_numbers("std::nearbyint({})"),
     aten.pow.Tensor_Scalar: _power,
-    aten.relu.default: _of_numbers("aten::maximum<T>({}, T(0))"),
+    aten.relu.default: lambda w, n, a: _clamped(w, n, a, 0),
     aten.leaky_relu.default: _leaky_relu,
     aten.hardtanh.default: lambda w, n, a, low=-1, high=1: _clamped(w, n, a, low, high),
     aten.clamp.default: _clamped,
@@ -221,6 +237,8 @@ OPERATORS: dict[torch._ops.OpOverload, Write | RowFunction] = {
     aten.minimum.default: _of_numbers("aten::minimum<T>({}, {})"),
     aten.heaviside.default: _of_numbers("{0} == T(0) ? {1} : ({0} > T(0) ? T(1) : T(0))"),
     aten.addcmul.default: _product_added,
+    aten.addcdiv.default: _quotient_added,
+    aten.lerp.Scalar: _interpolated,
     aten.where.self: _chosen,
     aten.where.ScalarOther: _chosen,
     aten.where.ScalarSelf: _chosen,
@@ -277,12 +295,18 @@ OPERATORS: dict[torch._ops.OpOverload, Write | RowFunction] = {
             "sin": "SIN",
             "cos": "COS",
             "atan": "ATAN",
+            "tan": "TAN",
+            "asin": "ASIN",
+            "acos": "ACOS",
             "erf": "ERF",
+            "erfc": "ERFC",
+            "log2": "LOG2",
+            "log10": "LOG10",
         }.items()
     },
     aten.sigmoid.default: RowFunction(
         ("Sleef_expf{lanes}_u10", "Sleef_expd{lanes}_u10"),
-        "aten::sigmoid<T>({function}, {width}, {from_row}, {to_row});",
+        "aten::sigmoid<T, {lanes}>({function}, {width}, {from_row}, {to_row});",
         "T(1) / (T(1) + std::exp(-{0}))",
     ),
 }
@@ -316,11 +340,13 @@ IN_PLACE = _in_place()
 
 
 def lanes_of(dtype: torch.dtype) -> int:
-    """How many values of a dtype ATen's kernels take at once here."""
+    """How many values of a dtype ATen's kernels take at once here; 0: they take one."""
     size = {"AVX2": 32, "AVX512": 64}.get(torch.backends.cpu.get_cpu_capability(), 0)
     return size // dtype.itemsize
 
 
-def symbol_of(function: RowFunction, dtype: torch.dtype) -> str:
-    """The name of a library's function for this dtype."""
-    return function.symbols[dtype == torch.float64].format(lanes=lanes_of(dtype))
+def call_of(function: RowFunction, dtype: torch.dtype, at: str, from_row: str, to_row: str) -> tuple[str, str]:
+    """The library's function for this dtype by name, and its call where its address is `at`."""
+    lanes = lanes_of(dtype) or 32 // dtype.itemsize
+    call = function.call.format(function=at, width="width", from_row=from_row, to_row=to_row, lanes=lanes)
+    return function.symbols[dtype == torch.float64].format(lanes=lanes), call

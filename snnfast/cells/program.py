@@ -66,7 +66,7 @@ class Program:
         self._joints = {}
         self._backwards = {}
         self._lock = threading.RLock()
-        self._tried = set()
+        self._tried: dict[tuple, str | None] = {}
         self.out_form = None  # how `scan` nests the outputs
         self.learns = [tensor.requires_grad for tensor in surroundings.tensors]
 
@@ -111,28 +111,43 @@ class Program:
 
     def _try(self, step, surroundings, xs, states, differentiated) -> None:
         """Compares a few steps with the loop's, once: nobody has seen this cell in this torch on this machine."""
-        how = differentiated, self._rounding_of_threads()
-        if how in self._tried or not len(xs[0]) or not self.shape.numel():
-            return
-        # The tensors' own gradients are sums, which round otherwise.
-        given = [tensor[:_STEPS_TRIED].detach().clone() for tensor in xs], [tensor.detach().clone() for tensor in states]
+        how = differentiated, torch.get_num_threads()
+        if how not in self._tried and len(xs[0]) and self.shape.numel():
+            try:
+                self._tried[how] = self._trial(step, surroundings, xs, states, differentiated)
+            except Refused as refused:
+                self._tried[how] = str(refused)
+        if self._tried.get(how):
+            raise Refused(self._tried[how])
+
+    def _trial(self, step, surroundings, xs, states, differentiated) -> str | None:
+        """What differs."""
+        given = [x[:_STEPS_TRIED].detach() for x in xs], [state.detach() for state in states]
+
+        def leaves(tensors):
+            return [t.clone().requires_grad_(differentiated and t.is_floating_point()) for t in tensors]
+
         results = []
         for fused in (False, True):
-            xs, states = ([tensor.clone().requires_grad_(differentiated and tensor.is_floating_point()) for tensor in group] for group in given)
+            xs, states = map(leaves, given)
             try:
                 if fused:
                     outs, last = self._run(step, surroundings, xs, states, surroundings.tensors, differentiated)
                 else:
                     outs, last = run_loop(step, xs, [state.clone() for state in states])
+                # Those of the tensors are sums, which round otherwise.
+                grads = self._gradients_tried(outs, [*xs, *states]) if differentiated else []
+            except (Refused, BuildFailed):
+                raise
+            except Exception as error:  # noqa: BLE001
+                return f"a trial of it failed: {type(error).__name__}: {error}"
             finally:
                 surroundings.restore()
-            results.append([*outs, *last])
-            if differentiated:
-                results[-1] += self._gradients_tried(outs, [*xs, *states])
+            results.append([*outs, *last, *grads])
         for place, (a, b) in enumerate(zip(*results, strict=True)):
             if not _same(a, b):
-                raise Refused(f"its numbers differ from the loop's in this torch (result {place} of a trial)")
-        self._tried.add(how)
+                return f"its numbers differ from the loop's in this torch (result {place} of a trial)"
+        return None
 
     @staticmethod
     def _gradients_tried(outs, leaves) -> list[Tensor | None]:
@@ -143,20 +158,6 @@ class Program:
         if not roots:
             return []
         return list(torch.autograd.grad(roots, leaves, grads, allow_unused=True))
-
-    def _rounding_of_threads(self) -> int:
-        """Where ATen would round otherwise at the ends of what its threads take: how many values end so, for one.
-
-        Raises Refused where several threads have such ends.
-        """
-        if not self._forward.has_tails:
-            return self.shape.numel()
-        size = 2 * lanes_of(self.dtype)
-        count = self.shape.numel()
-        threads = min(torch.get_num_threads(), math.ceil(count / _GRAIN))
-        if threads > 1 and (math.ceil(count / threads) % size or count % size):
-            raise Refused("the threads of ATen round some of its operators otherwise at the ends of their shares")
-        return count - count % size
 
     def forward(self, xs, states, tensors, keep: bool):
         """Outputs, last states, and with keep the states of all steps, in the program's dtype."""
@@ -170,7 +171,7 @@ class Program:
         if steps and self.shape.numel():
             params = self._forward.periodic(tensors, self.shape, self.dtype)
             self._forward.run(
-                _Call.of(steps, self.shape.numel(), self._rounding_of_threads()),
+                _Call.of(steps, self.shape.numel(), self._forward.whole(self.shape)),
                 x=xs, initial=states, params=params, out=own, states=seqs, last=last,
             )
         else:
@@ -237,8 +238,8 @@ class _Kernel:
             for node in lanes.needed(node for node, _ in stored)
             if isinstance(OPERATORS.get(node.target), RowFunction)
         }
-        self.has_tails = any(OPERATORS[function].tail for function in functions)
-        dtype = variants[0].dtype
+        self._tails = [function for function in functions if OPERATORS[function].tail]
+        self._dtype = dtype = variants[0].dtype
         self._functions = (ctypes.c_void_p * max(1, len(symbols)))()
         for place, symbol in enumerate(symbols):
             self._functions[place] = address(symbol)
@@ -250,6 +251,20 @@ class _Kernel:
         else:
             source = backward_source(dtype, counts, bodies, terms)
         self._library = library(source)
+
+    def whole(self, shape: torch.Size) -> int:
+        """How many of a step's values fill whole vectors in ATen's kernels: the others may be rounded otherwise.
+
+        Raises Refused where several threads have such others.
+        """
+        size, count = 2 * lanes_of(self._dtype), shape.numel()
+        if size == 0:
+            return 0
+        threads = min(torch.get_num_threads(), math.ceil(count / _GRAIN))
+        if self._tails and threads > 1 and (math.ceil(count / threads) % size or count % size):
+            names = ", ".join(map(str, self._tails))
+            raise Refused(f"{names}: ATen rounds them otherwise at the ends of its {threads} threads' shares")
+        return count - count % size
 
     def periodic(self, tensors: Sequence[Tensor], shape: torch.Size, dtype: torch.dtype) -> "_Params":
         """The parameters that the kernel reads, computed from the surroundings' tensors."""
@@ -324,7 +339,7 @@ class _Backward:
         grad_initial = [new(shape, dtype=dtype) for _ in states]
         totals = [new(shape, dtype=dtype) for terms in self._terms for _ in terms]
         self._kernel.run(
-            _Call.of(steps, shape.numel(), program._rounding_of_threads()),
+            _Call.of(steps, shape.numel(), self._kernel.whole(shape)),
             x=[_rows(x, dtype) for x in xs], initial=states, states=seqs, grad_out=own, outer=outer,
             grad_last=[_contiguous(grad, dtype) for grad in grad_last], grad_x=grad_x, grad_initial=grad_initial,
             terms=totals, params=self._kernel.periodic(tensors, shape, dtype),
