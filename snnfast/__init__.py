@@ -10,6 +10,7 @@ from . import encoding, functional, reference, surrogate
 from . import snntorchs as _snntorchs
 from .accelerate import accelerate, accelerated
 from .auto import install, load_ipython_extension, uninstall, unload_ipython_extension
+from .cells import Cell, scan
 from .cells import scan
 from .compiler import explain
 from .convert import convert, reset
@@ -23,6 +24,7 @@ __version__ = _version("snnfast")
 __all__ = [
     "ALIF",
     "Alpha",
+    "Cell",
     "Lapicque",
     "Leaky",
     "RLeaky",

@@ -86,3 +86,48 @@ def test_numbers_are_the_loops(name, dtype):
     x = xs[0] if ins == 1 else tuple(xs)
     for with_last in (True, False):
         assert_equal(cell, x, state, with_last)
+
+
+class Own(snnfast.Cell):
+    states = ("mem", "trace")
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.beta = nn.Parameter(torch.tensor([0.9, 0.8, 0.7]))
+        self.fire = snnfast.surrogate.fast_sigmoid(5.0)
+
+    def step(self, x, mem, trace):
+        mem = self.beta * mem + x
+        spk = self.fire(mem - 1.0 - trace)
+        return spk, mem - spk.detach(), 0.5 * trace + spk
+
+
+def stepped(layer, x):
+    columns, states = [], ()
+    for step in x.unbind(0):
+        out = layer(step, *states)
+        columns.append(out)
+        states = out[1:]
+    return tuple(map(torch.stack, zip(*columns, strict=True)))
+
+
+def test_a_layer_of_ones_own_has_a_neurons_ways():
+    layer, x = Own(), torch.randn(5, 2, 3, requires_grad=True)
+    looped, fused = stepped(Own(), x), layer.unroll(x)
+    assert len(fused) == 3 and all(map(torch.equal, fused, looped))
+    grads = [torch.autograd.grad(out[0].sum() + out[1].sum(), x)[0] for out in (fused, looped)]
+    assert torch.equal(*grads)
+    assert layer.why_not_fused(x) is None
+    assert [*layer.state_dict()] == ["beta"]
+    net = snnfast.Unroll(nn.Linear(3, 3), layer, nn.Linear(3, 2), snnfast.Leaky(0.9))
+    assert net(x).shape == (5, 2, 2)
+    hidden = Own(init_hidden=True)
+    first = hidden.unroll(x[:2])
+    assert torch.equal(torch.cat([first, hidden.unroll(x[2:])]), looped[0])
+    assert torch.equal(hidden.mem, looped[1][-1])
+    snnfast.reset(hidden)
+    assert not hidden.mem.any() and hidden(x[0]).shape == (2, 3)
+    with pytest.raises(TypeError, match="init_hidden"):
+        hidden(x[0], hidden.mem)
+    with pytest.raises(ValueError, match="trace must have the input's shape"):
+        layer.unroll(x, trace=torch.zeros(3, 3))

@@ -1,7 +1,6 @@
 // ATen's elementwise operators as its CPU kernels compute them, for generated cells (snnfast/cells/operators.py).
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -57,18 +56,17 @@ void mkl(const void* function, int width, const T* from, T* to) {
   reinterpret_cast<Function>(const_cast<void*>(function))(&width, from, to, &kMode);
 }
 
-// 1 / (1 + exp(0 - a)), with Sleef's exp of so many values at once.
+// 1 / (1 + exp(0 - a)), with Sleef's exp of so many values at once. Rows reach beyond their width.
 template <typename T, int kLanes>
 void sigmoid(const void* exp, int width, const T* from, T* to) {
   using V [[gnu::vector_size(kLanes * sizeof(T))]] = T;
   using Function = V (*)(V);
   const Function function = reinterpret_cast<Function>(const_cast<void*>(exp));
   for (int first = 0; first < width; first += kLanes) {
-    const std::size_t bytes = std::min(width - first, kLanes) * sizeof(T);
-    V lanes{};
-    std::memcpy(&lanes, from + first, bytes);
+    V lanes;
+    std::memcpy(&lanes, from + first, sizeof(V));
     lanes = T(1) / (T(1) + function(T(0) - lanes));
-    std::memcpy(to + first, &lanes, bytes);
+    std::memcpy(to + first, &lanes, sizeof(V));
   }
 }
 

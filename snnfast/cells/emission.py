@@ -43,8 +43,8 @@ class Emitter:
     def text(self) -> str:
         """The body of a function of `rows` and `width`."""
         loops = [self._loop(part) for part in range(self._parts)]
-        kept = [f"Row<T> r{self._number[node]};" for node in self._computed if self._is_kept(node)]
-        kept += [f"Row<T> a{self._number[node]};" for node in self._computed if _is_row_function(node)]
+        kept = [f"alignas(kLine) Row<T> r{self._number[node]};" for node in self._computed if self._is_kept(node)]
+        kept += [f"alignas(kLine) Row<T> a{self._number[node]};" for node in self._computed if _is_row_function(node)]
         pointers = [f"auto* const __restrict {name} = {row};" for row, name in self._pointers.items()]
         return "\n".join([*pointers, *kept, *loops])
 

@@ -23,6 +23,9 @@ _GRAIN = 32768
 
 _STEPS_TRIED = 3
 
+Cell = tuple[Step, Surroundings]
+"""A cell that runs, with the key of its program's."""
+
 
 class Program:
     """One step of a cell for inputs and states of these shapes and dtypes, which any cell with equal surroundings runs.
@@ -40,12 +43,10 @@ class Program:
     def __init__(self, step: Step, xs: Sequence[Tensor], states: Sequence[Tensor], surroundings: Surroundings):
         self.shape = xs[0].shape
         self._check(xs, states)
-        self._tracer = Tracer(step, xs, states, surroundings)
-        self._traced = self._tracer.forward()
-        if _code(self._tracer.forward().module) != _code(self._traced.module):
+        self._tracer = Tracer(xs, states, surroundings.tensors)
+        self._traced = self._tracer.forward(step, surroundings)
+        if self._tracer.forward(step, surroundings).module.code != self._traced.module.code:
             raise Refused("its step reads, or draws in Python, what changes from step to step")
-        if Surroundings(surroundings.root).key != surroundings.key:
-            raise Refused("its step changes its own attributes, or what it shares with others")
         ins, count = len(xs), len(states)
         self._names = [*(f"rows.x[{k}]" for k in range(ins)), *(f"rows.previous[{k}]" for k in range(count))]
         self._names += [None] * len(surroundings.tensors)
@@ -65,6 +66,7 @@ class Program:
         self._forward = _Kernel([self._lanes], [stores], self._counts)
         self._joints = {}
         self._backwards = {}
+        self._needs = None
         self._lock = threading.RLock()
         self._tried: dict[tuple, str | None] = {}
         self.out_form = None  # how `scan` nests the outputs
@@ -182,11 +184,11 @@ class Program:
         last = [state.to(dtype) for state, dtype in zip(last, self._out_dtypes[len(outs) :], strict=True)]
         return outs, last, seqs
 
-    def joint(self, present: Present) -> tuple[Lanes, Sequence[Node | None], list[bool], list[bool]]:
+    def joint(self, cell: Cell, present: Present) -> tuple[Lanes, Sequence[Node | None], list[bool], list[bool]]:
         """A step's backward: its lanes, gradients of inputs, states and tensors, and what is differentiated."""
         with self._lock:
             if present not in self._joints:
-                joint = self._tracer.joint(self._traced, present, self.writes_states)
+                joint = self._tracer.joint(*cell, self._traced, present, self.writes_states)
                 ins, count = self._counts["ins"], self._counts["states"]
                 rest = iter(self._out_names)
                 names = [*self._names, *(next(rest) if p is None else "rows.unused" for p in self.places)]
@@ -205,18 +207,21 @@ class Program:
         outer = tuple(k in self.places for k in range(self._counts["states"]))
         return Present((True,) * len(self.places), (True,) * len(outer), outer)
 
-    def backward(self, outs: tuple[bool, ...], last: tuple[bool, ...]) -> "_Backward":
+    def backward(self, cell: Cell, outs: tuple[bool, ...], last: tuple[bool, ...]) -> "_Backward":
         """The kernel for these gradients of outputs and last states."""
         with self._lock:
             if (outs, last) not in self._backwards:
-                self._backwards[outs, last] = _Backward(self, outs, last, self._counts)
+                self._backwards[outs, last] = _Backward(self, cell, outs, last, self._counts)
             return self._backwards[outs, last]
 
-    def reads_x(self, k: int) -> bool:
-        """Whether backward reads input k."""
-        lanes, grads, *_ = self.joint(self.all_present())
-        terms = [node.args[0] if lanes.kind[node] == "sum" else node for node in lanes.terms(grads)]
-        return f"rows.x[{k}]" in {lanes.rows.get(node) for node in lanes.needed(terms)}
+    def needs(self, cell: Cell) -> tuple[list[bool], list[bool]]:
+        """Which inputs backward reads, and which outputs and last states are differentiated."""
+        if self._needs is None:
+            lanes, grads, of_outs, of_states = self.joint(cell, self.all_present())
+            terms = [node.args[0] if lanes.kind[node] == "sum" else node for node in lanes.terms(grads)]
+            read = {lanes.rows.get(node) for node in lanes.needed(terms)}
+            self._needs = [f"rows.x[{k}]" in read for k in range(self._counts["ins"])], [*of_outs, *of_states]
+        return self._needs
 
 
 class _Kernel:
@@ -294,7 +299,7 @@ class _Backward:
     every step has a graph of its own.
     """
 
-    def __init__(self, program: Program, outs: tuple[bool, ...], last: tuple[bool, ...], counts: dict):
+    def __init__(self, program: Program, cell: Cell, outs: tuple[bool, ...], last: tuple[bool, ...], counts: dict):
         self._program = program
         given = {place for place, has in zip(program.places, outs, strict=True) if has and place is not None}
         outer = tuple(k in given for k in range(len(last)))
@@ -302,7 +307,7 @@ class _Backward:
         seen, self._variants = [], []
         while (present := Present(outs, states, outer)) not in seen:
             seen.append(present)
-            lanes, grads, *_ = program.joint(present)
+            lanes, grads, *_ = program.joint(cell, present)
             self._variants.append((lanes, grads))
             states = tuple(grad is not None for grad in grads[counts["ins"] : counts["ins"] + counts["states"]])
         if present != seen[-1]:
@@ -372,23 +377,20 @@ class _Backward:
 
 class _Sequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, program: Program, cell: tuple, ins: int, count: int, *inputs: Tensor):
+    def forward(ctx, program: Program, cell: Cell, ins: int, count: int, *inputs: Tensor):
         xs, states, tensors = inputs[:ins], inputs[ins : ins + count], inputs[ins + count :]
         outs, last, seqs = program.forward(xs, states, tensors, keep=True)
-        _, _, of_outs, of_states = program.joint(program.all_present())
+        ctx.reads, differentiated = program.needs(cell)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(
-            *(tensor for tensor, has in zip((*outs, *last), (*of_outs, *of_states), strict=True) if not has)
+            *(tensor for tensor, has in zip((*outs, *last), differentiated, strict=True) if not has)
         )
         ctx.program, ctx.cell, ctx.counts = program, cell, (ins, count)
-        ctx.x_steps = len(xs[0])
-        reads = [program.reads_x(k) for k in range(ins)]
-        ctx.reads = reads
         ctx.xs = [(x.shape, x.dtype) for x in xs]
         ctx.places = [next((k for k, out in enumerate(outs) if out is seq), None) for seq in seqs]
         kept = [seq for seq, place in zip(seqs, ctx.places, strict=True) if place is None]
         ctx.outs_kept = [k for k in dict.fromkeys(ctx.places) if k is not None]
-        ctx.save_for_backward(*compress(xs, reads), *states, *tensors, *kept, *(outs[k] for k in ctx.outs_kept))
+        ctx.save_for_backward(*compress(xs, ctx.reads), *states, *tensors, *kept, *(outs[k] for k in ctx.outs_kept))
         return *outs, *last
 
     @staticmethod
@@ -404,7 +406,7 @@ class _Sequence(torch.autograd.Function):
         split = len(program.places)
         present = tuple(tuple(grad is not None for grad in part) for part in (grads[:split], grads[split:]))
         wants = ctx.needs_input_grad[4:]
-        backward = program.backward(*present)
+        backward = program.backward(ctx.cell, *present)
         found = backward.run(xs, states, seqs, tensors, grads[:split], grads[split:], wants[:ins])
         flat = [grad for group in found for grad in group]
         dtypes = [dtype for _, dtype in ctx.xs] + [state.dtype for state in states] + [t.dtype for t in tensors]
@@ -490,10 +492,6 @@ def _array(values: Sequence):
     if any(isinstance(value, _Sequenced) for value in values):
         return (_Rows * len(values))(*(value.rows for value in values))
     return (ctypes.c_void_p * max(1, len(values)))(*(None if value is None else value.data_ptr() for value in values))
-
-
-def _code(module) -> str:
-    return module.code
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -15,7 +15,7 @@ from ..functional import runs_reference
 from . import trees
 from .building import BuildFailed
 from .program import Program, run_loop
-from .surroundings import Surroundings
+from .surroundings import Surroundings, surroundings_of
 from .tracing import Refused, Step
 
 _PROGRAMS = 256
@@ -68,7 +68,7 @@ def scan(cell: Callable, x, state=None):
         except (Refused, BuildFailed) as refused:
             reason = str(refused)
     if reason:
-        _say_once(call.name, reason)
+        _say_once(call.cell.name, reason)
     return call.looped()
 
 
@@ -80,9 +80,9 @@ def why_not_fused(cell: Callable, x, state=None) -> str | None:
         return reason or "plain PyTorch is asked for here"
     before = Surroundings(cell)
     try:
-        if call._makes_its_state():
+        if call.makes_its_state():
             with torch.no_grad():
-                call = _Call(cell, x, call.step(trees.unflatten(call._x_form, [x[0] for x in call.xs]), state)[1])
+                call = _Call(cell, x, call.first_step([x[0] for x in call.xs])[1])
         call.program()
     except (Refused, BuildFailed) as refused:
         return str(refused)
@@ -108,104 +108,36 @@ def fused(step: Step, xs: Sequence[Tensor], states: Sequence[Tensor]) -> Callabl
         Refused: it cannot be fused; its message says why, naming the operator.
         BuildFailed: there is no compiler, or it failed.
     """
-    surroundings = Surroundings(step)
+    surroundings = surroundings_of(step)
     program = _program((), step, xs, states, surroundings)
     if program.writes_states:
         raise Refused("its step writes to its states in place")
     return lambda xs, states: program.run(step, surroundings, xs, states)
 
 
-class _Call:
-    """One call of `scan`: the cell as a step on flat tensors."""
+class _Nested:
+    """A cell as a step on flat tensors. It holds no tensors: backward keeps it."""
 
-    def __init__(self, cell: Callable, x, state):
-        self.cell, self.state = cell, state
-        self.xs, self._x_form = trees.flatten(x)
-        for tensor in self.xs:
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"x must be a tensor or a nest of tensors, got {type(tensor).__name__}")
-            if tensor.dim() == 0 or len(tensor) != len(self.xs[0]):
-                got = ", ".join(str(tuple(tensor.shape)) for tensor in self.xs)
-                raise ValueError(f"x must be tensors [T, ...] of one T, got {got}")
-        if not self.xs:
-            raise TypeError("x must be a tensor or a nest of tensors, got none")
+    def __init__(self, cell: Callable, x_form: trees.Form, state_form: trees.Form, spread: bool):
+        self.cell, self.x_form, self.state_form, self.spread = cell, x_form, state_form, spread
         self.name = getattr(cell, "__qualname__", None) or type(cell).__qualname__
-        self._spread = _is_spread(cell, state)
+        self.out_form = None
 
     def step(self, x, state) -> tuple:
         """out, state of one step, as the cell nests them."""
-        result = self.cell(x, *state) if self._spread else self.cell(x, state)
-        if not isinstance(result, tuple) or len(result) < 2:
-            raise TypeError(f"{self.name} must return its output and its state, got {type(result).__name__}")
-        if self._spread:
-            if len(result) != 1 + len(state):
-                raise TypeError(f"{self.name} must return its output and {len(state)} states, got {len(result)} values")
-            return result[0], tuple(result[1:])
-        if len(result) != 2:
-            raise TypeError(f"{self.name} must return its output and its state, got {len(result)} values")
-        return result
+        result = self.cell(x, *state) if self.spread else self.cell(x, state)
+        wanted = 1 + len(state) if self.spread else 2
+        if not isinstance(result, tuple) or len(result) != wanted:
+            got = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+            raise TypeError(f"{self.name} must return its output and its state, {wanted} values, got {got}")
+        return (result[0], tuple(result[1:])) if self.spread else result
 
-    def looped(self):
-        if not len(self.xs[0]):
-            raise ValueError("x must have at least one step for a cell that is not fused")
-        columns, state = [], self.state
-        for inputs in zip(*(x.unbind(0) for x in self.xs), strict=True):
-            out, state = self.step(trees.unflatten(self._x_form, inputs), state)
-            leaves, form = trees.flatten(out)
-            columns.append(leaves)
-        return trees.unflatten(form, [*map(torch.stack, zip(*columns, strict=True))]), state
-
-    def fused(self, starts: bool = True):
-        """Raises Refused or BuildFailed before the cell has run. starts: whether a first step may make the state."""
-        if self._makes_its_state():
-            if not starts:
-                raise Refused("its states are not tensors of its input's shape")
-            return self._after_first_step()
-        program = self.program()
-        if program.writes_states and starts:
-            return self._after_first_step()
-        outs, last = program.run(self._flat_step, self._surroundings, self.xs, self._states)
-        return trees.unflatten(program.out_form, outs), trees.unflatten(self._form, last)
-
-    def program(self) -> Program:
-        self._states, self._form = trees.flatten(self.state)
-        self._surroundings = Surroundings(self.cell)
-        hooked = self._surroundings.hooked()
-        if hooked is not None or _has_any_global_hook():
-            raise Refused("hooks have to run at every step")
-        key = self._x_form, self._form, self._spread
-        steps = [x[0] if len(x) else x.new_empty(x.shape[1:]) for x in self.xs]
-        program = _program(key, self._flat_step, steps, self._states, self._surroundings)
-        if program.out_form is None:
-            program.out_form = self._out_form
-        return program
-
-    def _makes_its_state(self) -> bool:
-        states, _ = trees.flatten(self.state)
-        shape = self.xs[0].shape[1:]
-        return not all(isinstance(state, Tensor) and state.shape == shape for state in states)
-
-    def _after_first_step(self):
-        """The first step as it is written, which makes the state or writes to the user's; then the rest."""
-        if len(self.xs[0]) < 2:
-            return self.looped()
-        first, rest = zip(*(x.split([1, len(x) - 1]) for x in self.xs), strict=True)
-        out, state = self.step(trees.unflatten(self._x_form, [x[0] for x in first]), self.state)
-        call = _Call(self.cell, trees.unflatten(self._x_form, rest), state)
-        try:
-            outs, state = call.fused(starts=False)
-        except (Refused, BuildFailed) as refused:
-            _say_once(self.name, str(refused))
-            outs, state = call.looped()
-        leaves, form = trees.flatten(out)
-        joined = [torch.cat([a.unsqueeze(0), b]) for a, b in zip(leaves, trees.flatten(outs)[0], strict=True)]
-        return trees.unflatten(form, joined), state
-
-    def _flat_step(self, inputs: tuple, states: tuple) -> tuple[tuple, tuple]:
-        out, state = self.step(trees.unflatten(self._x_form, inputs), trees.unflatten(self._form, states))
-        outs, out_form = trees.flatten(out)
+    def __call__(self, inputs: tuple, states: tuple) -> tuple[tuple, tuple]:
+        """Outputs and states. Raises Refused where it does not fit what it has."""
+        out, state = self.step(trees.unflatten(self.x_form, inputs), trees.unflatten(self.state_form, states))
+        outs, self.out_form = trees.flatten(out)
         new, form = trees.flatten(state)
-        if form != self._form:
+        if form != self.state_form:
             raise Refused("it returns another kind of state than it takes")
         for name, values in (("output", outs), ("state", new)):
             for value in values:
@@ -215,8 +147,82 @@ class _Call:
         for before, after in zip(states, new, strict=True):
             if before.dtype != after.dtype:
                 raise Refused(f"its state has dtype {before.dtype} before a step and {after.dtype} after it")
-        self._out_form = out_form
         return tuple(outs), tuple(new)
+
+
+class _Call:
+    """One call of `scan`."""
+
+    def __init__(self, cell: Callable, x, state):
+        self.xs, x_form = trees.flatten(x)
+        for tensor in self.xs:
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"x must be a tensor or a nest of tensors, got {type(tensor).__name__}")
+            if tensor.dim() == 0 or len(tensor) != len(self.xs[0]):
+                got = ", ".join(str(tuple(tensor.shape)) for tensor in self.xs)
+                raise ValueError(f"x must be tensors [T, ...] of one T, got {got}")
+        if not self.xs:
+            raise TypeError("x must be a tensor or a nest of tensors, got none")
+        self.state = state
+        self._states, form = trees.flatten(state)
+        self.cell = _Nested(cell, x_form, form, _is_spread(cell, state))
+
+    def looped(self):
+        if not len(self.xs[0]):
+            raise ValueError("x must have at least one step for a cell that is not fused")
+        columns, state = [], self.state
+        for inputs in zip(*(x.unbind(0) for x in self.xs), strict=True):
+            out, state = self.cell.step(trees.unflatten(self.cell.x_form, inputs), state)
+            leaves, form = trees.flatten(out)
+            columns.append(leaves)
+        return trees.unflatten(form, [*map(torch.stack, zip(*columns, strict=True))]), state
+
+    def fused(self, starts: bool = True):
+        """Raises Refused or BuildFailed before the cell has run. starts: whether a first step may make the state."""
+        if self.makes_its_state():
+            if not starts:
+                raise Refused("its states are not tensors of its input's shape")
+            return self._after_first_step()
+        program, surroundings = self.program()
+        if program.writes_states and starts:
+            return self._after_first_step()
+        outs, last = program.run(self.cell, surroundings, self.xs, self._states)
+        return trees.unflatten(program.out_form, outs), trees.unflatten(self.cell.state_form, last)
+
+    def program(self) -> tuple[Program, Surroundings]:
+        surroundings = surroundings_of(self.cell.cell)
+        if surroundings.hooked() or _has_any_global_hook():
+            raise Refused("hooks have to run at every step")
+        key = self.cell.x_form, self.cell.state_form, self.cell.spread
+        steps = [x[0] if len(x) else x.new_empty(x.shape[1:]) for x in self.xs]
+        program = _program(key, self.cell, steps, self._states, surroundings)
+        if program.out_form is None:
+            program.out_form = self.cell.out_form
+        return program, surroundings
+
+    def makes_its_state(self) -> bool:
+        """Whether the first step makes the state that later ones have."""
+        shape = self.xs[0].shape[1:]
+        return not all(isinstance(state, Tensor) and state.shape == shape for state in self._states)
+
+    def first_step(self, first: Sequence[Tensor]) -> tuple:
+        return self.cell.step(trees.unflatten(self.cell.x_form, first), self.state)
+
+    def _after_first_step(self):
+        """The first step as it is written, which makes the state or writes to the user's; then the rest."""
+        if len(self.xs[0]) < 2:
+            return self.looped()
+        first, rest = zip(*(x.split([1, len(x) - 1]) for x in self.xs), strict=True)
+        out, state = self.first_step([x[0] for x in first])
+        call = _Call(self.cell.cell, trees.unflatten(self.cell.x_form, rest), state)
+        try:
+            outs, state = call.fused(starts=False)
+        except (Refused, BuildFailed) as refused:
+            _say_once(self.cell.name, str(refused))
+            outs, state = call.looped()
+        leaves, form = trees.flatten(out)
+        joined = [torch.cat([a.unsqueeze(0), b]) for a, b in zip(leaves, trees.flatten(outs)[0], strict=True)]
+        return trees.unflatten(form, joined), state
 
 
 def _is_spread(cell: Callable, state) -> bool:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import operator
 import sys
 import sysconfig
 import types
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,24 +50,49 @@ class Surroundings:
     def __init__(self, cell):
         self.tensors: list[Tensor] = []
         self._seen: dict[int, int] = {}
-        self.root = cell
-        self._held = []  # so that no id is given anew
-        self._contents: list[tuple] = []
-        self._modules: list[nn.Module] = []
+        self._classes: set[int] = set()
+        self._alive = []  # so that no id is given anew
+        self._contents: list[tuple] = []  # a container, what it holds, how many hidden states besides
+        self._globals: list[tuple[dict, str, object]] = []
+        self._cells: list[tuple[types.CellType, object]] = []
+        self._modules: list[dict] = []
         self._key: list = []
         self._walk(cell)
         self.key = tuple(self._key)
+        self._kinds = [_kind(tensor) for tensor in self.tensors]
+        # Else nothing would die that a snapshot is kept of.
+        del self._alive, self._seen, self._key
+
+    def changed(self) -> str | None:
+        """The name of something that is no longer the same object; None: all is. Quick."""
+        for container, content, hidden in self._contents:
+            if isinstance(container, (list, set)):
+                if len(container) != len(content) or any(map(operator.is_not, container, content)):
+                    return type(container).__name__
+            elif len(container) != len(content) + hidden or any(
+                container.get(name, self) is not value for name, value in content.items()
+            ):
+                names = {*container, *content}
+                return next((str(n) for n in names if container.get(n, self) is not content.get(n)), "an attribute")
+        for names, name, value in self._globals:
+            if names.get(name) is not value:
+                return name
+        for cell, value in self._cells:
+            if cell.cell_contents is not value:
+                return "a variable of an outer function"
+        return None if self._kinds == [*map(_kind, self.tensors)] else "a tensor's kind"
 
     def restore(self) -> None:
         """Puts back what lists, dictionaries and attributes held."""
-        for container, content in self._contents:
+        for container, content, hidden in self._contents:
             if isinstance(container, list):
                 container[:] = content
             elif isinstance(container, set):
                 container.clear()
                 container.update(content)
-            elif list(container.items()) != list(content.items()):
-                container.clear()
+            elif isinstance(container, dict):
+                for name in [name for name in container if name not in content] if not hidden else ():
+                    del container[name]
                 container.update(content)
 
     @contextmanager
@@ -75,7 +103,7 @@ class Surroundings:
         places = [
             (tensors, name, tensor)
             for module in self._modules
-            for tensors in (module._parameters, module._buffers)
+            for tensors in (module["_parameters"], module["_buffers"])
             for name, tensor in tensors.items()
             if tensor is not None
         ]
@@ -88,13 +116,10 @@ class Surroundings:
             for tensors, name, tensor in places:
                 tensors[name] = tensor
 
-    def hooked(self) -> nn.Module | None:
-        """A module that has hooks."""
-        for module in self._modules:
-            hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-            if any(hooks):
-                return module
-        return None
+    def hooked(self) -> bool:
+        """Whether a module has hooks."""
+        names = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+        return any(module[name] for module in self._modules for name in names)
 
     def _walk(self, value) -> None:
         if isinstance(value, _PLAIN):
@@ -107,15 +132,16 @@ class Surroundings:
             self._key += "again", self._seen[id(value)]
             return
         self._seen[id(value)] = len(self._seen)
-        self._held.append(value)
+        self._alive.append(value)
         self._key += (type(value),)
         if isinstance(value, Tensor):
             self._key += value.dtype, value.shape, value.device, value.requires_grad
             self.tensors.append(value)
         elif isinstance(value, nn.Module):
-            self._modules.append(value)
+            self._modules.append(vars(value))
             self._walk_class(type(value))
-            self._walk_dict(vars(value))
+            # Hidden states come as arguments.
+            self._walk_dict(vars(value), getattr(value, "state_names", ()))
         elif isinstance(value, types.FunctionType):
             self._walk_function(value)
         elif isinstance(value, types.MethodType):
@@ -131,12 +157,10 @@ class Surroundings:
             self._walk_dict(value)
         elif isinstance(value, (list, tuple, set, frozenset)):
             if isinstance(value, (list, set)):
-                self._contents.append((value, type(value)(value)))
+                self._contents.append((value, type(value)(value), 0))
             self._key.append(len(value))
             for part in value:
                 self._walk(part)
-        elif isinstance(value, types.CellType):
-            self._walk(value.cell_contents if value != types.CellType() else None)
         elif isinstance(value, (types.ModuleType, types.BuiltinFunctionType)) or not hasattr(value, "__dict__"):
             self._key.append(Same(value))
         else:
@@ -146,19 +170,21 @@ class Surroundings:
             for field in dataclasses.fields(value):
                 self._walk(getattr(value, field.name))
 
-    def _walk_dict(self, value: dict) -> None:
-        self._contents.append((value, value.copy()))
-        self._key.append(len(value))
-        for name, part in value.items():
+    def _walk_dict(self, value: dict, hidden: tuple[str, ...] = ()) -> None:
+        content = {name: part for name, part in value.items() if name not in hidden}
+        self._contents.append((value, content, len(value) - len(content)))
+        self._key.append(len(content))
+        for name, part in content.items():
             self._walk(name)
             self._walk(part)
 
     def _walk_class(self, cls: type) -> None:
         """What the user's own classes hold: constants, and what their methods read."""
         for base in cls.__mro__:
-            if _is_installed(_file_of(base)) or id(base.__dict__) in self._seen:
+            if _is_installed(_file_of(base)) or id(base) in self._classes:
                 continue
-            self._seen[id(base.__dict__)] = len(self._seen)
+            self._classes.add(id(base))
+            self._contents.append((base.__dict__, dict(base.__dict__), 0))
             for name, part in vars(base).items():
                 if not (name.startswith("__") and name.endswith("__")) or name in ("__call__", "__init__"):
                     part = part.__func__ if isinstance(part, (staticmethod, classmethod)) else part
@@ -171,9 +197,12 @@ class Surroundings:
         self._key.append(function.__code__)
         for cell in function.__closure__ or ():
             try:
-                self._walk(cell.cell_contents)
+                content = cell.cell_contents
             except ValueError:
                 self._key.append("empty")
+                continue
+            self._cells.append((cell, content))
+            self._walk(content)
         if _is_installed(function.__code__.co_filename):
             return
         self._walk(function.__defaults__)
@@ -181,15 +210,42 @@ class Surroundings:
         for code in _codes(function.__code__):
             for name in code.co_names:
                 if name in function.__globals__:
+                    self._globals.append((function.__globals__, name, function.__globals__[name]))
                     self._walk_global(function.__globals__[name], code)
 
     def _walk_global(self, value, code) -> None:
         if isinstance(value, types.ModuleType) and not _is_installed(getattr(value, "__file__", None)):
             for name in code.co_names:
                 if name in vars(value):
+                    self._globals.append((vars(value), name, vars(value)[name]))
                     self._walk(vars(value)[name])
         else:
             self._walk(value)
+
+
+_known: OrderedDict[tuple, tuple[weakref.ref, Surroundings]] = OrderedDict()
+_KNOWN = 64
+
+
+def surroundings_of(cell) -> Surroundings:
+    """Those of a cell, walked through anew only if something is another object than at the last call."""
+    owner, method = (cell.__self__, cell.__func__) if isinstance(cell, types.MethodType) else (cell, None)
+    place = id(owner), method
+    known = _known.get(place)
+    if known is not None and known[0]() is owner and known[1].changed() is None:
+        return known[1]
+    found = Surroundings(cell)
+    try:
+        _known[place] = weakref.ref(owner, lambda _: _known.pop(place, None)), found
+    except TypeError:
+        return found
+    while len(_known) > _KNOWN:
+        _known.popitem(last=False)
+    return found
+
+
+def _kind(tensor: Tensor) -> tuple:
+    return tensor.dtype, tensor.shape, tensor.device, tensor.requires_grad
 
 
 class _Substituted(TorchFunctionMode):

@@ -59,30 +59,29 @@ class Joint:
 
 
 class Tracer:
-    """Traces one step of a cell for inputs and states like these."""
+    """Traces steps of cells for inputs, states and tensors like these; it holds none of them."""
 
-    def __init__(self, step: Step, xs: Sequence[Tensor], states: Sequence[Tensor], surroundings: Surroundings):
-        self.step, self.surroundings = step, surroundings
+    def __init__(self, xs: Sequence[Tensor], states: Sequence[Tensor], tensors: Sequence[Tensor]):
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._xs, self._states = self._fakes(xs), self._fakes(states)
-        self._tensors = self._fakes(surroundings.tensors)
-        self.shape = self._xs[0].shape
+        self._xs, self._states, self._tensors = map(self._fakes, (xs, states, tensors))
 
-    def forward(self) -> Traced:
+    def forward(self, step: Step, surroundings: Surroundings) -> Traced:
         """Raises Refused."""
         told = {}
 
         def run(xs, states, tensors):
-            with torch.no_grad(), self.surroundings.substituted(tensors):
-                outs, new = self.step(tuple(xs), tuple(states))
+            with torch.no_grad(), surroundings.substituted(tensors):
+                outs, new = step(tuple(xs), tuple(states))
             told["out_is_state"] = tuple(next((k for k, s in enumerate(new) if s is out), None) for out in outs)
             told["outs"] = tuple(outs)
             return *outs, *new
 
-        module = self._captured(run, self._xs, self._states, self._tensors)
-        return Traced(module, told["out_is_state"], told["outs"])
+        module = self._captured(run, surroundings, self._xs, self._states, self._tensors)
+        return Traced(module, **told)
 
-    def joint(self, traced: Traced, present: Present, written: bool) -> "Joint":
+    def joint(
+        self, step: Step, surroundings: Surroundings, traced: Traced, present: Present, written: bool
+    ) -> Joint:
         """The graph from inputs, states, tensors and gradients to gradients.
 
         Args:
@@ -97,15 +96,13 @@ class Tracer:
             return [self._mode.from_tensor(torch.empty(t.shape, dtype=t.dtype), static_shapes=True) for t in tensors]
 
         def run(xs, states, tensors, grad_outs, grad_states, outers):
-            learn = [tensor.requires_grad for tensor in self.surroundings.tensors]
-            leaves = [_leaf(t) for t in xs], [_leaf(t) for t in states], [*map(_leaf, tensors, learn)]
-            with torch.enable_grad(), self.surroundings.substituted(leaves[2]):
+            learn = [tensor.requires_grad for tensor in surroundings.tensors]
+            leaves = [*map(_leaf, xs)], [*map(_leaf, states)], [*map(_leaf, tensors, learn)]
+            with torch.enable_grad(), surroundings.substituted(leaves[2]):
                 # No leaves, to which nobody may write in place.
-                given = [x.clone() for x in leaves[0]], [s.clone() for s in leaves[1]]
-                before = list(given[1])
-                if written:
-                    given = given[0], [s.clone() for s in before]
-                outs, new = self.step(tuple(given[0]), tuple(given[1]))
+                inputs, before = [x.clone() for x in leaves[0]], [state.clone() for state in leaves[1]]
+                given = [state.clone() for state in before] if written else before
+                outs, new = step(tuple(inputs), tuple(given))
                 told["outs"] = tuple(out.requires_grad for out in outs)
                 told["states"] = tuple(state.requires_grad for state in new)
                 # Roots' own gradients come first in autograd's sums, as those from outside do in a loop's.
@@ -115,25 +112,29 @@ class Tracer:
                 pairs += compress(zip(new, grad_states, strict=True), present.states)
                 pairs = [(root, grad) for root, grad in pairs if root.requires_grad]
                 wanted = [leaf for group in leaves for leaf in group if leaf.requires_grad]
-                if not pairs or not wanted:
-                    found = [None] * len(wanted)
-                else:
+                found = [None] * len(wanted)
+                if pairs and wanted:
                     roots, grads = zip(*pairs, strict=True)
                     found = torch.autograd.grad(roots, wanted, grads, allow_unused=True)
             found = iter(found)
             grads = [next(found) if leaf.requires_grad else None for group in leaves for leaf in group]
             return *grads, *new
 
-        given = self._xs, self._states, self._tensors, like(traced.outs), like(self._states), like(self._states)
-        return Joint(self._captured(run, *given), **told)
+        gradients = like(traced.outs), like(self._states), like(self._states)
+        module = self._captured(run, surroundings, self._xs, self._states, self._tensors, *gradients)
+        return Joint(module, **told)
 
     def _fakes(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [self._mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in tensors]
 
-    def _captured(self, run: Callable, *given: list[Tensor]) -> GraphModule:
+    def _captured(self, run: Callable, surroundings: Surroundings, *given: list[Tensor]) -> GraphModule:
         try:
             with self._mode:
-                return make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*given)
+                module = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*given)
+            changed = surroundings.changed()
+            if changed is not None:
+                raise Refused(f"its step changes something that it shares with other code: {changed}")
+            return module
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise Refused(f"{error.func}: what follows depends on the values") from error
         except Refused:
@@ -142,7 +143,7 @@ class Tracer:
             # The loop that runs instead says better what is wrong with the cell.
             raise Refused(f"it cannot be traced: {type(error).__name__}: {error}") from error
         finally:
-            self.surroundings.restore()
+            surroundings.restore()
 
 
 def _leaf(tensor: Tensor, learns: bool = True) -> Tensor:
