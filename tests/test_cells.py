@@ -1,6 +1,14 @@
 """Neurons in plain PyTorch, fused: the loop's numbers, what is refused, and how they are built."""
 
+import errno
+import gc
+import os
+import re
+import subprocess
+import sys
 import warnings
+import weakref
+from pathlib import Path
 
 import cells
 import pytest
@@ -8,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import snnfast
-from snnfast.cells import trees, why_not_fused
+from snnfast.cells import building, scanning, trees, why_not_fused
 
+ROOT = Path(__file__).parent.parent
 NAMES = [*cells.cases(1, torch.float32)]
 
 
@@ -131,3 +140,175 @@ def test_a_layer_of_ones_own_has_a_neurons_ways():
         hidden(x[0], hidden.mem)
     with pytest.raises(ValueError, match="trace must have the input's shape"):
         layer.unroll(x, trace=torch.zeros(3, 3))
+
+
+def test_double_backward_and_batches_of_gradients_go_through_the_loop():
+    x, mem = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True), torch.zeros(2, 3, dtype=torch.float64)
+
+    def cell(x, mem):
+        mem = torch.tanh(0.9 * mem + x)
+        return mem * x, mem
+
+    def second(run):
+        (grad,) = torch.autograd.grad(run(cell, x, mem)[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    torch.testing.assert_close(second(snnfast.scan), second(loop))
+    grads = torch.randn(3, 4, 2, 3, dtype=torch.float64)
+    found = [torch.autograd.grad(run(cell, x, mem)[0], x, grads, is_grads_batched=True)[0] for run in (snnfast.scan, loop)]
+    torch.testing.assert_close(*found)
+
+
+REFUSED = {
+    "aten.mean.default is not elementwise": lambda x, mem: (0.9 * mem + x - x.mean(), mem),
+    "aten.randn_like.default draws random numbers": lambda x, mem: (x, mem + torch.randn_like(mem)),
+    "aten._local_scalar_dense.default": lambda x, mem: (x, mem * 0 if (mem > 1).any() else mem),
+    "aten.mm.default is not elementwise": lambda x, mem: (x, mem @ torch.ones(3, 3)),
+    "aten.softplus.default is not elementwise": lambda x, mem: (x, nn.functional.softplus(mem)),
+    "exponent 0.3": lambda x, mem: (x, mem.abs() ** 0.3),
+    "its output is": lambda x, mem: (x.sum(), mem),
+    "its state has dtype": lambda x, mem: (x, mem.double()),
+    "another kind of state": lambda x, mem: (x, (mem, mem)),
+    "writes to its input": lambda x, mem: (x.add_(0.0), 0.9 * mem),
+    "torch.int64": lambda x, mem: (x, mem * (mem > 0).long()),
+}
+
+
+@pytest.mark.parametrize("why", [*REFUSED])
+def test_what_is_not_elementwise_is_refused_by_name_and_runs(why):
+    cell, x, mem = REFUSED[why], torch.rand(3, 2, 3), torch.rand(2, 3)
+    assert why in why_not_fused(cell, x, mem)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="run one by one"):
+        fused = snnfast.scan(cell, x.clone(), mem)
+    torch.manual_seed(0)
+    assert torch.equal(fused[0], loop(cell, x, mem)[0])
+    # It is said once.
+    snnfast.scan(cell, x.clone(), mem)
+
+
+def test_what_a_step_leaves_behind_keeps_it_a_loop():
+    heard = []
+
+    class Counting(nn.Module):
+        count = 0
+
+        def forward(self, x, mem):
+            self.count += 1
+            heard.append(mem)
+            return mem, mem + x
+
+    cell = Counting()
+    with pytest.warns(UserWarning, match="changes something that it shares with other code: "):
+        snnfast.scan(cell, torch.rand(3, 2), torch.rand(2))
+    assert cell.count == 3 and len(heard) == 3
+    hooked = cells.ZeroReset()
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match="hooks"):
+        snnfast.scan(hooked, torch.rand(3, 2), torch.rand(2))
+
+
+SCALE = 1.0
+
+
+def scaled(x, mem):
+    return mem, SCALE * mem + x
+
+
+def test_what_a_cell_reads_is_read_anew(monkeypatch):
+    x, mem = torch.rand(3, 2), torch.rand(2)
+    for value in (1.0, 3.0):
+        monkeypatch.setitem(globals(), "SCALE", value)
+        assert torch.equal(snnfast.scan(scaled, x, mem)[1], loop(scaled, x, mem)[1])
+    cell = cells.CurrentBased()
+    state = cells.State(mem, mem)
+    for p in (cells.Parameters(), cells.Parameters(v_th=torch.tensor(0.2)), cells.Parameters(v_leak=torch.tensor(-0.1))):
+        cell.p = p
+        assert torch.equal(snnfast.scan(cell, 9 * x, state)[0], loop(cell, 9 * x, state)[0])
+    out = [snnfast.scan(cells.leaky, x.requires_grad_(), mem)[0]]
+    monkeypatch.setattr(cells.Atan, "alpha", 5.0)
+    out.append(snnfast.scan(cells.leaky, x, mem)[0])
+    one, other = (torch.autograd.grad(o.sum(), x)[0] for o in out)
+    assert not torch.equal(one, other)
+    assert torch.equal(other, torch.autograd.grad(loop(cells.leaky, x, mem)[0].sum(), x)[0])
+
+
+@pytest.fixture
+def anew(monkeypatch, tmp_path):
+    """Nothing is built or said yet, and the cache is an empty folder."""
+    monkeypatch.setattr(scanning, "_programs", type(scanning._programs)())
+    monkeypatch.setattr(scanning, "_said", set())
+    for known in (building.library, building._say_not_kept, building._own_folder):
+        known.cache_clear()
+    monkeypatch.setenv("SNNFAST_CACHE", str(tmp_path / "cache"))
+    yield tmp_path
+    building.library.cache_clear()
+
+
+def decaying(x, mem):
+    mem = 0.75 * mem + x
+    return mem, mem
+
+
+def run_decaying():
+    x, mem = torch.rand(5, 3), torch.rand(3)
+    assert torch.equal(snnfast.scan(decaying, x, mem)[0], loop(decaying, x, mem)[0])
+
+
+@pytest.mark.parametrize(
+    "compiler, why",
+    [
+        ("/nowhere/g++", "CXX names /nowhere/g++, which is not to be found"),
+        ("false", "false failed: it said nothing"),
+        ("true", "true failed: it said nothing"),
+    ],
+)
+def test_without_a_compiler_the_loop_runs(anew, monkeypatch, compiler, why):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.warns(UserWarning, match=f"decaying is not fused, its steps run one by one: {re.escape(why)}"):
+        run_decaying()
+    run_decaying()
+
+
+def test_where_nothing_can_be_kept_it_is_built_for_this_process(anew, monkeypatch):
+    monkeypatch.setenv("SNNFAST_CACHE", "/proc/nowhere")
+    with pytest.warns(UserWarning, match="anew in every process: /proc/nowhere/cells cannot be made"):
+        run_decaying()
+    assert why_not_fused(decaying, torch.rand(5, 3), torch.rand(3)) is None
+
+
+def test_a_full_disk_leaves_the_loop(anew, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.warns(UserWarning, match="nothing can be written to .*: No space left on device"):
+        run_decaying()
+    assert not [*(anew / "cache").rglob("*.so")]
+
+
+def test_the_cache_is_shared_between_processes_and_survives_damage(anew):
+    script = "import torch, tests.test_cells as t; t.warnings.simplefilter('error'); t.run_decaying()"
+    start = [sys.executable, "-c", script]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    both = [subprocess.Popen(start, env=environment, cwd=ROOT) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    (kept,) = (anew / "cache").rglob("*.so")
+    assert [*kept.parent.iterdir()] == [kept] and kept.parent.stat().st_mode & 0o777 == 0o700
+    made = kept.stat().st_mtime_ns
+    run_decaying()
+    assert kept.stat().st_mtime_ns == made
+    cut_off = anew / "cut-off"
+    cut_off.write_bytes(kept.read_bytes()[:100])
+    cut_off.replace(kept)
+    subprocess.run(start, env=environment, cwd=ROOT, check=True)
+    assert kept.stat().st_size > 100
+
+
+def test_no_cell_is_kept_alive():
+    cell = cells.ZeroReset()
+    snnfast.scan(cell, torch.rand(3, 2, requires_grad=True), torch.rand(2))
+    gone = weakref.ref(cell)
+    del cell
+    gc.collect()
+    assert gone() is None

@@ -3,8 +3,8 @@
 import ctypes
 import math
 import threading
+import warnings
 from collections.abc import Sequence
-from itertools import compress
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class Program:
         self._forward = _Kernel([self._lanes], [stores], self._counts)
         self._joints = {}
         self._backwards = {}
-        self._needs = None
+        self._differentiated = None
         self._lock = threading.RLock()
         self._tried: dict[tuple, str | None] = {}
         self.out_form = None  # how `scan` nests the outputs
@@ -214,14 +214,26 @@ class Program:
                 self._backwards[outs, last] = _Backward(self, cell, outs, last, self._counts)
             return self._backwards[outs, last]
 
-    def needs(self, cell: Cell) -> tuple[list[bool], list[bool]]:
-        """Which inputs backward reads, and which outputs and last states are differentiated."""
-        if self._needs is None:
-            lanes, grads, of_outs, of_states = self.joint(cell, self.all_present())
-            terms = [node.args[0] if lanes.kind[node] == "sum" else node for node in lanes.terms(grads)]
-            read = {lanes.rows.get(node) for node in lanes.needed(terms)}
-            self._needs = [f"rows.x[{k}]" in read for k in range(self._counts["ins"])], [*of_outs, *of_states]
-        return self._needs
+    def differentiated(self, cell: Cell) -> list[bool]:
+        """Which outputs and last states autograd differentiates."""
+        if self._differentiated is None:
+            _, _, outs, states = self.joint(cell, self.all_present())
+            self._differentiated = [*outs, *states]
+        return self._differentiated
+
+    def gradients(self, cell: Cell, xs, states, seqs, tensors, grads, wanted) -> list[Tensor | None] | None:
+        """Of inputs, states and tensors; None, and a word of warning, where these have no kernel."""
+        split = len(self.places)
+        present = tuple(tuple(grad is not None for grad in part) for part in (grads[:split], grads[split:]))
+        try:
+            backward = self.backward(cell, *present)
+        except (Refused, BuildFailed) as refused:
+            warnings.warn(f"the backward of {getattr(cell[0], 'name', 'a cell')} runs step by step: {refused}", stacklevel=2)
+            return None
+        groups = backward.run(xs, states, seqs, tensors, grads[:split], grads[split:], wanted[: len(xs)])
+        inputs = *xs, *states, *tensors
+        found = [grad for group in groups for grad in group]
+        return [None if grad is None else grad.to(tensor.dtype) for grad, tensor in zip(found, inputs, strict=True)]
 
 
 class _Kernel:
@@ -380,38 +392,44 @@ class _Sequence(torch.autograd.Function):
     def forward(ctx, program: Program, cell: Cell, ins: int, count: int, *inputs: Tensor):
         xs, states, tensors = inputs[:ins], inputs[ins : ins + count], inputs[ins + count :]
         outs, last, seqs = program.forward(xs, states, tensors, keep=True)
-        ctx.reads, differentiated = program.needs(cell)
+        differentiated = program.differentiated(cell)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(
             *(tensor for tensor, has in zip((*outs, *last), differentiated, strict=True) if not has)
         )
-        ctx.program, ctx.cell, ctx.counts = program, cell, (ins, count)
-        ctx.xs = [(x.shape, x.dtype) for x in xs]
-        ctx.places = [next((k for k, out in enumerate(outs) if out is seq), None) for seq in seqs]
-        kept = [seq for seq, place in zip(seqs, ctx.places, strict=True) if place is None]
-        ctx.outs_kept = [k for k in dict.fromkeys(ctx.places) if k is not None]
-        ctx.save_for_backward(*compress(xs, ctx.reads), *states, *tensors, *kept, *(outs[k] for k in ctx.outs_kept))
+        ctx.program, ctx.cell, ctx.counts = program, cell, (ins, count, len(tensors))
+        ctx.save_for_backward(*inputs, *seqs)
         return *outs, *last
 
     @staticmethod
     def backward(ctx, *grads):
-        program, (ins, count) = ctx.program, ctx.counts
-        saved = iter(ctx.saved_tensors)
-        xs = [next(saved) if reads else None for reads in ctx.reads]
-        states = [next(saved) for _ in range(count)]
-        tensors = [next(saved) for _ in program.learns]
-        kept = [next(saved) if place is None else place for place in ctx.places]
-        outs = {k: next(saved) for k in ctx.outs_kept}
-        seqs = [outs[seq] if isinstance(seq, int) else seq for seq in kept]
-        split = len(program.places)
-        present = tuple(tuple(grad is not None for grad in part) for part in (grads[:split], grads[split:]))
-        wants = ctx.needs_input_grad[4:]
-        backward = program.backward(ctx.cell, *present)
-        found = backward.run(xs, states, seqs, tensors, grads[:split], grads[split:], wants[:ins])
-        flat = [grad for group in found for grad in group]
-        dtypes = [dtype for _, dtype in ctx.xs] + [state.dtype for state in states] + [t.dtype for t in tensors]
-        flat = [None if grad is None else grad.to(dtype) for grad, dtype in zip(flat, dtypes, strict=True)]
-        return None, None, None, None, *(grad if wanted else None for grad, wanted in zip(flat, wants, strict=True))
+        program, (ins, count, _) = ctx.program, ctx.counts
+        inputs, seqs = ctx.saved_tensors[: sum(ctx.counts)], ctx.saved_tensors[sum(ctx.counts) :]
+        wanted = ctx.needs_input_grad[4:]
+        found = None
+        if not torch.is_grad_enabled() and not transforms.any_batched(grads, legacy=True):
+            found = program.gradients(ctx.cell, inputs[:ins], inputs[ins : ins + count], seqs, inputs[ins + count :], grads, wanted)
+        if found is None:
+            found = _gradients_by_loop(ctx.cell, inputs, ctx.counts, grads)
+        return None, None, None, None, *(grad if has else None for grad, has in zip(found, wanted, strict=True))
+
+
+def _gradients_by_loop(cell: Cell, inputs: Sequence[Tensor], counts: tuple[int, int, int], grads) -> list[Tensor | None]:
+    """What can be differentiated again, or has no kernel."""
+    step, surroundings = cell
+    ins, count, _ = counts
+    floating = [k for k, tensor in enumerate(inputs) if tensor.is_floating_point()]
+
+    def function(*given):
+        found = list(inputs)
+        for k, tensor in zip(floating, given, strict=True):
+            found[k] = tensor
+        with surroundings.substituted(found[ins + count :]):
+            outs, last = run_loop(step, found[:ins], found[ins : ins + count])
+        return *outs, *last
+
+    found = dict(zip(floating, transforms.vjp(function, [inputs[k] for k in floating], grads), strict=True))
+    return [found.get(k) for k in range(len(inputs))]
 
 
 def run_loop(step: Step, xs: Sequence[Tensor], states: Sequence[Tensor]):
