@@ -1,0 +1,158 @@
+"""Random elementwise neurons, fused and as loops, side by side.
+
+python tests/fuzz_cells.py --cells 1000 --seed 0 [--processes 2]; a failing seed is printed with its program, and
+`--cells 1 --seed SEED` runs it again.
+"""
+
+import argparse
+import random
+import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from cells import Atan, Logistic, Super
+from torch import Tensor
+
+import snnfast
+
+UNARY = {
+    "-{}": None,
+    "torch.abs({})": None,
+    "torch.tanh({})": None,
+    "torch.sigmoid({})": None,
+    "torch.exp(-torch.abs({}))": None,
+    "torch.relu({})": None,
+    "{}.clamp(-0.7, 0.9)": None,
+    "{}.detach()": None,
+    "{} ** 2": None,
+    "1.0 - {}": None,
+    "{} / 1.7": None,
+    "0.3 * {}": None,
+    "Atan.apply({} - 0.5)": None,
+    "Logistic.apply({})": None,
+    "Super.apply({}, 10.0)": None,
+    "({} > 0.2).to({}.dtype)": None,
+}
+BINARY = ("{} + {}", "{} - {}", "{} * {}", "torch.maximum({}, {})", "torch.where({} > 0.1, {}, a)", "{} / (2 + {} ** 2)")
+
+
+class Random:
+    """A program of `lines` that computes outputs and states from inputs, states and parameters."""
+
+    def __init__(self, seed: int):
+        pick = random.Random(seed)
+        self.ins, self.states = pick.choice((1, 1, 1, 2)), pick.choice((1, 1, 2, 3))
+        self.shape = pick.choice(((3, 7), (2, 16), (5, 1), (4, 3, 5), (33,)))
+        self.steps = pick.choice((2, 4, 7))
+        self.dtype = pick.choice((torch.float32, torch.float64))
+        self.with_last = pick.random() < 0.7
+        names = [f"x{k}" for k in range(self.ins)] + [f"s{k}" for k in range(self.states)]
+        self.lines = []
+        values = [*names, "p", "q"]
+        for k in range(pick.randint(4, 14)):
+            template = pick.choice([*UNARY] if pick.random() < 0.5 else BINARY)
+            count = template.count("{}")
+            chosen = [pick.choice(values[-6:] if pick.random() < 0.7 else values) for _ in range(count)]
+            if "to({}.dtype)" in template:
+                chosen = [chosen[0]] * 2
+            self.lines.append(f"a = {template.format(*chosen)}" if k == 0 else f"v{k} = {template.format(*chosen)}")
+            if k == 0:
+                self.lines[0] = self.lines[0].replace("a)", f"{values[0]})") if ", a)" in self.lines[0] else self.lines[0]
+            values.append("a" if k == 0 else f"v{k}")
+        computed = values[len(names) + 2 :]
+        full = [value for value in computed]
+        outs = [pick.choice(full) for _ in range(pick.choice((1, 1, 2)))]
+        new = [f"0.8 * s{k} + 0.1 * {pick.choice(full)}" for k in range(self.states)]
+        if pick.random() < 0.3:
+            outs[0] = "n0"
+        self.lines += [f"n{k} = {text} + 0 * x0" for k, text in enumerate(new)]
+        self.lines += [f"o{k} = {text}" + ("" if text == "n0" else " + 0 * x0") for k, text in enumerate(outs)]
+        outs = ", ".join(f"o{k}" for k in range(len(outs)))
+        self.lines.append(f"return ({outs},), ({', '.join(f'n{k}' for k in range(self.states))},)")
+        xs, states = (", ".join(f"{letter}{k}" for k in range(n)) for letter, n in (("x", self.ins), ("s", self.states)))
+        head = f"def make(p, q):\n def cell(inputs, states):\n  ({xs},) = inputs\n  ({states},) = states\n  "
+        self.source = head + "\n  ".join(self.lines) + "\n return cell"
+
+    def cell(self, p: Tensor, q: Tensor):
+        names = {"torch": torch, "Atan": Atan, "Logistic": Logistic, "Super": Super}
+        exec(self.source, names)
+        return names["make"](p, q)
+
+
+def run_loop(cell, xs, states):
+    columns = []
+    for inputs in zip(*(x.unbind(0) for x in xs), strict=True):
+        outs, states = cell(inputs, states)
+        columns.append(outs)
+    return tuple(map(torch.stack, zip(*columns, strict=True))), states
+
+
+def check(seed: int) -> str | None:
+    """What differs of a random cell."""
+    program = Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(program.dtype)
+
+    p, q = draw(program.shape[-1]).requires_grad_(), draw().requires_grad_()
+    cell = program.cell(p, q)
+    xs = [draw(program.steps, *program.shape) for _ in range(program.ins)]
+    states = [draw(*program.shape) for _ in range(program.states)]
+    found, grads = [], None
+    for run in (run_loop, snnfast.scan):
+        given = [[t.clone().requires_grad_() for t in group] for group in (xs, states)]
+        outs, last = run(cell, tuple(given[0]), tuple(given[1]))
+        roots = [t for t in (*outs, *(last if program.with_last else ())) if t.requires_grad]
+        if grads is None:
+            grads = [draw(*root.shape) for root in roots]
+        leaves = [*given[0], *given[1]]
+        back = torch.autograd.grad(roots, [*leaves, p, q], grads, allow_unused=True) if roots else ()
+        found.append(([*outs, *last], back[: len(leaves)], back[len(leaves) :]))
+    for name, one, other in zip(("values", "gradients"), *found, strict=False):
+        for k, (a, b) in enumerate(zip(one, other, strict=True)):
+            if (a is None) != (b is None) and (b if a is None else a).any():
+                return f"{name} {k}: one is absent"
+            if a is not None and b is not None and not _equal(a, b):
+                return f"{name} {k}: {(a - b).abs().max()}"
+    for a, b in zip(found[0][2], found[1][2], strict=True):
+        if a is not None and b is not None and not torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True):
+            return f"a parameter's gradient: {a} {b}"
+    return None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def told(seed: int) -> str | None:
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            wrong = check(seed)
+        except Exception as error:  # noqa: BLE001
+            wrong = f"{type(error).__name__}: {error}"
+    return wrong and f"seed {seed}: {wrong}\n{Random(seed).source}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    seeds = range(options.seed, options.seed + options.cells)
+    failed = 0
+    with ProcessPoolExecutor(options.processes) as pool:
+        for wrong in pool.map(told, seeds, chunksize=4):
+            if wrong:
+                failed += 1
+                print(wrong, flush=True)
+    print(f"{options.cells - failed} of {options.cells} equal")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
