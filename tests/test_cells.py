@@ -11,11 +11,14 @@ import weakref
 from pathlib import Path
 
 import cells
+import fuzz_cells
 import pytest
+import test_models
 import torch
 from torch import Tensor, nn
 
 import snnfast
+from snnfast import ops, reference, surrogate
 from snnfast.cells import building, scanning, trees, why_not_fused
 
 ROOT = Path(__file__).parent.parent
@@ -312,3 +315,41 @@ def test_no_cell_is_kept_alive():
     del cell
     gc.collect()
     assert gone() is None
+
+
+def twins():
+    """A model of every kind; the smallest two in every run of the tests."""
+    for name, model in {model.name: model for model in reference.MODELS}.items():
+        for delay in (True, False) if model.delay_optional else (True,):
+            marks = () if (name, delay) in (("leaky", True), ("alif", True)) else pytest.mark.long
+            yield pytest.param(model, delay, id=f"{name}-{'delay' if delay else 'now'}", marks=marks)
+
+
+@pytest.mark.parametrize("model, delay", [*twins()])
+def test_a_hand_written_neuron_is_equal_to_its_generated_twin(model, delay):
+    x, rec, states, params = test_models.leaves(model)
+    call = reference.Call(surrogate.atan(), "subtract", delay)
+
+    def twin(inputs, *states):
+        current, rec = inputs if model.recurrent else (inputs, None)
+        spk, states = reference.step(model, current, states, params, call, rec)
+        return (spk, *states[: model.stored]), *states
+
+    options = ops.Options(call.spike_grad, call.reset_mechanism, delay, True)
+    outs, last = test_models.fused(model, x, rec, states, params, options)
+    own, own_last = snnfast.scan(twin, (x, rec) if model.recurrent else x, tuple(states))
+    for a, b in zip((*outs, *last), (*own, *own_last), strict=True):
+        assert torch.equal(a, b)
+    grads = [torch.randn(out.shape) for out in outs]
+    leaves = [leaf for leaf in (x, rec, *states) if leaf is not None]
+    found = [torch.autograd.grad(o, leaves + params, grads, allow_unused=True) for o in (outs, own)]
+    for a, b in zip(*(grads[: len(leaves)] for grads in found), strict=True):
+        b = torch.zeros_like(a) if b is None else b
+        # As in test_models: Alpha's kernel adds gradients in snnTorch's order, not in that of the reference's loop.
+        assert torch.equal(a, b) or (model is reference.ALPHA and torch.allclose(a, b, rtol=1e-4, atol=1e-5))
+    for a, b in zip(*(grads[len(leaves) :] for grads in found), strict=True):
+        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-5, atol=1e-5)
+
+
+def test_random_cells_have_the_numbers_of_their_loops():
+    assert fuzz_cells.wrong(range(30)) == []
