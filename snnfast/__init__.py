@@ -11,7 +11,6 @@ from . import snntorchs as _snntorchs
 from .accelerate import accelerate, accelerated
 from .auto import install, load_ipython_extension, uninstall, unload_ipython_extension
 from .cells import Cell, scan
-from .cells import scan
 from .compiler import explain
 from .convert import convert, reset
 from .functional import use_reference

@@ -86,7 +86,7 @@ class State(NamedTuple):
 
 
 class CurrentBased(nn.Module):
-    """A current-based neuron in Norse's style: its parameters are plain tensors, its state a NamedTuple, at first None."""
+    """A current-based neuron in Norse's style: parameters in plain tensors, a NamedTuple for state, at first None."""
 
     def __init__(self, p=None, dt=0.001):
         super().__init__()
@@ -103,6 +103,16 @@ class CurrentBased(nn.Module):
         z = Super.apply(v_decayed - p.v_th, p.alpha)
         v_new = (1 - z.detach()) * v_decayed + z.detach() * p.v_reset
         return z, State(v_new, i_decayed + x)
+
+
+class Integrator(nn.Module):
+    """Norse's readout: its output is its state, which makes itself."""
+
+    def forward(self, x, state=None):
+        v, i = (torch.zeros_like(x),) * 2 if state is None else state
+        i = i + x
+        v = v + 0.1 * ((0.0 - v) + i)
+        return v, State(v, i - 0.2 * i)
 
 
 class Adaptive(nn.Module):
@@ -186,6 +196,7 @@ def cases(n, dtype):
         "leaky": (leaky, 1, states(1)[0]),
         "current-based": (CurrentBased().to(dtype), 1, State(*states(2))),
         "current-based-none": (CurrentBased(), 1, None),
+        "integrator-none": (Integrator(), 1, None),
         "adaptive": (Adaptive(n).to(dtype), 1, states(3)),
         "izhikevich": (Izhikevich(), 1, (states(1, 5)[0] - 65, states(1)[0] - 13)),
         "exponential": (exponential, 1, states(1)[0]),

@@ -6,6 +6,7 @@ python tests/fuzz_cells.py --cells 1000 --seed 0 [--processes 2]; a failing seed
 
 import argparse
 import ctypes
+import hashlib
 import random
 import sys
 import warnings
@@ -16,10 +17,10 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
-from cells import Atan, Logistic, Super
 from torch import Tensor
 
 import snnfast
+from cells import Atan, Logistic, Super
 from snnfast.cells import building, program, scanning
 
 UNARY = {
@@ -40,7 +41,14 @@ UNARY = {
     "Super.apply({}, 10.0)": None,
     "({} > 0.2).to({}.dtype)": None,
 }
-BINARY = ("{} + {}", "{} - {}", "{} * {}", "torch.maximum({}, {})", "torch.where({} > 0.1, {}, a)", "{} / (2 + {} ** 2)")
+BINARY = (
+    "{} + {}",
+    "{} - {}",
+    "{} * {}",
+    "torch.maximum({}, {})",
+    "torch.where({} > 0.1, {}, a)",
+    "{} / (2 + {} ** 2)",
+)
 
 
 class Random:
@@ -64,7 +72,9 @@ class Random:
                 chosen = [chosen[0]] * 2
             self.lines.append(f"a = {template.format(*chosen)}" if k == 0 else f"v{k} = {template.format(*chosen)}")
             if k == 0:
-                self.lines[0] = self.lines[0].replace("a)", f"{values[0]})") if ", a)" in self.lines[0] else self.lines[0]
+                self.lines[0] = (
+                    self.lines[0].replace("a)", f"{values[0]})") if ", a)" in self.lines[0] else self.lines[0]
+                )
             values.append("a" if k == 0 else f"v{k}")
         computed = values[len(names) + 2 :]
         full = [value for value in computed]
@@ -76,7 +86,9 @@ class Random:
         self.lines += [f"o{k} = {text}" + ("" if text == "n0" else " + 0 * x0") for k, text in enumerate(outs)]
         outs = ", ".join(f"o{k}" for k in range(len(outs)))
         self.lines.append(f"return ({outs},), ({', '.join(f'n{k}' for k in range(self.states))},)")
-        xs, states = (", ".join(f"{letter}{k}" for k in range(n)) for letter, n in (("x", self.ins), ("s", self.states)))
+        xs, states = (
+            ", ".join(f"{letter}{k}" for k in range(n)) for letter, n in (("x", self.ins), ("s", self.states))
+        )
         head = f"def make(p, q):\n def cell(inputs, states):\n  ({xs},) = inputs\n  ({states},) = states\n  "
         self.source = head + "\n  ".join(self.lines) + "\n return cell"
 
@@ -148,7 +160,9 @@ class Batch:
     def build(self) -> None:
         parts = ['#include "cpu/cell.h"\nusing namespace snnfast;\nextern "C" int run(const void*) { return 1; }\n']
         for source, k in self._numbers.items():
-            cell = source[source.index("namespace {") :].replace("namespace {", f"namespace cell_{k} {{", 1)
+            # Of two libraries with equal names, the dynamic linker would take constants from one for both.
+            name = hashlib.sha256(source.encode()).hexdigest()
+            cell = source[source.index("namespace {") :].replace("namespace {", f"namespace cell_{name} {{", 1)
             cell = cell.replace('}\n\nextern "C" int run(', f'\nextern "C" int run_{k}(', 1)
             parts.append(cell + "}\n")
         built = building.library("".join(parts))

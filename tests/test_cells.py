@@ -10,14 +10,14 @@ import warnings
 import weakref
 from pathlib import Path
 
-import cells
-import fuzz_cells
 import pytest
-import test_models
 import torch
 from torch import Tensor, nn
 
+import cells
+import fuzz_cells
 import snnfast
+import test_models
 from snnfast import ops, reference, surrogate
 from snnfast.cells import building, scanning, trees, why_not_fused
 
@@ -29,7 +29,7 @@ NAMES = [*cells.cases(1, torch.float32)]
 def _kept(tmp_path_factory):
     """One cache for this file: nothing of a user's is read, nothing is left behind."""
     with pytest.MonkeyPatch.context() as patch:
-        pass
+        patch.setenv("SNNFAST_CACHE", os.environ.get("SNNFAST_CACHE") or str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -158,7 +158,9 @@ def test_double_backward_and_batches_of_gradients_go_through_the_loop():
 
     torch.testing.assert_close(second(snnfast.scan), second(loop))
     grads = torch.randn(3, 4, 2, 3, dtype=torch.float64)
-    found = [torch.autograd.grad(run(cell, x, mem)[0], x, grads, is_grads_batched=True)[0] for run in (snnfast.scan, loop)]
+    found = [
+        torch.autograd.grad(run(cell, x, mem)[0], x, grads, is_grads_batched=True)[0] for run in (snnfast.scan, loop)
+    ]
     torch.testing.assert_close(*found)
 
 
@@ -225,7 +227,11 @@ def test_what_a_cell_reads_is_read_anew(monkeypatch):
         assert torch.equal(snnfast.scan(scaled, x, mem)[1], loop(scaled, x, mem)[1])
     cell = cells.CurrentBased()
     state = cells.State(mem, mem)
-    for p in (cells.Parameters(), cells.Parameters(v_th=torch.tensor(0.2)), cells.Parameters(v_leak=torch.tensor(-0.1))):
+    for p in (
+        cells.Parameters(),
+        cells.Parameters(v_th=torch.tensor(0.2)),
+        cells.Parameters(v_leak=torch.tensor(-0.1)),
+    ):
         cell.p = p
         assert torch.equal(snnfast.scan(cell, 9 * x, state)[0], loop(cell, 9 * x, state)[0])
     out = [snnfast.scan(cells.leaky, x.requires_grad_(), mem)[0]]

@@ -5,7 +5,8 @@
 // has no gradient for some states. A cell is a struct with
 //   Scalar, kIns, kOuts, kStates, kParams, kFunctions     the type that it is computed in, and how many of each
 //   step(rows, width)                   reads rows.x, previous, params; writes rows.out, next
-//   kVariants, kFirstTerm, kReads...    backward: variant v is that of the step v before the last, the last of them that
+//   kVariants, kFirstTerm, kReads...    backward: variant v is that of the step v before the last, the last of them
+//   that
 //                                       of all earlier steps; terms [kFirstTerm[v], kFirstTerm[v + 1]) are its own
 //   step_backward(variant, rows, width) reads rows.x, previous, next (the states after the step), params, grad_out,
 //                                       grad_next, and outer, what reaches the states before the step from outside;
@@ -39,8 +40,9 @@ struct CellCall {
   T* const* last;  // [neurons]
   // backward
   const Rows<T>* grad_out;
-  const Rows<T>* outer;        // gradients of the states of all steps
-  const T* const* grad_last;   // [neurons]
+  const Rows<T>* outer;       // gradients of the states of all steps, and of a row before them
+  int64_t headed;             // whether there is such a row: of the states before the first step
+  const T* const* grad_last;  // [neurons]
   T* const* grad_x;
   T* const* grad_initial;  // [neurons]
   T* const* terms;         // [neurons], summed over time
@@ -111,7 +113,9 @@ void run_cell_tile_backward(const CellCall<T>& call, int64_t first, int width) {
   Row<T> absent;
   fill(absent, kAbsent<T>);
   load_cell_params(rows, call, first, width);
-  const auto outer = [&](int k, int64_t t) { return t >= 0 && call.outer[k] ? call.outer[k].at(t) + first : absent; };
+  const auto outer = [&](int k, int64_t t) {
+    return t >= -call.headed && call.outer[k] ? call.outer[k].at(t) + first : absent;
+  };
   for (int k = 0; k < Cell::kTerms; ++k) {
     fill(sums[k], T(0));
     fill(lost[k], T(0));

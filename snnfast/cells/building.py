@@ -55,7 +55,14 @@ def _circumstances() -> list[str]:
     program = Path(shutil.which(command[0])).resolve()
     about = program.stat()
     headers = [path.read_text() for path in sorted(_headers().rglob("*.h")) if path.parent.name in _INCLUDED]
-    return [*command, *_FLAGS, f"{program} {about.st_size} {about.st_mtime_ns}", torch.__version__, _processor(), *headers]
+    return [
+        *command,
+        *_FLAGS,
+        f"{program} {about.st_size} {about.st_mtime_ns}",
+        torch.__version__,
+        _processor(),
+        *headers,
+    ]
 
 
 _INCLUDED = ("cpu", "op", "neuron")

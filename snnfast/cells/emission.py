@@ -138,7 +138,9 @@ class Emitter:
         self._symbols.append(symbol)
         lines = [call]
         if function.tail:
-            lines.append(f"for (int i = rows.whole; i < width; ++i) r{number}[i] = {function.tail.format(f'a{number}[i]')};")
+            lines.append(
+                f"for (int i = rows.whole; i < width; ++i) r{number}[i] = {function.tail.format(f'a{number}[i]')};"
+            )
         return lines
 
     def _pointer(self, row: str) -> str:

@@ -13,7 +13,7 @@ class Cell(SpikingNeuron):
 
     A subclass names its states and writes one step; parameters and buffers are an `nn.Module`'s. Steps are calls of
     `step` as it is written; whole sequences (`unroll`, `Unroll`) go through `snnfast.scan`: fused, with the numbers of
-    the loop over steps, where `step` is elementwise, and else step by step, which a warning says. `why_not_fused` tells.
+    the loop over steps, where `step` is elementwise, and else step by step, which a warning says (as `why_not_fused`).
 
     Args:
         init_hidden: keep the states in the layer; a call then takes the current alone and returns the spikes alone.

@@ -21,7 +21,7 @@ class RowFunction:
     """An operator that ATen gives whole rows to.
 
     symbols: of the library's function for float and double; call: a statement with {function}, {width}, {from_row},
-    {to_row}, {lanes}; tail: the expression of {0} by which ATen computes what fills no whole vectors, where that differs.
+    {to_row}, {lanes}; tail: the expression of {0} by which ATen computes what fills no whole vectors, where it differs.
     """
 
     symbols: tuple[str, str]

@@ -91,39 +91,43 @@ class Program:
         if shared or any(place is not None for place in self.places):
             raise Refused("its step writes in place to states that it has given out")
 
-    def run(self, step: Step, surroundings: Surroundings, xs: Sequence[Tensor], states: Sequence[Tensor]):
+    def run(self, cell: Cell, xs: Sequence[Tensor], states: Sequence[Tensor], heads: Sequence[Tensor] = ()):
         """All steps: outputs [T, ...] and the last states.
 
         Args:
-            step, surroundings: of the cell that runs, with the key of this program's.
             xs: [T, ...]; states: those before the first step.
+            heads: outputs of a step before the first, to stand before the others [1 + T, ...]. Those that are states of
+                the cell's are those that `states` holds: their gradient comes with that of the states, in a loop's
+                order.
         """
-        tensors = surroundings.tensors
-        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (*xs, *states, *tensors))
-        self._try(step, surroundings, xs, states, differentiated)
-        return self._run(step, surroundings, xs, states, tensors, differentiated)
+        tensors = cell[1].tensors
+        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (*xs, *states, *tensors, *heads))
+        self._try(cell, xs, states, differentiated)
+        return self._run(cell, xs, states, tensors, differentiated, heads)
 
-    def _run(self, step, surroundings, xs, states, tensors, differentiated):
+    def _run(self, cell, xs, states, tensors, differentiated, heads=()):
         if differentiated:
-            found = _Sequence.apply(self, (step, surroundings), len(xs), len(states), *xs, *states, *tensors)
+            counts = len(xs), len(states), len(tensors)
+            found = _Sequence.apply(self, cell, counts, *xs, *states, *tensors, *heads)
         else:
-            outs, last, _ = self.forward(xs, states, tensors, keep=False)
+            outs, last, _ = self.forward(xs, states, tensors, heads, keep=False)
             found = *outs, *last
         return found[: len(self.places)], found[len(self.places) :]
 
-    def _try(self, step, surroundings, xs, states, differentiated) -> None:
+    def _try(self, cell, xs, states, differentiated) -> None:
         """Compares a few steps with the loop's, once: nobody has seen this cell in this torch on this machine."""
         how = differentiated, torch.get_num_threads()
         if how not in self._tried and len(xs[0]) and self.shape.numel():
             try:
-                self._tried[how] = self._trial(step, surroundings, xs, states, differentiated)
+                self._tried[how] = self._trial(cell, xs, states, differentiated)
             except Refused as refused:
                 self._tried[how] = str(refused)
         if self._tried.get(how):
             raise Refused(self._tried[how])
 
-    def _trial(self, step, surroundings, xs, states, differentiated) -> str | None:
+    def _trial(self, cell, xs, states, differentiated) -> str | None:
         """What differs."""
+        step, surroundings = cell
         given = [x[:_STEPS_TRIED].detach() for x in xs], [state.detach() for state in states]
 
         def leaves(tensors):
@@ -134,7 +138,7 @@ class Program:
             xs, states = map(leaves, given)
             try:
                 if fused:
-                    outs, last = self._run(step, surroundings, xs, states, surroundings.tensors, differentiated)
+                    outs, last = self._run(cell, xs, states, surroundings.tensors, differentiated)
                 else:
                     outs, last = run_loop(step, xs, [state.clone() for state in states])
                 # Those of the tensors are sums, which round otherwise.
@@ -161,28 +165,35 @@ class Program:
             return []
         return list(torch.autograd.grad(roots, leaves, grads, allow_unused=True))
 
-    def forward(self, xs, states, tensors, keep: bool):
-        """Outputs, last states, and with keep the states of all steps, in the program's dtype."""
+    def forward(self, xs, states, tensors, heads, keep: bool):
+        """Outputs, last states, and with keep the states of all steps, some behind heads, in the program's dtype."""
         xs, states = [_rows(x, self.dtype) for x in xs], [_contiguous(state, self.dtype) for state in states]
-        steps, empty = xs[0].steps, xs[0].kept.new_empty
-        sequence = (steps, *self.shape)
-        own = [empty(sequence) for place in self.places if place is None]
+        steps, empty, before = xs[0].steps, xs[0].kept.new_empty, int(bool(heads))
+        own = [empty((before + steps, *self.shape)) for place in self.places if place is None]
         given = {place for place in self.places if place is not None}
-        seqs = [empty(sequence) if keep or k in given else None for k in range(len(states))]
+        whole = {k: empty((before + steps, *self.shape)) for k in given}
+        kept = {k: empty((steps, *self.shape)) for k in range(len(states)) if keep and k not in given}
+        seqs = [whole[k][before:] if k in given else kept.get(k) for k in range(len(states))]
         last = [empty(self.shape) for _ in states]
         if steps and self.shape.numel():
-            params = self._forward.periodic(tensors, self.shape, self.dtype)
             self._forward.run(
-                _Call.of(steps, self.shape.numel(), self._forward.whole(self.shape)),
-                x=xs, initial=states, params=params, out=own, states=seqs, last=last,
+                _Call(steps=steps, neurons=self.shape.numel(), whole=self._forward.whole(self.shape)),
+                x=xs,
+                initial=states,
+                params=self._forward.periodic(tensors, self.shape, self.dtype),
+                out=[out[before:] for out in own],
+                states=seqs,
+                last=last,
             )
         else:
             last = [state.clone() for state in states]
         rest = iter(own)
-        outs = [next(rest) if place is None else seqs[place] for place in self.places]
+        outs = [next(rest) if place is None else whole[place] for place in self.places]
+        for out, head in zip(outs, heads, strict=False):
+            out[0].copy_(head)
         outs = [out.to(dtype) for out, dtype in zip(outs, self._out_dtypes, strict=False)]
         last = [state.to(dtype) for state, dtype in zip(last, self._out_dtypes[len(outs) :], strict=True)]
-        return outs, last, seqs
+        return outs, last, [whole.get(k, kept.get(k)) for k in range(len(states))]
 
     def joint(self, cell: Cell, present: Present) -> tuple[Lanes, Sequence[Node | None], list[bool], list[bool]]:
         """A step's backward: its lanes, gradients of inputs, states and tensors, and what is differentiated."""
@@ -221,16 +232,20 @@ class Program:
             self._differentiated = [*outs, *states]
         return self._differentiated
 
-    def gradients(self, cell: Cell, xs, states, seqs, tensors, grads, wanted) -> list[Tensor | None] | None:
+    def gradients(
+        self, cell: Cell, xs, states, seqs, tensors, grads, wanted, headed: bool
+    ) -> list[Tensor | None] | None:
         """Of inputs, states and tensors; None, and a word of warning, where these have no kernel."""
         split = len(self.places)
         present = tuple(tuple(grad is not None for grad in part) for part in (grads[:split], grads[split:]))
         try:
             backward = self.backward(cell, *present)
         except (Refused, BuildFailed) as refused:
-            warnings.warn(f"the backward of {getattr(cell[0], 'name', 'a cell')} runs step by step: {refused}", stacklevel=2)
+            warnings.warn(
+                f"the backward of {getattr(cell[0], 'name', 'a cell')} runs step by step: {refused}", stacklevel=2
+            )
             return None
-        groups = backward.run(xs, states, seqs, tensors, grads[:split], grads[split:], wanted[: len(xs)])
+        groups = backward.run(xs, states, seqs, tensors, grads[:split], grads[split:], wanted[: len(xs)], headed)
         inputs = *xs, *states, *tensors
         found = [grad for group in groups for grad in group]
         return [None if grad is None else grad.to(tensor.dtype) for grad, tensor in zip(found, inputs, strict=True)]
@@ -239,11 +254,11 @@ class Program:
 class _Kernel:
     """A built step: lanes with what they store, one set for each variant."""
 
-    def __init__(self, variants: Sequence[Lanes], stores: Sequence[list], counts: dict, terms: Sequence[int] | None = None):
+    def __init__(
+        self, variants: Sequence[Lanes], stores: Sequence[list], counts: dict, terms: Sequence[int] | None = None
+    ):
         self._variants = variants
-        self._nodes = [
-            lanes.params(node for node, _ in stored) for lanes, stored in zip(variants, stores, strict=True)
-        ]
+        self._nodes = [lanes.params(node for node, _ in stored) for lanes, stored in zip(variants, stores, strict=True)]
         symbols, bodies, first = [], [], 0
         for lanes, stored, nodes in zip(variants, stores, self._nodes, strict=True):
             params = [None] * first + nodes
@@ -339,12 +354,14 @@ class _Backward:
         self.has_x = [any(grads[k] is not None for _, grads in self._variants) for k in range(ins)]
         self._kernel = _Kernel([lanes for lanes, _ in self._variants], stores, counts, [*map(len, self._terms)])
 
-    def run(self, xs, states, seqs, tensors, grad_outs, grad_last, wants_x):
-        """Gradients of inputs, states and tensors. xs: None where backward reads none."""
+    def run(self, xs, states, seqs, tensors, grad_outs, grad_last, wants_x, headed: bool):
+        """Gradients of inputs, states and tensors. headed: gradients of outputs have a row before the first step's."""
         program, shape, dtype = self._program, self._program.shape, self._program.dtype
-        steps = next(len(s) for s in (*seqs, *grad_outs) if s is not None)
+        steps = len(xs[0])
         sequence = (steps, *shape)
         grad_outs = [_rows(grad, dtype) for grad in grad_outs]
+        if headed:
+            grad_outs = [grad.without_first() for grad in grad_outs]
         own = [grad for grad, place in zip(grad_outs, program.places, strict=True) if place is None]
         outer = [_NO_ROWS] * len(states)
         for grad, place in zip(grad_outs, program.places, strict=True):
@@ -352,15 +369,26 @@ class _Backward:
                 outer[place] = grad
         states = [_contiguous(state, dtype) for state in states]
         new = torch.empty
-        grad_x = [new(sequence, dtype=dtype) if wanted and has else None for wanted, has in zip(wants_x, self.has_x, strict=True)]
+        grad_x = [
+            new(sequence, dtype=dtype) if wanted and has else None
+            for wanted, has in zip(wants_x, self.has_x, strict=True)
+        ]
         grad_initial = [new(shape, dtype=dtype) for _ in states]
         totals = [new(shape, dtype=dtype) for terms in self._terms for _ in terms]
-        self._kernel.run(
-            _Call.of(steps, shape.numel(), self._kernel.whole(shape)),
-            x=[_rows(x, dtype) for x in xs], initial=states, states=seqs, grad_out=own, outer=outer,
-            grad_last=[_contiguous(grad, dtype) for grad in grad_last], grad_x=grad_x, grad_initial=grad_initial,
-            terms=totals, params=self._kernel.periodic(tensors, shape, dtype),
-        )
+        if steps and shape.numel():
+            self._kernel.run(
+                _Call(steps=steps, neurons=shape.numel(), whole=self._kernel.whole(shape), headed=headed),
+                x=[_rows(x, dtype) for x in xs],
+                initial=states,
+                states=[seq[len(seq) - steps :] for seq in seqs],
+                grad_out=own,
+                outer=outer,
+                grad_last=[_contiguous(grad, dtype) for grad in grad_last],
+                grad_x=grad_x,
+                grad_initial=grad_initial,
+                terms=totals,
+                params=self._kernel.periodic(tensors, shape, dtype),
+            )
         present = self.has_initial[min(steps, self._steps_to) - 1]
         grad_initial = [grad if has else None for grad, has in zip(grad_initial, present, strict=True)]
         return grad_x, grad_initial, self._gradients_of_tensors(steps, totals, tensors, len(states) + len(xs))
@@ -389,43 +417,52 @@ class _Backward:
 
 class _Sequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, program: Program, cell: Cell, ins: int, count: int, *inputs: Tensor):
-        xs, states, tensors = inputs[:ins], inputs[ins : ins + count], inputs[ins + count :]
-        outs, last, seqs = program.forward(xs, states, tensors, keep=True)
-        differentiated = program.differentiated(cell)
+    def forward(ctx, program: Program, cell: Cell, counts: tuple[int, int, int], *inputs: Tensor):
+        ctx.program, ctx.cell, ctx.counts = program, cell, counts
+        xs, states, tensors, heads = _split(inputs, counts)
+        outs, last, seqs = program.forward(xs, states, tensors, heads, keep=True)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(
-            *(tensor for tensor, has in zip((*outs, *last), differentiated, strict=True) if not has)
-        )
-        ctx.program, ctx.cell, ctx.counts = program, cell, (ins, count, len(tensors))
+        differentiated = zip((*outs, *last), program.differentiated(cell), strict=True)
+        ctx.mark_non_differentiable(*(tensor for tensor, has in differentiated if not has))
+        ctx.inputs = len(inputs)
         ctx.save_for_backward(*inputs, *seqs)
         return *outs, *last
 
     @staticmethod
     def backward(ctx, *grads):
-        program, (ins, count, _) = ctx.program, ctx.counts
-        inputs, seqs = ctx.saved_tensors[: sum(ctx.counts)], ctx.saved_tensors[sum(ctx.counts) :]
-        wanted = ctx.needs_input_grad[4:]
-        found = None
+        program, places = ctx.program, ctx.program.places
+        inputs, seqs = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
+        wanted, found = ctx.needs_input_grad[3:], None
+        xs, states, tensors, heads = _split(inputs, ctx.counts)
         if not torch.is_grad_enabled() and not transforms.any_batched(grads, legacy=True):
-            found = program.gradients(ctx.cell, inputs[:ins], inputs[ins : ins + count], seqs, inputs[ins + count :], grads, wanted)
+            found = program.gradients(ctx.cell, xs, states, seqs, tensors, grads, wanted, bool(heads))
         if found is None:
             found = _gradients_by_loop(ctx.cell, inputs, ctx.counts, grads)
-        return None, None, None, None, *(grad if has else None for grad, has in zip(found, wanted, strict=True))
+        elif heads:
+            found += [None if g is None or place is not None else g[0] for g, place in zip(grads, places, strict=False)]
+        return None, None, None, *(grad if has else None for grad, has in zip(found, wanted, strict=True))
 
 
-def _gradients_by_loop(cell: Cell, inputs: Sequence[Tensor], counts: tuple[int, int, int], grads) -> list[Tensor | None]:
+def _split(inputs: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
+    """Inputs, states, tensors and heads."""
+    ends = [sum(counts[:k]) for k in range(len(counts) + 1)]
+    return [inputs[first:end] for first, end in zip(ends, [*ends[1:], len(inputs)], strict=True)]
+
+
+def _gradients_by_loop(cell: Cell, inputs: Sequence[Tensor], counts: Sequence[int], grads) -> list[Tensor | None]:
     """What can be differentiated again, or has no kernel."""
     step, surroundings = cell
-    ins, count, _ = counts
     floating = [k for k, tensor in enumerate(inputs) if tensor.is_floating_point()]
 
     def function(*given):
         found = list(inputs)
         for k, tensor in zip(floating, given, strict=True):
             found[k] = tensor
-        with surroundings.substituted(found[ins + count :]):
-            outs, last = run_loop(step, found[:ins], found[ins : ins + count])
+        xs, states, tensors, heads = _split(found, counts)
+        with surroundings.substituted(tensors):
+            outs, last = run_loop(step, xs, states)
+        if heads:
+            outs = [torch.cat([head.unsqueeze(0), out]) for head, out in zip(heads, outs, strict=True)]
         return *outs, *last
 
     found = dict(zip(floating, transforms.vjp(function, [inputs[k] for k in floating], grads), strict=True))
@@ -455,13 +492,10 @@ class _Call(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("steps", "neurons", "whole")),
         *((name, ctypes.c_void_p) for name in ("parallel_for", "functions", "x", "initial", "params", "out", "states")),
-        *((name, ctypes.c_void_p) for name in ("last", "grad_out", "outer", "grad_last", "grad_x", "grad_initial")),
-        ("terms", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("last", "grad_out", "outer")),
+        ("headed", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("grad_last", "grad_x", "grad_initial", "terms")),
     ]
-
-    @classmethod
-    def of(cls, steps: int, neurons: int, whole: int) -> "_Call":
-        return cls(steps=steps, neurons=neurons, whole=whole)
 
 
 class _Sequenced:
@@ -470,6 +504,13 @@ class _Sequenced:
     def __init__(self, kept: Tensor | None, stride: int, steps: int):
         self.kept, self.steps = kept, steps
         self.rows = _Rows(None if kept is None else kept.data_ptr(), stride)
+
+    def without_first(self) -> "_Sequenced":
+        if self.kept is None:
+            return self
+        found = _Sequenced(self.kept, self.rows.stride, self.steps - 1)
+        found.rows.data = self.kept.data_ptr() + self.rows.stride * self.kept.element_size()
+        return found
 
 
 _NO_ROWS = _Sequenced(None, 0, 0)

@@ -14,7 +14,7 @@ from .. import transforms
 from ..functional import runs_reference
 from . import trees
 from .building import BuildFailed
-from .program import Program, run_loop
+from .program import Program
 from .surroundings import Surroundings, surroundings_of
 from .tracing import Refused, Step
 
@@ -112,7 +112,7 @@ def fused(step: Step, xs: Sequence[Tensor], states: Sequence[Tensor]) -> Callabl
     program = _program((), step, xs, states, surroundings)
     if program.writes_states:
         raise Refused("its step writes to its states in place")
-    return lambda xs, states: program.run(step, surroundings, xs, states)
+    return lambda xs, states: program.run((step, surroundings), xs, states)
 
 
 class _Nested:
@@ -177,16 +177,20 @@ class _Call:
             columns.append(leaves)
         return trees.unflatten(form, [*map(torch.stack, zip(*columns, strict=True))]), state
 
-    def fused(self, starts: bool = True):
-        """Raises Refused or BuildFailed before the cell has run. starts: whether a first step may make the state."""
+    def fused(self, heads: Sequence[Tensor] | None = None):
+        """Raises Refused or BuildFailed before the cell has run. heads: outputs of a step that has been run before."""
         if self.makes_its_state():
-            if not starts:
+            if heads is not None:
                 raise Refused("its states are not tensors of its input's shape")
             return self._after_first_step()
         program, surroundings = self.program()
-        if program.writes_states and starts:
+        if program.writes_states and heads is None:
             return self._after_first_step()
-        outs, last = program.run(self.cell, surroundings, self.xs, self._states)
+        if heads and any(
+            p is not None and h is not self._states[p] for h, p in zip(heads, program.places, strict=True)
+        ):
+            raise Refused("its first output is not the state that later ones are")
+        outs, last = program.run((self.cell, surroundings), self.xs, self._states, heads or ())
         return trees.unflatten(program.out_form, outs), trees.unflatten(self.cell.state_form, last)
 
     def program(self) -> tuple[Program, Surroundings]:
@@ -214,14 +218,15 @@ class _Call:
             return self.looped()
         first, rest = zip(*(x.split([1, len(x) - 1]) for x in self.xs), strict=True)
         out, state = self.first_step([x[0] for x in first])
+        heads, _ = trees.flatten(out)
         call = _Call(self.cell.cell, trees.unflatten(self.cell.x_form, rest), state)
         try:
-            outs, state = call.fused(starts=False)
+            return call.fused(heads)
         except (Refused, BuildFailed) as refused:
             _say_once(self.cell.name, str(refused))
-            outs, state = call.looped()
-        leaves, form = trees.flatten(out)
-        joined = [torch.cat([a.unsqueeze(0), b]) for a, b in zip(leaves, trees.flatten(outs)[0], strict=True)]
+        outs, state = call.looped()
+        outs, form = trees.flatten(outs)
+        joined = [torch.cat([head.unsqueeze(0), out]) for head, out in zip(heads, outs, strict=True)]
         return trees.unflatten(form, joined), state
 
 

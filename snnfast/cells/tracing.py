@@ -23,7 +23,7 @@ Step = Callable[[tuple, tuple], tuple[tuple, tuple]]
 
 @dataclass(frozen=True)
 class Present:
-    """Which gradients a step's backward has: of its outputs, of its states, and from outside of the states before it."""
+    """Which gradients a step's backward has: of outputs, of states, and from outside of the states before it."""
 
     outs: tuple[bool, ...]
     states: tuple[bool, ...]
@@ -79,9 +79,7 @@ class Tracer:
         module = self._captured(run, surroundings, self._xs, self._states, self._tensors)
         return Traced(module, **told)
 
-    def joint(
-        self, step: Step, surroundings: Surroundings, traced: Traced, present: Present, written: bool
-    ) -> Joint:
+    def joint(self, step: Step, surroundings: Surroundings, traced: Traced, present: Present, written: bool) -> Joint:
         """The graph from inputs, states, tensors and gradients to gradients.
 
         Args:
@@ -148,4 +146,3 @@ class Tracer:
 
 def _leaf(tensor: Tensor, learns: bool = True) -> Tensor:
     return tensor.detach().requires_grad_() if learns and tensor.is_floating_point() else tensor
-
