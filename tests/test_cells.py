@@ -359,3 +359,39 @@ def test_a_hand_written_neuron_is_equal_to_its_generated_twin(model, delay):
 
 def test_random_cells_have_the_numbers_of_their_loops():
     assert fuzz_cells.wrong(range(30)) == []
+
+
+def test_parameters_of_an_autograd_function_learn_wherever_they_are():
+    learnt = torch.tensor(0.3, requires_grad=True)
+
+    def cell(x, mem):
+        return mem, 0.5 * mem + x * cells.Logistic.apply(learnt)
+
+    x, mem = torch.randn(3, 5), torch.randn(5)
+    found = [torch.autograd.grad(run(cell, x, mem)[0].sum(), learnt)[0] for run in (snnfast.scan, loop)]
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_with_float32_states(dtype):
+    def cell(x, mem):
+        mem = 0.9 * mem + x
+        spk = cells.Atan.apply(mem - 1.0)
+        return spk.to(x.dtype), mem - spk
+
+    assert_equal(cell, torch.randn(5, 3, 7, dtype=dtype) * 2, torch.randn(3, 7))
+
+
+def test_a_cut_out_step_runs_as_a_sequence():
+    def step(xs, states):
+        mem = 0.9 * states[0] + xs[0] * xs[1]
+        return (mem, mem > 0.5), (mem,)
+
+    xs, mem = [torch.randn(5, 2, 3, requires_grad=True) for _ in range(2)], torch.randn(2, 3, requires_grad=True)
+    run = snnfast.cells.fused(step, [x[0] for x in xs], [mem])
+    (out, fired), (last,) = run(xs, [mem])
+    assert fired.dtype == torch.bool and torch.equal(fired, out > 0.5) and torch.equal(out[-1], last)
+    expected = loop(lambda x, mem: (step(x, (mem,))[0][0], step(x, (mem,))[1][0]), tuple(xs), mem)[0]
+    assert torch.equal(out, expected)
+    with pytest.raises(snnfast.cells.Refused, match="aten.cumsum"):
+        snnfast.cells.fused(lambda xs, states: ((xs[0].cumsum(0),), states), [xs[0][0]], [mem])

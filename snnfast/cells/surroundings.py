@@ -96,25 +96,33 @@ class Surroundings:
                 container.update(content)
 
     @contextmanager
-    def substituted(self, others: list[Tensor]) -> Iterator[None]:
-        """Within it, the cell reads these tensors in the place of its own."""
+    def placed(self, others: list[Tensor]) -> Iterator[TorchFunctionMode]:
+        """Within it, and the mode that it gives, the cell reads these tensors in the place of its own."""
         by_id = {id(tensor): other for tensor, other in zip(self.tensors, others, strict=True)}
-        # Within modules by hand: autograd functions take their arguments around all modes.
-        places = [
-            (tensors, name, tensor)
-            for module in self._modules
-            for tensors in (module["_parameters"], module["_buffers"])
-            for name, tensor in tensors.items()
-            if tensor is not None
-        ]
+        # By hand wherever that can be: autograd functions take their arguments around all modes.
+        places = [(names, name, value) for names, name, value in self._globals if id(value) in by_id]
+        for container, content, _ in self._contents:
+            if isinstance(container, (dict, list)):
+                items = content.items() if isinstance(content, dict) else enumerate(content)
+                places += [(container, name, value) for name, value in items if id(value) in by_id]
+        cells = [(cell, value) for cell, value in self._cells if id(value) in by_id]
         try:
-            for tensors, name, tensor in places:
-                tensors[name] = by_id[id(tensor)]
-            with _Substituted(by_id):
-                yield
+            for container, name, value in places:
+                container[name] = by_id[id(value)]
+            for cell, value in cells:
+                cell.cell_contents = by_id[id(value)]
+            yield _Substituted(by_id)
         finally:
-            for tensors, name, tensor in places:
-                tensors[name] = tensor
+            for container, name, value in places:
+                container[name] = value
+            for cell, value in cells:
+                cell.cell_contents = value
+
+    @contextmanager
+    def substituted(self, others: list[Tensor]) -> Iterator[None]:
+        """`placed`, within its mode."""
+        with self.placed(others) as mode, mode:
+            yield
 
     def hooked(self) -> bool:
         """Whether a module has hooks."""

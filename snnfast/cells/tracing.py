@@ -96,11 +96,13 @@ class Tracer:
         def run(xs, states, tensors, grad_outs, grad_states, outers):
             learn = [tensor.requires_grad for tensor in surroundings.tensors]
             leaves = [*map(_leaf, xs)], [*map(_leaf, states)], [*map(_leaf, tensors, learn)]
-            with torch.enable_grad(), surroundings.substituted(leaves[2]):
+            # Autograd's own functions would take the mode's tensors for those of the cell.
+            with torch.enable_grad(), surroundings.placed(leaves[2]) as mode:
                 # No leaves, to which nobody may write in place.
                 inputs, before = [x.clone() for x in leaves[0]], [state.clone() for state in leaves[1]]
                 given = [state.clone() for state in before] if written else before
-                outs, new = step(tuple(inputs), tuple(given))
+                with mode:
+                    outs, new = step(tuple(inputs), tuple(given))
                 told["outs"] = tuple(out.requires_grad for out in outs)
                 told["states"] = tuple(state.requires_grad for state in new)
                 # Roots' own gradients come first in autograd's sums, as those from outside do in a loop's.
@@ -110,10 +112,13 @@ class Tracer:
                 pairs += compress(zip(new, grad_states, strict=True), present.states)
                 pairs = [(root, grad) for root, grad in pairs if root.requires_grad]
                 wanted = [leaf for group in leaves for leaf in group if leaf.requires_grad]
+                own = [tensor for tensor in surroundings.tensors if tensor.requires_grad]
                 found = [None] * len(wanted)
                 if pairs and wanted:
                     roots, grads = zip(*pairs, strict=True)
-                    found = torch.autograd.grad(roots, wanted, grads, allow_unused=True)
+                    found = torch.autograd.grad(roots, [*wanted, *own], grads, allow_unused=True)
+            if any(grad is not None for grad in found[len(wanted) :]):
+                raise Refused("an autograd function takes a tensor that learns from where it cannot be traced")
             found = iter(found)
             grads = [next(found) if leaf.requires_grad else None for group in leaves for leaf in group]
             return *grads, *new
@@ -129,6 +134,9 @@ class Tracer:
         try:
             with self._mode:
                 module = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*given)
+            constants = [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
+            if any(constant is tensor for constant in constants for tensor in surroundings.tensors):
+                raise Refused("it reads a tensor from where that cannot be traced")
             changed = surroundings.changed()
             if changed is not None:
                 raise Refused(f"its step changes something that it shares with other code: {changed}")
