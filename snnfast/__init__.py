@@ -5,13 +5,13 @@ What snnfast has no name for comes from snnTorch, where that is installed: `snnf
 """
 
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from . import encoding, functional, reference, surrogate
 from . import snntorchs as _snntorchs
 from .accelerate import accelerate, accelerated
 from .auto import install, load_ipython_extension, uninstall, unload_ipython_extension
 from .cells import Cell, scan
-from .compiler import explain
 from .convert import convert, reset
 from .functional import use_reference
 from .neurons import ALIF, Alpha, Lapicque, Leaky, RLeaky, RSynaptic, SpikingNeuron, Synaptic
@@ -49,4 +49,17 @@ __all__ = [
     "use_reference",
 ]
 
-__getattr__, __dir__ = _snntorchs.fallback(__name__)
+_from_snntorch, __dir__ = _snntorchs.fallback(__name__)
+
+if _TYPE_CHECKING:
+    from .compiler.explain import explain
+
+
+def __getattr__(name):
+    if name != "explain":
+        return _from_snntorch(name)
+    # When first asked for: it brings torch._dynamo, which takes longer to import than all of snnfast.
+    from .compiler.explain import explain
+
+    globals()[name] = explain
+    return explain

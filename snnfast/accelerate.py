@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from . import compiler
 from .convert import convert
 from .loops import recording
 from .loops.settings import Settings, default_numbers
@@ -60,7 +59,9 @@ def accelerate(
     options = {"window": window, "products": products, "inner": inner}
     given = window is not None or products != "batched" or inner is not None
     if compile or (compile is None and given):
-        return compiler.accelerate(net, **options)
+        from .compiler.accelerate import accelerate as accelerate_compiled
+
+        return accelerate_compiled(net, **options)
     if given:
         raise ValueError("window, products and inner are options of compile=True")
     if isinstance(net, nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import ops, reference, transforms
+from .capture import constant
 from .loops import recording
 from .ops import Options, Recurrence, Result
 from .reference import LEAKY, Model
@@ -471,7 +472,7 @@ def _is_exported() -> bool:
     return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _say_once(layer: str, reason: str) -> None:
     """Warns in Python, also where torch.compile traces the call."""
     if (layer, reason) not in _said:

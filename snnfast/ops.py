@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from . import _ext, reference, surrogate, transforms
+from .capture import constant
 from .reference import Model
 from .transforms import Fold
 
-why_no_kernel_runs = torch.compiler.assume_constant_result(_ext.why_no_kernel_runs)
+why_no_kernel_runs = constant(_ext.why_no_kernel_runs)
 
 
 class Options(NamedTuple):

@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.prune import BasePruningMethod
 
+from .capture import constant
+
 OBSERVERS = ("ObserverBase", "FakeQuantizeBase")
 """What quantisation collects ranges with, in eval mode too; by name, as torch.ao is slow to import."""
 
@@ -66,7 +68,7 @@ def _by_step(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     return torch.cat(steps).unflatten(0, x.shape[:2])
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _say_once(layer: str, name: str, kind: str) -> None:
     """Warns in Python, also where torch.compile traces the call."""
     if (layer, name, kind) not in _said:
@@ -88,11 +90,18 @@ def is_hooked(module: nn.Module) -> bool:
 
 def call(module: nn.Module, forward: Callable, x: Tensor):
     """`module(x)`, hooks included, with `forward` in place of the module's own."""
-    return _call_hooked(module, forward, x) if is_hooked(module) else forward(x)
+    if not is_hooked(module):
+        return forward(x)
+    if torch.compiler.is_compiling():
+        from .compiler import uncaptured
+
+        return uncaptured.call_hooked(module, forward, x)
+    return call_hooked(module, forward, x)
 
 
-@torch.compiler.disable(reason="hooks around a whole sequence are not captured")
-def _call_hooked(module, forward, x):
+def call_hooked(module: nn.Module, forward: Callable, x: Tensor):
+    """`call` of a module that is hooked."""
+
     def once(*args, **kwargs):
         # Before it runs, so that it finds the module as it is.
         _put_forward(module, own)

@@ -362,12 +362,12 @@ def try_seed(arguments: tuple[int, Options]) -> tuple[int, str, str, dict[str, i
 
 
 def start_process() -> None:
-    """One thread, no warnings; importing the compiler registers its backend."""
+    """One thread, no warnings, and the compiler imported."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     torch._logging.set_logs(dynamo=50)
     with suppress(ImportError):
-        importlib.import_module("snnfast.compiler")
+        importlib.import_module("snnfast.compiler.backend")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -12,7 +12,7 @@ from cases import RESETS, identical
 from snnfast import functional, ops, reference, surrogate
 from snnfast.neurons import fused_class
 from snnfast.neurons.base import snntorch_class
-from snnfast.reference import ALIF, ALPHA, LEAKY, LIF, MODELS, SYNAPTIC
+from snnfast.reference import ALIF, ALPHA, LEAKY, LIF, MODELS, SYNAPTIC, contract
 
 STEPS, SHAPE = 8, (3, 5)
 
@@ -164,6 +164,11 @@ def test_what_is_not_fused_runs_the_loop_and_says_so(model, unfused, device, mon
     assert all(map(identical, last, states))
 
 
+def test_every_model_does_what_it_says():
+    for model in MODELS:
+        contract.check(model)
+
+
 def test_a_model_that_does_not_do_what_it_says_is_refused():
     def changed_trace(states, reset, params, call):
         spk, (mem, syn) = SYNAPTIC.fire(states, reset, params, call)
@@ -194,7 +199,7 @@ def test_a_model_that_does_not_do_what_it_says_is_refused():
         (LIF, {"output": "v"}, "output must be 'i', the last of states, or None; got 'v'"),
     ):
         with pytest.raises(ValueError, match=f"model {model.name}: {message}"):
-            replace(model, **change)
+            contract.check(replace(model, **change))
 
 
 def test_an_operator_refuses_fewer_states_than_its_backward_reads():

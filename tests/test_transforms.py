@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import snnfast as snn
-from snnfast import compiler, functional, norse, surrogate
+from snnfast import functional, norse, surrogate
+from snnfast.compiler.backend import backend
 
 T, V, B, N = 5, 4, 3, 6
 
@@ -393,7 +394,7 @@ def test_hooks_are_told_of_nothing_that_compiling_tries(said, monkeypatch):
     def while_compiling(*args):
         with monkeypatch.context() as patched:
             patched.setattr(torch.compiler, "_is_compiling_flag", said)
-            return compiler.backend(*args)
+            return backend(*args)
 
     torch._dynamo.reset()
     net, saved = torch.compile(Net(), backend=while_compiling), []

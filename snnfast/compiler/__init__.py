@@ -2,10 +2,6 @@
 
 The data's way: capture (torch._dynamo) -> `simplify` -> `chains` -> `packing`, with the batching `rules`, legal by
 `order` and `effects` -> `emission`. The result is an ordinary differentiable `torch.fx.GraphModule`.
+
+Nothing is imported here: who compiles imports `accelerate`, `backend` or `explain`, and with it torch._dynamo.
 """
-
-from .accelerate import accelerate
-from .backend import backend
-from .explain import explain
-
-__all__ = ["accelerate", "backend", "explain"]

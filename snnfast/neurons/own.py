@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .. import ops
+from ..capture import constant
 from ..functional import check_current, check_fits
 from ..reference import Call, firing
 
@@ -68,7 +69,7 @@ class Methods:
         return self._forward if "forward" in self.own else None
 
 
-@torch.compiler.assume_constant_result
+@constant
 def own_of_class(cls: type) -> tuple[str, ...]:
     """The names of the methods of a step that this class does not have from the library."""
     return _methods(cls).own
@@ -132,13 +133,13 @@ def of_step(layer) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name not in uncalled))
 
 
-@torch.compiler.assume_constant_result
+@constant
 def overrides(cls: type, name: str) -> bool:
     """Whether a class has a method of this name from somebody else than the library."""
     return hasattr(cls, name) and not is_librarys(cls, name)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _own_around_steps(cls: type) -> tuple[str, ...]:
     called = () if cls.__call__ is nn.Module.__call__ else ("__call__",)
     return called if is_librarys(cls, "forward") else (*called, "forward")
@@ -159,7 +160,7 @@ def _computed(layer) -> tuple[str, ...]:
     return tuple(name for name in _properties(type(layer), params) if _may_vary(layer, name))
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _properties(cls: type, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(getattr(cls, name, None), property))
 
@@ -170,7 +171,7 @@ def _may_vary(layer, name: str) -> bool:
     return layer.training and any(True for _ in layer.parametrizations[name].buffers())
 
 
-@torch.compiler.assume_constant_result
+@constant
 def say_once(layer: str, names: tuple[str, ...]) -> None:
     """Warns of what is not fused, once for a class and methods."""
     if (layer, names) in _said:

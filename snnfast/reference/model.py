@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..transforms import vjp
-from . import contract, firing
+from . import firing
 from .firing import Call
 
 
@@ -16,8 +16,8 @@ class Model:
     """A neuron model: what one step computes, and how the operators of this name take it.
 
     A step charges the states and then fires. Parameters broadcast over a step [...]; states have its shape, and of a
-    model that spikes the membrane comes first. Making one raises a ValueError where its functions do something else
-    than it says here (`contract.check`).
+    model that spikes the membrane comes first. `contract.check` raises where its functions do something else than it
+    says here; the tests ask it, not the import: torch's autograd starts threads, and a forked child has none of them.
 
     Attributes:
         name: of the operators.
@@ -62,9 +62,6 @@ class Model:
     spikes: bool = True
     fuses_steps: bool = True
     delay_optional: bool = True
-
-    def __post_init__(self):
-        contract.check(self)
 
     def kept(self, reset_delay: bool) -> tuple[str, ...]:
         """The states whose charged values are a step's extras: neither the states before it nor after it have them."""
