@@ -4,7 +4,6 @@
 //
 // Shapes: x [T, ...] when `unroll`, else one step [...]; a neuron's states have x's shape less T; parameters are laid
 // out over the trailing neuron dimensions. op/neuron.h says what the lists hold.
-#include <Python.h>
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -66,10 +65,4 @@ STABLE_TORCH_LIBRARY(snnfast, m) {
     m.def((model + kDenseForward).c_str());
     m.def((model + kDenseBackward).c_str());
   }
-}
-
-// Importing the module is what runs the registrations above.
-PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
 }

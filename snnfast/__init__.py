@@ -14,6 +14,7 @@ from .auto import install, load_ipython_extension, uninstall, unload_ipython_ext
 from .cells import Cell, scan
 from .convert import convert, reset
 from .functional import use_reference
+from .memory import empty_cache
 from .neurons import ALIF, Alpha, Lapicque, Leaky, RLeaky, RSynaptic, SpikingNeuron, Synaptic
 from .step import TrainingStep
 from .unroll import Unroll
@@ -35,6 +36,7 @@ __all__ = [
     "accelerate",
     "accelerated",
     "convert",
+    "empty_cache",
     "encoding",
     "explain",
     "functional",

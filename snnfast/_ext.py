@@ -1,16 +1,11 @@
 """Loads the compiled operators: `_C` (required), then `_C_cuda` (absent from CPU-only builds)."""
 
 import importlib
-import os
 from functools import cache
 
 import torch
 
-# Torch reads it at its first tensor: large ones then start on a page, which lets glibc find freed ones again
-# (csrc/cpu/memory.h).
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-importlib.import_module("snnfast._C")
+memory = importlib.import_module("snnfast._C")
 try:
     _cuda = importlib.import_module("snnfast._C_cuda")
     _import_error = None

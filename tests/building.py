@@ -14,7 +14,8 @@ CSRC = TESTS.parent / "csrc"
 CPU_SOURCES = ("ops.cpp", *sorted(str(path.relative_to(CSRC)) for path in CSRC.glob("cpu/*.cpp")))
 # The CUDA kernels whose operators' tests run on the CPU; products are the CPU's own.
 EMULATED_SOURCES = (
-    *("ops.cpp", "cpu/product.cpp"),
+    "ops.cpp",
+    *(f"cpu/{name}.cpp" for name in ("fresh", "memory", "module", "product")),
     *(f"cuda/{name}.cu" for name in ("alif", "bits", "encode", "lapicque", "leaky", "lif", "rleaky")),
 )
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import snnfast
 
@@ -26,6 +27,11 @@ def test_importing_changes_nothing_and_leaves_the_compiler_out():
     imported = {name.split(".")[0] if name[:6] != "torch." else name for name in json.loads(said)}
     assert not imported & {"sympy", "triton", "torch._dynamo", "torch._inductor"}
     assert "snnfast" in imported
+
+
+def test_no_allocator_is_set_for_the_process():
+    (library,) = Path(snnfast.__file__).parent.glob("_C.*so")
+    assert b"mallopt" not in library.read_bytes()
 
 
 def test_what_compiles_is_there_when_asked_for():

@@ -11,7 +11,7 @@
 #include "../integers.h"
 #include "../op/tensors.h"
 #include "dense.h"
-#include "memory.h"
+#include "fresh.h"
 #include "tile.h"
 
 namespace snnfast {
@@ -25,11 +25,7 @@ struct Cpu {
   template <typename S>
   static constexpr bool kRecomputes = false;
 
-  static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) {
-    Tensor tensor = new_empty(like, sizes, dtype);
-    prepare_fresh_memory(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
-    return tensor;
-  }
+  static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) { return fresh(like, sizes, dtype); }
 
   template <typename Neuron, typename T>
   static void scan(const torch::stable::Tensor&, const Scan<Neuron, T>& scan, const NeuronOptions& options) {

@@ -1,55 +1,44 @@
-// A sequence's outputs are fresh memory that a kernel touches once. On Linux its page faults cost more than the neurons
-// do, unless the pages are huge and freed memory stays with the process for the next iteration.
+// Memory of our own for large results. A kernel touches a sequence's outputs once, so that their page faults cost more
+// than the neurons do, unless pages are huge and the next iteration finds the memory that the last one freed. The
+// process' own allocator stays as it is: blocks are mapped, kept and given back here.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 
 #ifdef __linux__
-#include <malloc.h>
 #include <sys/mman.h>
 #endif
 
 namespace snnfast {
 
-// A training step frees its tensors and takes as many again. glibc maps those above 32 MiB anew each time, and gives
-// smaller ones back as soon as enough of them lie together. Kept, they are found again only if torch starts them on a
-// page (snnfast/_ext.py asks for it): at its usual 64 bytes, what alignment cuts off a freed block stays in small
-// lists, and the next tensor of the same size does not fit. A limit that the user set stays in force.
-inline void keep_freed_memory([[maybe_unused]] bool on_pages) {
-#ifdef __GLIBC__
-  for (const char* setting :
-       {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"}) {
-    if (std::getenv(setting)) return;
-  }
-  if (on_pages) {
-    mallopt(M_MMAP_MAX, 0);
-    mallopt(M_TRIM_THRESHOLD, -1);
-  } else {
-    mallopt(M_MMAP_THRESHOLD, 32 << 20);
-    mallopt(M_TRIM_THRESHOLD, 256 << 20);
-  }
-#endif
-}
+inline constexpr int kPage = 4096, kHugePage = 2 << 20;  // bytes
 
 inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kHugePage = std::uintptr_t{1} << 21;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kHugePage - 1) & ~(kHugePage - 1);
-  const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) & ~(kHugePage - 1);
+  const auto address = reinterpret_cast<std::uintptr_t>(data);
+  const auto begin = (address + kHugePage - 1) / kHugePage * kHugePage, end = (address + bytes) / kHugePage * kHugePage;
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 
-inline constexpr int kPage = 4096;  // bytes
+// Blocks in use, and idle ones for those who ask next. Idle ones are given back that lie beyond the limit, that would
+// make the blocks in all more than were ever in use at once, or that many others were preferred to. From any thread.
+namespace blocks {
 
-inline void prepare_fresh_memory(void* data, std::size_t bytes) {
-  constexpr std::size_t kLarge = std::size_t{2} << 20;
-  if (bytes < kLarge) return;
-  static const bool kept = (keep_freed_memory(reinterpret_cast<std::uintptr_t>(data) % kPage == 0), true);
-  static_cast<void>(kept);
-  prefer_huge_pages(data, bytes);
-}
+// At least so many bytes, to be given back by `give`; null: too few, too many or turned off, ask somebody else.
+void* take(std::size_t bytes);
+void give(void* data);
 
+// Whether a block in use starts here.
+bool has(void* data);
+
+// Bytes that may lie idle; 0: nothing is taken from here any more.
+std::size_t limit();
+void set_limit(std::size_t bytes);
+
+// Gives back all that is idle: so many bytes.
+std::size_t trim();
+
+}  // namespace blocks
 }  // namespace snnfast

@@ -18,7 +18,7 @@
 
 #include "../dispatch.h"
 #include "../op/tensors.h"
-#include "memory.h"
+#include "fresh.h"
 #include "simd.h"
 
 namespace snnfast {
@@ -261,8 +261,7 @@ Tensor spike_linear(Tensor spk, Tensor weight) {
     if (!are_few(spikes, shape, outputs, kFew)) return;
     const Tensor rows = readable(weight_t);
     const Matrix<T> matrix(data<T>(rows), shape.columns, outputs);
-    result = new_empty(spk, sizes, spk.scalar_type());
-    prepare_fresh_memory(result->mutable_data_ptr(), result->numel() * sizeof(T));
+    result = fresh(spk, sizes, spk.scalar_type());
     torch::stable::parallel_for(0, shape.rows, 64, [&](int64_t begin, int64_t end) {
       T* out = mutable_data<T>(*result) + begin * outputs;
       multiply_spikes(spikes + begin * shape.columns, matrix, end - begin, shape.columns, out);

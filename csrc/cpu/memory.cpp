@@ -1,0 +1,182 @@
+#include "memory.h"
+
+#include <algorithm>
+#include <bit>
+#include <deque>
+#include <iterator>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#ifdef __linux__
+#include <pthread.h>
+#endif
+
+namespace snnfast::blocks {
+namespace {
+
+constexpr std::size_t kLeast = std::size_t{1} << 20, kMost = std::size_t{1} << 46;  // bytes of a block
+constexpr std::size_t kUsualLimit = std::size_t{2} << 30;
+constexpr std::uint64_t kPatience = 1024;  // blocks taken while one lay idle
+
+struct Block {
+  void* data;
+  std::size_t bytes;
+  std::uint64_t since;  // blocks taken before it lay idle
+};
+
+struct State {
+  std::mutex mutex;
+  std::unordered_map<void*, std::size_t> in_use;
+  std::deque<Block> idle;  // those of longest standing first
+  std::size_t used = 0, idle_bytes = 0, peak = 0, limit = kUsualLimit;
+  std::uint64_t taken = 0;
+  bool watching_forks = false;
+
+  Block remove(std::deque<Block>::iterator one) {
+    const Block block = *one;
+    idle_bytes -= block.bytes;
+    idle.erase(one);
+    return block;
+  }
+};
+
+// It outlives whoever still has a block when the process ends.
+State& state() {
+  static State* const state = new State;
+  return *state;
+}
+
+// Eight sizes from each power of two to the next: an eighth of a block is unused at most.
+std::size_t size_class(std::size_t bytes) {
+  const std::size_t step = std::bit_floor(bytes) / 8;
+  return (bytes + step - 1) / step * step;
+}
+
+// From the system, on a huge page where one fits; null where the system has none.
+void* map([[maybe_unused]] std::size_t bytes) {
+#ifdef __linux__
+  const std::size_t spare = bytes >= kHugePage ? kHugePage - kPage : 0;
+  void* const mapped = mmap(nullptr, bytes + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  char* const first = static_cast<char*>(mapped);
+  const std::size_t before = spare ? -reinterpret_cast<std::uintptr_t>(mapped) % kHugePage : 0;
+  if (before > 0) munmap(first, before);
+  if (spare > before) munmap(first + before + bytes, spare - before);
+  prefer_huge_pages(first + before, bytes);
+  return first + before;
+#else
+  return nullptr;
+#endif
+}
+
+void unmap([[maybe_unused]] const std::vector<Block>& some) {
+#ifdef __linux__
+  for (const Block& block : some) munmap(block.data, block.bytes);
+#endif
+}
+
+// A child that is forked while another thread is in here would find the lock taken for ever.
+void watch_forks([[maybe_unused]] State& all) {
+#ifdef __linux__
+  if (std::exchange(all.watching_forks, true)) return;
+  const auto unlock = [] { state().mutex.unlock(); };
+  pthread_atfork([] { state().mutex.lock(); }, unlock, unlock);
+#endif
+}
+
+}  // namespace
+
+void* take(std::size_t bytes) {
+  if (bytes < kLeast || bytes > kMost) return nullptr;
+  const std::size_t size = size_class(bytes);
+  State& all = state();
+  std::vector<Block> old;
+  void* data = nullptr;
+  {
+    const std::lock_guard lock(all.mutex);
+    if (all.limit == 0) return nullptr;
+    watch_forks(all);
+    ++all.taken;
+    const auto last = std::find_if(all.idle.rbegin(), all.idle.rend(), [&](const Block& b) { return b.bytes == size; });
+    if (last != all.idle.rend()) data = all.remove(std::prev(last.base())).data;
+    all.used += size;
+    const std::size_t room = std::max(all.peak, all.used) - all.used;
+    while (!all.idle.empty() && (all.idle_bytes > room || all.taken - all.idle.front().since > kPatience)) {
+      old.push_back(all.remove(all.idle.begin()));
+    }
+  }
+  unmap(old);
+  if (data == nullptr) data = map(size);
+  // What lies idle is no reason to fail.
+  if (data == nullptr && trim() > 0) data = map(size);
+  const std::lock_guard lock(all.mutex);
+  if (data == nullptr) {
+    all.used -= size;
+  } else {
+    all.in_use.emplace(data, size);
+    all.peak = std::max(all.peak, all.used);
+  }
+  return data;
+}
+
+void give(void* data) {
+  State& all = state();
+  std::vector<Block> old;
+  {
+    const std::lock_guard lock(all.mutex);
+    const auto block = all.in_use.find(data);
+    const std::size_t size = block->second;
+    all.in_use.erase(block);
+    all.used -= size;
+    // Where all that is used in turn does not fit, what is idle already is as likely to be asked for.
+    if (all.idle_bytes + size <= all.limit) {
+      all.idle.push_back({data, size, all.taken});
+      all.idle_bytes += size;
+    } else {
+      old.push_back({data, size, all.taken});
+    }
+  }
+  unmap(old);
+}
+
+bool has(void* data) {
+  State& all = state();
+  const std::lock_guard lock(all.mutex);
+  return all.in_use.count(data) > 0;
+}
+
+std::size_t limit() {
+  State& all = state();
+  const std::lock_guard lock(all.mutex);
+  return all.limit;
+}
+
+void set_limit(std::size_t bytes) {
+  State& all = state();
+  std::vector<Block> old;
+  {
+    const std::lock_guard lock(all.mutex);
+    all.limit = bytes;
+    while (all.idle_bytes > bytes) old.push_back(all.remove(all.idle.begin()));
+  }
+  unmap(old);
+}
+
+std::size_t trim() {
+  State& all = state();
+  std::vector<Block> old;
+  std::size_t bytes = 0;
+  {
+    const std::lock_guard lock(all.mutex);
+    old.assign(all.idle.begin(), all.idle.end());
+    all.idle.clear();
+    bytes = std::exchange(all.idle_bytes, 0);
+    all.peak = all.used;
+  }
+  unmap(old);
+  return bytes;
+}
+
+}  // namespace snnfast::blocks
