@@ -888,9 +888,9 @@ def _may_be_written(target, like: Like) -> bool:
     if type(target) is not Tensor or target._is_view() or (target.is_leaf and target.requires_grad):
         return False
     storage = target.untyped_storage()
-    return (
-        storage.resizable() and storage.nbytes() == target.nbytes and torch._C._storage_Use_Count(storage._cdata) <= 2
-    )
+    if _is_shared_with_others(target) or storage.nbytes() != target.nbytes:
+        return False
+    return torch._C._storage_Use_Count(storage._cdata) <= 2
 
 
 def _stand_in(placeholder: Pending) -> Tensor:
@@ -918,7 +918,7 @@ def _version(tensor: Tensor) -> int:
 def _is_shared_with_others(tensor: Tensor) -> bool:
     """Whether somebody else, such as NumPy, has this memory too, and may write to it unseen."""
     storage = tensor.untyped_storage()
-    return not storage.resizable() and not storage.is_shared()
+    return not (storage.resizable() or storage.is_shared() or memory.is_own(storage))
 
 
 def _tuple_of(kind: type, outs: tuple):
