@@ -40,7 +40,7 @@ Tensor fresh(const Tensor& like, Sizes sizes, ScalarType dtype) {
   AtenTensorHandle tensor;
   const AOTITorchError error = torch_from_blob(
       data, static_cast<int64_t>(sizes.size()), sizes.data(), contiguous_strides(sizes).data(), 0, number,
-      aoti_torch_device_type_cpu(), 0, &tensor, aoti_torch_layout_strided(), nullptr, 0, give, nullptr);
+      aoti_torch_device_type_cpu(), -1, &tensor, aoti_torch_layout_strided(), nullptr, 0, give, nullptr);
   if (error == AOTI_TORCH_SUCCESS) return Tensor(tensor);
   blocks::give(data);
   return new_empty(like, sizes, dtype);
