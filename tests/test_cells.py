@@ -20,6 +20,9 @@ import snnfast
 import test_models
 from snnfast import ops, reference, surrogate
 from snnfast.cells import building, scanning, trees, why_not_fused
+from snnfast.cells.operators import OPERATORS
+from snnfast.cells.program import Program, run_loop
+from snnfast.cells.surroundings import surroundings_of
 
 ROOT = Path(__file__).parent.parent
 NAMES = [*cells.cases(1, torch.float32)]
@@ -377,7 +380,7 @@ def test_half_precision_with_float32_states(dtype):
     def cell(x, mem):
         mem = 0.9 * mem + x
         spk = cells.Atan.apply(mem - 1.0)
-        return spk.to(x.dtype), mem - spk
+        return spk.to(x.dtype), mem - torch.where(spk > 0, 1.0, 0.0)
 
     assert_equal(cell, torch.randn(5, 3, 7, dtype=dtype) * 2, torch.randn(3, 7))
 
@@ -395,3 +398,65 @@ def test_a_cut_out_step_runs_as_a_sequence():
     assert torch.equal(out, expected)
     with pytest.raises(snnfast.cells.Refused, match="aten.cumsum"):
         snnfast.cells.fused(lambda xs, states: ((xs[0].cumsum(0),), states), [xs[0][0]], [mem])
+
+
+LIKE_ANOTHER = (
+    "detach",
+    "alias",
+    "clone",
+    "contiguous",
+    "lift_fresh_copy",
+    "expand",
+    "view",
+    "reshape",
+    "_unsafe_view",
+)
+CONSTANT = ("zeros", "ones", "full", "scalar_tensor", "fill", "_like", "new_")
+
+
+def called(operator, numbers):
+    """An operator of the table, on tensors of numbers, or of truths where it takes those."""
+    name, truths = operator._schema.name.split("::")[1], (numbers[0] > numbers[1], numbers[1] > numbers[2])
+    if name == "index_put":
+        return operator(numbers[0], [truths[0]], torch.tensor(0.3, dtype=numbers[0].dtype))
+    if name == "masked_fill":
+        return operator(numbers[0], truths[0], 0.3 if operator._overloadname == "Scalar" else torch.tensor(0.3))
+    tensors, args = iter(truths if name.startswith("bitwise") else numbers), []
+    for argument in operator._schema.arguments:
+        if str(argument.type) in ("Tensor", "Optional[Tensor]"):
+            args.append(truths[0] if name == "where" and not args else next(tensors))
+        elif argument.has_default_value() and name not in ("clamp", "hardtanh"):
+            break
+        else:
+            args.append(2 if name == "pow" else 0.3 + len(args))
+    return operator(*args)
+
+
+def numbers_of_all_kinds(shape, dtype):
+    special = torch.tensor([0.0, -0.0, 1, -1, torch.inf, -torch.inf, torch.nan, 1e-40, 0.5, -0.3, 88, -104, 1e30])
+    drawn = torch.randn(shape, dtype=dtype) * torch.randint(0, 6, shape).exp() / 3
+    return torch.where(torch.rand(shape) < 0.3, special.to(dtype)[torch.randint(len(special), shape)], drawn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_operator_rounds_as_atens(dtype):
+    # Of two numbers, where gives the default dtype.
+    skipped = (*LIKE_ANOTHER, "_to_copy", *(() if dtype == torch.float32 else ("where.Scalar",)))
+    tested = [
+        operator
+        for operator in OPERATORS
+        if not any(part in str(operator) for part in CONSTANT)
+        and not {str(operator).split(".")[1], str(operator).removeprefix("aten.")} & {*skipped}
+    ]
+    assert len(tested) > 70
+
+    def step(xs, states):
+        return tuple(called(operator, xs) for operator in tested), states
+
+    for size in (1, 7, 8, 21, 33, 1031):
+        xs = [numbers_of_all_kinds((2, size), dtype) for _ in range(3)]
+        own = Program(step, [x[0] for x in xs], [], surroundings_of(step))
+        with torch.no_grad():
+            fused, looped = own.forward(xs, [], [], [], keep=False)[0], run_loop(step, xs, [])[0]
+        for operator, a, b in zip(tested, fused, looped, strict=True):
+            assert a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all()), (operator, size)

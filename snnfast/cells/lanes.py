@@ -122,13 +122,13 @@ class Lanes:
 
     def _dtype(self) -> torch.dtype:
         """What lanes are computed in."""
-        found, truths = {}, set()
+        found, small = {}, set()
         for node, kind in self.kind.items():
             if kind == "lane":
                 dtype = node.meta["val"].dtype
-                if dtype == torch.bool or (node.target in _KEEP and node.args[0] in truths):
-                    # Zeros and ones are the same in every dtype.
-                    truths.add(node)
+                if dtype == torch.bool or _is_small(node) or (node.target in _KEEP and node.args[0] in small):
+                    # Zeros, ones and the like are the same in every dtype.
+                    small.add(node)
                     if dtype in _FLOATS:
                         continue
                 if dtype not in (torch.bool, *_FLOATS):
@@ -182,3 +182,8 @@ class Lanes:
             return values[node]
 
         return [value(node) for node in nodes]
+
+
+def _is_small(node: Node) -> bool:
+    """Whether it chooses between numbers that every dtype has, as `torch.where(fired, 1.0, 0.0)`."""
+    return node.target is aten.where.Scalar and all(number in (-1, 0, 1) for number in node.args[1:])

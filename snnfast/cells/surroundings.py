@@ -169,7 +169,11 @@ class Surroundings:
             self._key.append(len(value))
             for part in value:
                 self._walk(part)
-        elif isinstance(value, (types.ModuleType, types.BuiltinFunctionType)) or not hasattr(value, "__dict__"):
+        elif (
+            isinstance(value, (types.ModuleType, types.BuiltinFunctionType))
+            or not hasattr(value, "__dict__")
+            or type(value).__module__.partition(".")[0] == "torch"
+        ):
             self._key.append(Same(value))
         else:
             self._walk_class(type(value))
