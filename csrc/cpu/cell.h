@@ -169,7 +169,7 @@ void prepare_cell_memory(const CellCall<T>& call) {
   const std::size_t bytes = call.steps * call.neurons * sizeof(T);
   const auto prepare = [&](T* const* sequences, int count) {
     for (int k = 0; sequences && k < count; ++k) {
-      if (sequences[k]) prepare_fresh_memory(sequences[k], bytes);
+      if (sequences[k] && bytes >= kHugePage) prefer_huge_pages(sequences[k], bytes);
     }
   };
   prepare(call.out, Cell::kOuts);

@@ -6,9 +6,7 @@ from itertools import compress
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from .surroundings import Surroundings
 
@@ -62,6 +60,9 @@ class Tracer:
     """Traces steps of cells for inputs, states and tensors like these; it holds none of them."""
 
     def __init__(self, xs: Sequence[Tensor], states: Sequence[Tensor], tensors: Sequence[Tensor]):
+        # Here and below: with them comes sympy, which nobody needs who has no cell.
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._xs, self._states, self._tensors = map(self._fakes, (xs, states, tensors))
 
@@ -131,6 +132,9 @@ class Tracer:
         return [self._mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in tensors]
 
     def _captured(self, run: Callable, surroundings: Surroundings, *given: list[Tensor]) -> GraphModule:
+        from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+        from torch.fx.experimental.proxy_tensor import make_fx
+
         try:
             with self._mode:
                 module = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*given)
