@@ -51,7 +51,7 @@ __all__ = [
     "use_reference",
 ]
 
-_from_snntorch, __dir__ = _snntorchs.fallback(__name__)
+_from_snntorch, _names = _snntorchs.fallback(__name__)
 
 if _TYPE_CHECKING:
     from .compiler.explain import explain
@@ -65,3 +65,7 @@ def __getattr__(name):
 
     globals()[name] = explain
     return explain
+
+
+def __dir__():
+    return sorted({*_names(), "explain"})

@@ -299,6 +299,7 @@ def test_a_full_disk_leaves_the_loop(anew, monkeypatch):
     assert not [*(anew / "cache").rglob("*.so")]
 
 
+@pytest.mark.long
 def test_the_cache_is_shared_between_processes_and_survives_damage(anew):
     script = "import torch, tests.test_cells as t; t.warnings.simplefilter('error'); t.run_decaying()"
     start = [sys.executable, "-c", script]
@@ -360,6 +361,7 @@ def test_a_hand_written_neuron_is_equal_to_its_generated_twin(model, delay):
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_random_cells_have_the_numbers_of_their_loops():
     assert fuzz_cells.wrong(range(30)) == []
 
