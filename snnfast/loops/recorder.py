@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_flatten
 
+from .. import memory
 from ..neurons.base import was_reset
 from . import known, pieces, unseen
 from .packing import Window, in_modes, modes
