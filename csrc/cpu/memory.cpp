@@ -127,6 +127,8 @@ void give(void* data) {
   {
     const std::lock_guard lock(all.mutex);
     const auto block = all.in_use.find(data);
+    // Torch frees what it fails to make a tensor of, or leaves it to the caller.
+    if (block == all.in_use.end()) return;
     const std::size_t size = block->second;
     all.in_use.erase(block);
     all.used -= size;
