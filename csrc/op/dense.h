@@ -71,7 +71,7 @@ struct DenseOp : NeuronOp<Backend, Model> {
     weight = readable(weight);
     std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
     results.push_back(torch::stable::new_zeros(like, sequence.neuron_shape(), state));
-    for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(like, sequence.neuron_shape(), state));
+    for (int k = 0; k < Some::kStates; ++k) results.push_back(Backend::empty(like, sequence.neuron_shape(), state));
     if (want_params) results.push_back(new_empty(like, {int64_t{Some::kParams}, sequence.neurons}, state));
 
     dispatch_dtype<typename Backend::StorageTypes>(dtype, [&](auto storage) {

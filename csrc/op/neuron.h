@@ -81,7 +81,7 @@ struct NeuronOp {
     evaluated = readable(evaluated);
     std::vector<Tensor> results{Backend::empty(like, like.sizes(), dtype)};
     const int wanted = want_states ? Some::kStates : 0;
-    for (int k = 0; k < wanted; ++k) results.push_back(new_empty(like, sequence.neuron_shape(), state));
+    for (int k = 0; k < wanted; ++k) results.push_back(Backend::empty(like, sequence.neuron_shape(), state));
     if (want_params) results.push_back(new_empty(like, {int64_t{Some::kParams}, sequence.neurons}, state));
 
     dispatch_dtype<typename Backend::StorageTypes>(dtype, [&](auto storage) {
@@ -135,7 +135,7 @@ struct NeuronOp {
                                      int extras) {
     const ScalarType dtype = state_dtype(x.scalar_type());
     std::vector<Tensor> results{Backend::empty(x, sequence.shape, x.scalar_type())};
-    for (int k = 0; k < Some::kStates; ++k) results.push_back(new_empty(x, sequence.neuron_shape(), dtype));
+    for (int k = 0; k < Some::kStates; ++k) results.push_back(Backend::empty(x, sequence.neuron_shape(), dtype));
     std::vector<int64_t> stored = sequence.shape;
     if (every > 1) stored[0] = chunk_starts(sequence.steps);
     for (int64_t k = 0; k < seqs; ++k) results.push_back(Backend::empty(x, stored, dtype));
