@@ -1,5 +1,6 @@
 """Time, memory and the machine's own limit."""
 
+import contextlib
 import gc
 import itertools
 import math
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+import snnfast
 
 # A slice of a round lasts about this long, so that short workloads are averaged over passes.
 SLICE_MS = 20.0
@@ -206,10 +209,24 @@ def _cpu_peak_bytes(run):
 def _cpu_allocations(run):
     """Bytes that were taken (freed: negative) one after the other, and what `run` returned."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
+    with (
+        _all_memory_from_torch(),
+        torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile,
+    ):
         returned = run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())], returned
+
+
+@contextlib.contextmanager
+def _all_memory_from_torch():
+    """The profiler does not see memory of snnfast's own."""
+    limit = snnfast.memory.limit()
+    snnfast.memory.set_limit(0)
+    try:
+        yield
+    finally:
+        snnfast.memory.set_limit(limit)
 
 
 def held_bytes(forward: Callable[[], torch.Tensor | tuple[torch.Tensor, ...]], device: torch.device) -> int:
