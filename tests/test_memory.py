@@ -94,7 +94,7 @@ def test_memory_that_nothing_asks_for_is_given_back(idle):
     x = torch.rand(1, 64, 4096)
     for _ in range(1100):
         functional.leaky(x, beta=0.9)
-    assert snnfast.empty_cache() <= 2 * MIB
+    assert snnfast.empty_cache() <= 3 * MIB
 
 
 @own_memory

@@ -84,6 +84,7 @@ class Window:
         self.period, self.exact = period, exact
         self.series: dict[tuple[Operation, int], Series] = {}
         self.last: dict[tuple[Operation, int], Tensor] = {}
+        self.taken = set()
         self.done: dict[Operation, tuple[int, int]] = {}
         """Calls over time, and of single steps, that each operation took."""
 
@@ -235,7 +236,7 @@ class Window:
 
     def _written_at_once(self, operation: Operation) -> bool:
         """`x[first] = value`, `x[first + 1] = value`, ... of one tensor, as `x[first : first + T] = values`."""
-        if self.exact or len(operation.slots) != 3 or len(operation.given[0]) != 1:
+        if self.exact or len(operation.slots) != 3 or len(operation.given[0]) != 1 or not needs_itself(operation):
             return False
         numbers, value = self._input(operation, 1), self._input(operation, 2)
         if not isinstance(numbers, Numbers) or not isinstance(value, Series):
@@ -365,6 +366,9 @@ def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
         return spk, *(states[name] for name in step_outputs(layer)[1:])
     if exact and operation.function in known.PRODUCTS:
         leaves = placed(operation, leaves)
+    if operation.function is known.set_item and operation.slots[0].kind == MADE and not needs_itself(operation):
+        # What another operation made is a step of a stack.
+        leaves = [leaves[0].clone(), *leaves[1:]]
     args, kwargs = operation.values(leaves)
     out = operation.function(*args, **kwargs)
     return (out,) if operation.several is None else tuple(out)

@@ -35,10 +35,11 @@ class Like(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     requires_grad: bool
+    strides: tuple[int, ...]
 
     @staticmethod
     def of(tensor: Tensor) -> "Like":
-        return Like(tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
+        return Like(tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.stride())
 
     @property
     def bytes(self) -> int:

@@ -62,7 +62,7 @@ def describes(func, args) -> bool:
 
 def new(recorder, operation, output: int, period: int) -> Pending:
     """The placeholder of an operation's output in a period."""
-    shape, dtype, device, requires_grad = operation.outputs[output]
+    shape, dtype, device, requires_grad, _ = operation.outputs[output]
     made = _make(Pending, shape, dtype=dtype, device=device, requires_grad=requires_grad)
     made.made_by = (recorder, operation, output, period)
     return made

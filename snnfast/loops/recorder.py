@@ -672,6 +672,9 @@ class Recorder(TorchFunctionMode):
             verified = story.verified < self.settings.verify
             window.run(wanted, as_written or self.period.as_written, None if verified else held)
         except Exception:
+            if any(operation.writes or operation.function is known.set_item for operation in window.done):
+                # What is written would be written twice.
+                raise
             # As one call it may want what single steps do not, such as memory; as written it fails as the loop would.
             self.period.as_written = True
             window = Window(self.period, exact)
@@ -830,8 +833,13 @@ def _with_mask(func, args, kwargs):
         if len(shape) != 2 + {F.dropout1d: 1, F.dropout2d: 2, F.dropout3d: 3}[func]:
             return func, args, kwargs
         shape = (*shape[:2], *(1,) * (len(shape) - 2))
-    mask = func(torch.ones(shape, dtype=x.dtype, device=x.device), p, True)
-    return torch.mul, (x, mask), {}
+    if func is F.dropout:
+        # It draws in memory order.
+        with torch.no_grad():
+            ones = torch.ones_like(_stand_in(x))
+    else:
+        ones = torch.ones(shape, dtype=x.dtype, device=x.device)
+    return torch.mul, (x, func(ones, p, True)), {}
 
 
 def _statistics_in_between(logged: list[Logged]) -> str:
@@ -894,10 +902,13 @@ def _may_be_written(target, like: Like) -> bool:
     return torch._C._storage_Use_Count(storage._cdata) <= 2
 
 
-def _stand_in(placeholder: Pending) -> Tensor:
-    """A tensor like a placeholder's value, but for what is in it."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return torch.empty(placeholder.shape, dtype=placeholder.dtype, device=placeholder.device)
+def _stand_in(x: Tensor) -> Tensor:
+    """A tensor like x, or like what x will be, in memory order too, but for what is in it."""
+    if type(x) is not Pending:
+        return x
+    _, operation, output, _ = x.made_by
+    like = operation.outputs[output]
+    return torch.empty_strided(like.shape, like.strides, dtype=like.dtype, device=like.device)
 
 
 def _memory(tensor: Tensor) -> int | None:
