@@ -1612,3 +1612,45 @@ def test_snnfasts_own_memory_is_known_to_nobody_else():
     x = snn.Leaky(0.5).unroll(torch.rand(STEPS, 64, 1024))[0]
     assert snn.memory.is_own(x.untyped_storage()) and not recorder._is_shared_with_others(x)
     assert recorder._is_shared_with_others(torch.from_numpy(np.ones(3)))
+
+
+@pytest.mark.parametrize("draw", ["rand_like", "dropout"])
+def test_draws_for_steps_that_lie_across_memory_are_the_loops(draw):
+    """Random numbers fill memory in its order: a transposed step's are others than a contiguous one's."""
+
+    def across(net, x, t):
+        step = (net.fc.weight @ x[t].t()).t()
+        return step + torch.rand_like(step) if draw == "rand_like" else F.dropout(step, 0.3)
+
+    net = Forward()
+    plain, recorded = copy.deepcopy(net), snn.accelerate(net)
+    for call in range(CALLS):
+        outcomes = []
+        for one in (plain, recorded):
+            torch.manual_seed(call)
+            outcomes.append(loop(one, inputs(call, torch.float32), current=across))
+        for found, wanted in zip(*outcomes, strict=True):
+            assert torch.equal(found, wanted)
+    assert net.lif._loops.story.recorded > STEPS
+
+
+def test_statistics_are_written_once_where_a_window_is_computed_twice():
+    """A recurrent layer is tried beside its steps, and what fails as one call runs as written: neither writes again."""
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc, self.lif = nn.BatchNorm1d(5), nn.Linear(5, 6), snn.RLeaky(0.7, linear_features=6)
+
+        def forward(self, x):
+            spk, mem = self.lif.init_rleaky()
+            for step in x:
+                spk, mem = self.lif(self.fc(self.norm(step)), spk, mem)
+            return mem
+
+    net = Normed()
+    plain, recorded = copy.deepcopy(net), snn.accelerate(net)
+    for call in range(CALLS):
+        assert torch.equal(plain(inputs(call, torch.float32)), recorded(inputs(call, torch.float32)))
+        assert torch.equal(plain.norm.running_mean, recorded.norm.running_mean)
+    assert net.lif._loops.story.recorded > STEPS

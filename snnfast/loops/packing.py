@@ -253,7 +253,7 @@ class Window:
         return True
 
     def _by_rule(self, operation: Operation, inputs: list) -> bool:
-        if operation.writes or any(slot.kind == NUMBER for slot in operation.slots):
+        if operation.writes or not operation.is_dense or any(slot.kind == NUMBER for slot in operation.slots):
             return False
         key = operation.count, tuple(isinstance(given, Series) and given.is_steady for given in inputs)
         if key not in operation.by_steps:

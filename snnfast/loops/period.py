@@ -42,6 +42,22 @@ class Like(NamedTuple):
         return Like(tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.stride())
 
     @property
+    def is_dense(self) -> bool:
+        """Whether it lies in memory as new tensors or channels-last ones do, and so does a step of a stack: a product's
+        sum goes by how its operands lie."""
+        dims = range(len(self.shape) - 1, -1, -1)
+        return self._lies(dims) or (len(dims) > 3 and self._lies((1, *(dim for dim in dims if dim != 1))))
+
+    def _lies(self, dims) -> bool:
+        """Whether its elements follow one another along these dimensions in turn."""
+        count = 1
+        for dim in dims:
+            if self.shape[dim] != 1 and self.strides[dim] != count:
+                return False
+            count *= self.shape[dim]
+        return True
+
+    @property
     def bytes(self) -> int:
         return self.shape.numel() * self.dtype.itemsize
 
@@ -82,6 +98,7 @@ class Operation:
             for slot, output in zip(self.slots[1:], self.state_outputs(), strict=True)
         )
         self.numbers = range(len(self.outputs))
+        self.is_dense = self.function in known.VIEWS or all(like.is_dense for like in self.outputs)
         self.is_flat = not any(self.nested)
         if self.is_step:
             names = step_outputs(self.function)

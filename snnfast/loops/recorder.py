@@ -413,6 +413,7 @@ class Recorder(TorchFunctionMode):
         before = make_pending(target, self, operation, 0, self.number)
         outs = self._record(operation, [before, *leaves[1:]])
         if outs is None:
+            self.read.pop(id(before), None)
             become(target, before)
             return None
         target.made_by = outs[0].made_by
