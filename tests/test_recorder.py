@@ -1654,3 +1654,12 @@ def test_statistics_are_written_once_where_a_window_is_computed_twice():
         assert torch.equal(plain(inputs(call, torch.float32)), recorded(inputs(call, torch.float32)))
         assert torch.equal(plain.norm.running_mean, recorded.norm.running_mean)
     assert net.lif._loops.story.recorded > STEPS
+
+
+def test_loops_of_every_length_are_one_loop():
+    """`x[t]` of another number of steps is what waits all the same: nothing is learnt anew, nothing looked at."""
+    net = snn.accelerate(Forward())
+    for steps in (9, 12, 7, 30, 9):
+        net(inputs(0, torch.float32, steps=steps))
+    story = net.lif._loops.story
+    assert story.plain == 2 and set(story.ends) <= {"stack"}, story.text()

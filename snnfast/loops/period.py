@@ -100,6 +100,9 @@ class Operation:
         self.numbers = range(len(self.outputs))
         self.is_dense = self.function in known.VIEWS or all(like.is_dense for like in self.outputs)
         self.is_flat = not any(self.nested)
+        numbers = [place - 1 for place, slot in enumerate(slots) if slot.kind == NUMBER]
+        # `x[t]`: x may have other numbers of steps in other loops.
+        self.moving = numbers[0] if numbers and self.function is Tensor.__getitem__ else None
         if self.is_step:
             names = step_outputs(self.function)
             self.kept = [(name, output) for output, name in enumerate(names) if name in self.function.state_names]

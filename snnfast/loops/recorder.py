@@ -322,7 +322,7 @@ class Recorder(TorchFunctionMode):
             elif kind == REAL:
                 given = given_of[place]
                 if not given or value is not given[-1]:
-                    if not self._fits(value, like, False):
+                    if not self._fits(value, like, False, operation.moving):
                         return None
                     value = self._to_read(value)
                 elif self.snapshots:
@@ -337,14 +337,17 @@ class Recorder(TorchFunctionMode):
         return entries
 
     @staticmethod
-    def _fits(value, like: Like, state: bool) -> bool:
+    def _fits(value, like: Like, state: bool, moving: int | None = None) -> bool:
         if type(value) is not Tensor and type(value) is not nn.Parameter:
             return False
         if value.dtype is not like.dtype or value.device != like.device:
             return state and value.shape == (0,)
         if state:
             return value.shape == like.shape or value.shape == (0,) or was_reset(value)
-        return value.shape == like.shape and (value.requires_grad == like.requires_grad or not value.requires_grad)
+        same = value.shape == like.shape
+        if not same and moving is not None:
+            same = _without(value.shape, moving) == _without(like.shape, moving)
+        return same and (value.requires_grad == like.requires_grad or not value.requires_grad)
 
     def _to_read(self, tensor: Tensor) -> Tensor:
         """A tensor that waiting operations will read, as it is now."""
@@ -901,6 +904,11 @@ def _may_be_written(target, like: Like) -> bool:
     if _is_shared_with_others(target) or storage.nbytes() != target.nbytes:
         return False
     return torch._C._storage_Use_Count(storage._cdata) <= 2
+
+
+def _without(shape: torch.Size, dim: int) -> tuple:
+    """The sizes but for one dimension's."""
+    return len(shape), shape[:dim], shape[dim + 1 :]
 
 
 def _stand_in(x: Tensor) -> Tensor:
