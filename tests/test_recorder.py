@@ -1663,3 +1663,27 @@ def test_loops_of_every_length_are_one_loop():
         net(inputs(0, torch.float32, steps=steps))
     story = net.lif._loops.story
     assert story.plain == 2 and set(story.ends) <= {"stack"}, story.text()
+
+
+def test_a_layer_whose_own_spikes_are_its_current():
+    """Its steps need one another other than by its state: no one launch, and batch-norm beside it is run once."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.lif = nn.BatchNorm1d(5), snn.Leaky(0.9, threshold=0.3)
+
+        def forward(self, x):
+            spk, mem, normed = x[0], self.lif.init_leaky(), []
+            for step in x:
+                spk, mem = self.lif(spk, mem)
+                normed.append(self.norm(step) + spk)
+            return torch.stack(normed)
+
+    net = Own()
+    plain, recorded = copy.deepcopy(net), snn.accelerate(net)
+    for call in range(CALLS):
+        assert torch.equal(plain(inputs(call, torch.float32)), recorded(inputs(call, torch.float32)))
+        assert torch.equal(plain.norm.running_mean, recorded.norm.running_mean)
+    assert net.lif._loops.story.recorded > STEPS
+    assert not any(period.as_written for _, period in net.lif._loops.periods)

@@ -155,10 +155,17 @@ def batch_norm(call: Call) -> Batched | None:
 
 def takes_statistics(node: Node) -> bool:
     """Whether a node is batch-norm by its own samples, which writes no memory but that of its running statistics."""
-    if node.op != "call_function" or node.target not in BATCH_NORMS:
-        return False
-    given = dict(zip(BATCH_NORMS[node.target], node.args, strict=False)) | node.kwargs
-    return given.get("training", False) is not False
+    return node.op == "call_function" and trains(node.target, node.args, node.kwargs)
+
+
+def given_to_batch_norm(function, args: tuple, kwargs: dict) -> dict:
+    """The arguments of a batch-norm by name; of another function those by name alone."""
+    return dict(zip(BATCH_NORMS.get(function, ()), args, strict=False)) | kwargs
+
+
+def trains(function, args: tuple, kwargs: dict) -> bool:
+    """Whether a function is batch-norm that normalises by its own samples."""
+    return function in BATCH_NORMS and given_to_batch_norm(function, args, kwargs).get("training", False) is not False
 
 
 def in_turn(call: Call) -> Batched:
@@ -281,7 +288,8 @@ def _shares_gradients(call: Call) -> bool:
     return any(tensor.requires_grad for node in call.shared() for tensor in g.tensors(node))
 
 
-def _functions(names: str, *homes) -> list:
+def functions(names: str, *homes) -> list:
+    """What has one of these names in one of these places, where there is such a thing."""
     return [getattr(home, name) for home in homes for name in names.split() if hasattr(home, name)]
 
 
@@ -307,16 +315,16 @@ BATCH_NORMS = {
 }
 
 TABLE = {
-    **dict.fromkeys(_functions(POINTWISE, torch), pointwise),
-    **dict.fromkeys(_functions(ACTIVATIONS, torch, F), pointwise),
-    **dict.fromkeys(_functions(OPERATORS, operator), pointwise),
+    **dict.fromkeys(functions(POINTWISE, torch), pointwise),
+    **dict.fromkeys(functions(ACTIVATIONS, torch, F), pointwise),
+    **dict.fromkeys(functions(OPERATORS, operator), pointwise),
     **dict.fromkeys((F.linear, torch._C._nn.linear, F.layer_norm), leading),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.mm), matrix_product),
     **dict.fromkeys((F.conv1d, torch.conv1d), folding(3)),
     **dict.fromkeys((F.conv2d, torch.conv2d), folding(4)),
     **dict.fromkeys((F.conv3d, torch.conv3d), folding(5)),
-    **dict.fromkeys(_functions(POOLS.replace("?", "1"), F, torch), folding(3, exact=True)),
-    **dict.fromkeys(_functions(POOLS.replace("?", "2"), F, torch, torch._C._nn), folding(4, exact=True)),
+    **dict.fromkeys(functions(POOLS.replace("?", "1"), F, torch), folding(3, exact=True)),
+    **dict.fromkeys(functions(POOLS.replace("?", "2"), F, torch, torch._C._nn), folding(4, exact=True)),
     **dict.fromkeys(BATCH_NORMS, batch_norm),
     torch.flatten: flatten,
     torch.reshape: reshape,

@@ -12,167 +12,31 @@ from torch.nn import functional as F
 from ..compiler import rules
 from .placeholder import DESCRIPTIONS
 
-_BY_STEP = [
-    "sum",
-    "mean",
-    "std",
-    "var",
-    "prod",
-    "amax",
-    "amin",
-    "max",
-    "min",
-    "argmax",
-    "argmin",
-    "any",
-    "all",
-    "norm",
-    "cumsum",
-    "softmax",
-    "log_softmax",
-    "logsumexp",
-    "matmul",
-    "mm",
-    "bmm",
-    "mv",
-    "dot",
-    "einsum",
-    "outer",
-    "transpose",
-    "permute",
-    "movedim",
-    "squeeze",
-    "unsqueeze",
-    "t",
-    "swapaxes",
-    "expand",
-    "expand_as",
-    "repeat",
-    "repeat_interleave",
-    "narrow",
-    "select",
-    "stack",
-    "cat",
-    "concat",
-    "hstack",
-    "vstack",
-    "split",
-    "chunk",
-    "roll",
-    "flip",
-    "tril",
-    "triu",
-    "gather",
-    "take_along_dim",
-    "index_select",
-    "masked_fill",
-    "scatter",
-    "one_hot",
-    "view_as",
-    "reshape_as",
-    "unflatten",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "layer_norm",
-    "group_norm",
-    "interpolate",
-    "pad",
-    "embedding",
-    "cosine_similarity",
-    "normalize",
-    "pairwise_distance",
-    "bilinear",
-    "unfold",
-    "fold",
-    "pixel_shuffle",
-    "cross_entropy",
-    "nll_loss",
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
-    "kl_div",
-    "cosine_embedding_loss",
-    "hinge_embedding_loss",
-    "poisson_nll_loss",
-    "margin_ranking_loss",
-    "local_response_norm",
-    "glu",
-    "threshold",
-    "hardshrink",
-    "softshrink",
-    "softmin",
-    "prelu",
-    "logit",
-    "isnan",
-    "isinf",
-    "isfinite",
-    "heaviside",
-    "remainder",
-    "fmod",
-    "floor_divide",
-    "addcmul",
-    "addcdiv",
-    "addmm",
-    "lerp",
-    "contiguous",
-    "float_power",
-    "atan",
-    "atan2",
-    "tan",
-    "asin",
-    "acos",
-    "sinh",
-    "cosh",
-    "rsub",
-    "log2",
-    "log10",
-    "trunc",
-    "frac",
-    "count_nonzero",
-    "is_nonzero",
-    "diff",
-    "mT",
-    "linear",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "batch_norm",
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-    "avg_pool3d",
-]
-_REVERSED = [
-    "__rsub__",
-    "__rdiv__",
-    "__rtruediv__",
-    "__rpow__",
-    "__rmul__",
-    "__radd__",
-    "__rmatmul__",
-    "__floordiv__",
-    "__rfloordiv__",
-    "__getitem__",
-    "__eq__",
-    "__and__",
-    "__or__",
-    "__xor__",
-    "__invert__",
-    "positive",
-]
-_NOT = {Tensor.is_nonzero, torch.is_nonzero, Tensor.mT}
+_BY_STEP = (
+    "sum mean std var prod amax amin max min argmax argmin any all norm cumsum softmax log_softmax logsumexp "
+    "matmul mm bmm mv dot einsum outer transpose permute movedim squeeze unsqueeze t swapaxes expand expand_as "
+    "repeat repeat_interleave narrow select stack cat concat hstack vstack split chunk roll flip tril triu gather "
+    "take_along_dim index_select masked_fill scatter one_hot view_as reshape_as unflatten conv_transpose1d "
+    "conv_transpose2d conv_transpose3d layer_norm group_norm interpolate pad embedding cosine_similarity "
+    "normalize pairwise_distance bilinear unfold fold pixel_shuffle cross_entropy nll_loss mse_loss l1_loss "
+    "smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div cosine_embedding_loss "
+    "hinge_embedding_loss poisson_nll_loss margin_ranking_loss local_response_norm glu threshold hardshrink "
+    "softshrink softmin prelu logit isnan isinf isfinite heaviside remainder fmod floor_divide addcmul addcdiv "
+    "addmm lerp contiguous float_power atan atan2 tan asin acos sinh cosh rsub log2 log10 trunc frac "
+    "count_nonzero diff linear conv1d conv2d conv3d batch_norm max_pool1d max_pool2d max_pool3d "
+    "avg_pool3d"
+)
+_REVERSED = (
+    "__rsub__ __rdiv__ __rtruediv__ __rpow__ __rmul__ __radd__ __rmatmul__ __floordiv__ __rfloordiv__ __getitem__ "
+    "__eq__ __and__ __or__ __xor__ __invert__ positive"
+)
 
-DEFERRABLE = (
-    frozenset(
-        {function for function in rules.TABLE if getattr(function, "__module__", "") != "_operator"}
-        | {getattr(Tensor, name) for name in (*rules.METHODS, *_REVERSED) if hasattr(Tensor, name)}
-        | {getattr(home, name) for home in (torch, F, Tensor) for name in _BY_STEP if hasattr(home, name)}
-    )
-    - _NOT
+DEFERRABLE = frozenset(
+    {
+        *(function for function in rules.TABLE if getattr(function, "__module__", "") != "_operator"),
+        *rules.functions(" ".join(rules.METHODS) + " " + _REVERSED, Tensor),
+        *rules.functions(_BY_STEP, torch, F, Tensor),
+    }
 )
 
 PRODUCTS = frozenset(
@@ -184,109 +48,47 @@ PRODUCTS = frozenset(
 
 
 def _of_batch_norm(function):
-    names = rules.BATCH_NORMS[function]
-
     def written(args, kwargs):
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = rules.given_to_batch_norm(function, args, kwargs)
         kept = [given.get(name) for name in rules.STATISTICS]
-        return [tensor for tensor in kept if tensor is not None] if trains(function, args, kwargs) else []
+        return [tensor for tensor in kept if tensor is not None] if rules.trains(function, args, kwargs) else []
 
     return written
-
-
-def trains(function, args, kwargs) -> bool:
-    """Whether a batch-norm normalises by its own samples."""
-    names = rules.BATCH_NORMS.get(function, ())
-    return bool((dict(zip(names, args, strict=False)) | kwargs).get("training", False))
 
 
 STATISTICS = {function: _of_batch_norm(function) for function in rules.BATCH_NORMS}
 """The running statistics that a batch-norm writes, of which their versions say nothing."""
 
 VIEWS = frozenset(
-    getattr(home, name)
-    for home in (torch, Tensor)
-    for name in [
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "transpose",
-        "permute",
-        "movedim",
-        "squeeze",
-        "unsqueeze",
-        "t",
-        "swapaxes",
-        "expand",
-        "expand_as",
-        "narrow",
-        "select",
-        "split",
-        "chunk",
-        "view_as",
-        "reshape_as",
-        "detach",
-        "contiguous",
-        "to",
-        "float",
-        "double",
-        "__getitem__",
-        "unbind",
-    ]
-    if hasattr(home, name)
+    rules.functions(
+        "view reshape flatten unflatten transpose permute movedim squeeze unsqueeze t swapaxes expand expand_as "
+        "narrow select split chunk view_as reshape_as detach contiguous to float double __getitem__ unbind",
+        torch,
+        Tensor,
+    )
 )
 """Those whose result may be their argument's memory."""
 
 OF_SHAPE = frozenset(
-    [getattr(torch, f"{name}_like") for name in ("zeros", "ones", "full", "empty", "rand", "randn", "randint")]
-    + [getattr(Tensor, f"new_{name}") for name in ("zeros", "ones", "full", "empty", "tensor")]
+    {
+        *rules.functions("zeros_like ones_like full_like empty_like rand_like randn_like randint_like", torch),
+        *rules.functions("new_zeros new_ones new_full new_empty new_tensor", Tensor),
+    }
 )
 """Those that make a tensor of the shape, dtype and device of another, whose values they do not read."""
 
-MAKERS = (
-    OF_SHAPE
-    | frozenset(
-        getattr(torch, name)
-        for name in [
-            "zeros",
-            "ones",
-            "full",
-            "empty",
-            "rand",
-            "randn",
-            "randint",
-            "randperm",
-            "arange",
-            "linspace",
-            "eye",
-            "tensor",
-            "as_tensor",
-            "bernoulli",
-            "normal",
-            "poisson",
-            "multinomial",
-            "from_numpy",
-            "is_tensor",
-            "is_storage",
-            "get_default_dtype",
-            "equal",
-            "allclose",
-        ]
-    )
-    | {
-        Tensor.item,
-        Tensor.tolist,
-        Tensor.__bool__,
-        Tensor.__int__,
-        Tensor.__float__,
-        Tensor.cpu,
-        Tensor.__format__,
-        Tensor.__repr__,
-        Tensor.clone,
-        Tensor.__contains__,
-        Tensor.equal,
-        Tensor.cuda,
+MAKERS = frozenset(
+    {
+        *OF_SHAPE,
+        *rules.functions(
+            "zeros ones full empty rand randn randint randperm arange linspace eye tensor as_tensor bernoulli "
+            "normal poisson multinomial from_numpy is_tensor is_storage get_default_dtype equal allclose",
+            torch,
+        ),
+        *rules.functions(
+            "item tolist __bool__ __int__ __float__ cpu __format__ __repr__ clone __contains__ equal cuda",
+            Tensor,
+        ),
     }
 )
 """Others that write no memory there was: on computed tensors they run at once, and nothing else is computed."""

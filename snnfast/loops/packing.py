@@ -11,10 +11,11 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
 from .. import transforms
+from ..compiler import graph as g
 from ..compiler import rules
 from ..compiler.emission import ALIGNMENT, own_memory
 from . import known
-from .period import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Period, Slot, needs_itself, step_outputs
+from .period import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Period, Slot, step_outputs
 
 ENOUGH = 4096
 """Numbers of a product that are compared with those of single steps before it is trusted to give their bits."""
@@ -76,6 +77,12 @@ def _stacked(steps: list) -> Tensor:
 class Numbers(list):
     """Numbers that differ from period to period."""
 
+    def run_within(self, size: int) -> int | None:
+        """Where they begin, if they are first, first + 1, ... of `size` places counted from 0."""
+        first, count = self[0], len(self)
+        is_run = type(first) is int and first >= 0 and self == list(range(first, first + count))
+        return first if is_run and first + count <= size else None
+
 
 class Window:
     """All that is pending of a period's operations, while it is computed. Nothing is changed before it is done."""
@@ -94,10 +101,9 @@ class Window:
         if as_written:
             self._replay([operation for operation in self.period.operations if operation.count])
             return
-        users = [_users_of_others(part) for part in self.period.parts]
-        self.uses = Counter(key for keys in users for key in keys)
+        self.uses = Counter(key for keys in self.period.taken for key in keys)
         self.uses.update(held or ())
-        for part, keys in zip(self.period.parts, users, strict=True):
+        for part, keys in zip(self.period.parts, self.period.taken, strict=True):
             self.taken = keys if held is not None else set()
             pending = [operation for operation in part if operation.count]
             if not pending:
@@ -106,7 +112,7 @@ class Window:
                 self._sequence(part[0], wanted)
             elif part[0].function is known.set_item and len(part) == 1 and self._written_at_once(part[0]):
                 continue
-            elif len(part) > 1 or part[0].is_step or needs_itself(part[0]) or not self._at_once(part[0]):
+            elif len(part) > 1 or part[0].is_step or part[0].needs_itself or not self._at_once(part[0]):
                 self._replay(pending)
             self._let_go()
 
@@ -236,15 +242,14 @@ class Window:
 
     def _written_at_once(self, operation: Operation) -> bool:
         """`x[first] = value`, `x[first + 1] = value`, ... of one tensor, as `x[first : first + T] = values`."""
-        if self.exact or len(operation.slots) != 3 or len(operation.given[0]) != 1 or not needs_itself(operation):
+        if self.exact or len(operation.slots) != 3 or len(operation.given[0]) != 1 or not operation.needs_itself:
             return False
         numbers, value = self._input(operation, 1), self._input(operation, 2)
         if not isinstance(numbers, Numbers) or not isinstance(value, Series):
             return False
-        first, count, x = numbers[0], operation.count, operation.given[0][0]
-        if type(first) is not int or first < 0 or numbers != list(range(first, first + count)):
-            return False
-        if first + count > len(x) or value.stack().shape[1:] != x.shape[1:]:
+        x, count = operation.given[0][0], operation.count
+        first = numbers.run_within(len(x))
+        if first is None or value.stack().shape[1:] != x.shape[1:]:
             return False
         with in_modes(operation.modes):
             x[first : first + count] = value.stack()
@@ -340,12 +345,6 @@ class Window:
         return [*given, *made.apart()[first : first + rest]]
 
 
-def _users_of_others(part: list[Operation]) -> set:
-    """What operations take of other parts: (operation, output)."""
-    slots = [slot for operation in part for slot in operation.slots if slot.kind == MADE]
-    return {(slot.what, slot.output) for slot in slots if slot.what not in part}
-
-
 class _WithValues(torch.autograd.Function):
     """A tensor with other values, to rounding, and its own gradient."""
 
@@ -358,15 +357,19 @@ class _WithValues(torch.autograd.Function):
         return grad, None
 
 
+def step_of(layer, leaves: list) -> tuple:
+    """One step of a layer from its input and states: spikes, and the states that are not spikes."""
+    spk, states = layer._step_alone(leaves[0], tuple(leaves[1:]))
+    return spk, *(states[name] for name in step_outputs(layer)[1:])
+
+
 def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
     """One step of an operation, as written."""
     if operation.is_step:
-        layer = operation.function
-        spk, states = layer._step_alone(leaves[0], tuple(leaves[1:]))
-        return spk, *(states[name] for name in step_outputs(layer)[1:])
+        return step_of(operation.function, leaves)
     if exact and operation.function in known.PRODUCTS:
         leaves = placed(operation, leaves)
-    if operation.function is known.set_item and operation.slots[0].kind == MADE and not needs_itself(operation):
+    if operation.function is known.set_item and operation.slots[0].kind == MADE and not operation.needs_itself:
         # What another operation made is a step of a stack.
         leaves = [leaves[0].clone(), *leaves[1:]]
     args, kwargs = operation.values(leaves)
@@ -393,20 +396,19 @@ def _is_basic(entry) -> bool:
 
 def _steps_of_tensor(x: Tensor, index: list, place: int) -> Tensor | None:
     """`x[..., first, ...]`, `x[..., first + 1, ...]`, ... as [T, ...]: the number stands at `place` of the index."""
-    numbers = index[place]
-    first, count = numbers[0], len(numbers)
-    if any(entry != slice(None) for entry in index[:place]) or type(first) is not int:
+    if any(entry != slice(None) for entry in index[:place]):
         return None
-    if first < 0 or numbers != list(range(first, first + count)) or first + count > x.shape[place]:
+    first = index[place].run_within(x.shape[place])
+    if first is None:
         return None
-    steps = x.narrow(place, first, count).movedim(place, 0)
+    steps = x.narrow(place, first, len(index[place])).movedim(place, 0)
     rest = index[:place] + index[place + 1 :]
     return steps[(slice(None), *rest)] if rest else steps
 
 
 def _batched(operation: Operation, inputs: list):
     """The rule's one call, its `Stacked` holding the numbers of series; None without a rule."""
-    if operation.several is not None or known.trains(operation.function, *operation.values(inputs)):
+    if operation.several is not None or rules.trains(operation.function, *operation.values(inputs)):
         return None
     graph, numbers = Graph(), itertools.count()
 
@@ -459,10 +461,7 @@ def run_batched(batched, series: dict[int, Series]) -> Tensor:
         return leaf
 
     args, kwargs = tree_map(fill, (batched.args, batched.kwargs), is_leaf=rules.is_stacked)
-    if batched.op == "call_method":
-        out = getattr(args[0], batched.target)(*args[1:], **kwargs)
-    else:
-        out = batched.target(*args, **kwargs)
+    out = g.run(batched.op, batched.target, args, kwargs)
     return batched.after(out) if batched.after else out
 
 

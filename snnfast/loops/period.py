@@ -80,7 +80,6 @@ class Operation:
     modes: tuple
     same_as: int | None
     writes: tuple[int, ...]
-    place: str
     slots: list[Slot] = ()
     start: int = 0
     count: int = 0
@@ -93,10 +92,13 @@ class Operation:
         """Says where it takes its arguments from, once all operations of the period are there."""
         self.slots = slots
         self.is_step = isinstance(self.function, nn.Module)
-        self.is_chain = self.is_step and all(
-            slot.kind == MADE and slot.what is self and slot.lag == 1 and slot.output == output
-            for slot, output in zip(self.slots[1:], self.state_outputs(), strict=True)
-        )
+        own = [slot.kind == MADE and slot.what is self for slot in slots]
+        self.is_chain = self.is_step and not own[0]
+        if self.is_chain:
+            states = zip(slots[1:], own[1:], self.state_outputs(), strict=True)
+            self.is_chain = all(is_own and slot.lag == 1 and slot.output == output for slot, is_own, output in states)
+        self.needs_itself = any(own) and not self.is_chain
+        """Whether a step of it needs what the step before gave, other than as a neuron's state."""
         self.numbers = range(len(self.outputs))
         self.is_dense = self.function in known.VIEWS or all(like.is_dense for like in self.outputs)
         self.is_flat = not any(self.nested)
@@ -193,7 +195,6 @@ class Logged(NamedTuple):
     modes: tuple
     same_as: int | None
     writes: tuple[int, ...]
-    place: str
 
 
 class Period:
@@ -207,14 +208,21 @@ class Period:
         for earlier, logged in zip(before, now, strict=True):
             operation = Operation(
                 logged.function, logged.nested, logged.names, [Like.of(out) for out in logged.outs],
-                logged.several, logged.modes, logged.same_as, logged.writes, logged.place,
+                logged.several, logged.modes, logged.same_as, logged.writes,
             )  # fmt: skip
             self.operations.append(operation)
             places.append((earlier, logged))
         for operation, (earlier, logged) in zip(self.operations, places, strict=True):
             sources = zip(earlier.leaves, logged.leaves, logged.sources, strict=True)
             operation.connect([self._slot(old, new, source, first) for old, new, source in sources])
+        self.consumers = {operation: [] for operation in self.operations}
+        """For each operation who takes what it makes, and in which slot, its own states aside."""
+        for user in self.operations:
+            for slot in user.slots:
+                if slot.kind == MADE and not (slot.what is user and user.is_chain):
+                    self.consumers[slot.what].append((user, slot))
         self.parts = _parts(self.operations, _sharing(self.operations) if exact else {})
+        self.taken = [_users_of_others(part) for part in self.parts]
         self.cut = _best_cut(self.operations)
         self.length = None
         self._windows = {}
@@ -264,15 +272,6 @@ class Period:
             stages.append(Stage(made, kept, weights, operation.is_step))
         return stages
 
-    def consumers(self, operation: Operation) -> list[tuple[Operation, Slot]]:
-        """Who takes what an operation makes, its own states aside."""
-        return [
-            (user, slot)
-            for user in self.operations
-            for slot in user.slots
-            if slot.kind == MADE and slot.what is operation and not (user is operation and user.is_chain)
-        ]
-
 
 def _learns(value) -> bool:
     return isinstance(value, nn.Parameter) and value.requires_grad
@@ -287,9 +286,7 @@ def same_calls(before: list[Logged], now: list[Logged]) -> bool:
             return False
         if a.several is not b.several or a.same_as != b.same_as or a.writes != b.writes:
             return False
-        if [o.shape for o in a.outs] != [o.shape for o in b.outs] or [o.dtype for o in a.outs] != [
-            o.dtype for o in b.outs
-        ]:
+        if [(out.shape, out.dtype) for out in a.outs] != [(out.shape, out.dtype) for out in b.outs]:
             return False
         if not all(map(_may_be_one_slot, a.leaves, b.leaves)):
             return False
@@ -360,9 +357,10 @@ def _parts(operations: list[Operation], shared: dict[Operation, set[Operation]])
     return parts
 
 
-def needs_itself(operation: Operation) -> bool:
-    """Whether a step of it needs what the step before gave, other than as a neuron's state."""
-    return operation in _edges([operation])[operation]
+def _users_of_others(part: list[Operation]) -> set:
+    """What operations take of other parts: (operation, output)."""
+    slots = [slot for operation in part for slot in operation.slots if slot.kind == MADE]
+    return {(slot.what, slot.output) for slot in slots if slot.what not in part}
 
 
 def _best_cut(operations: list[Operation]) -> int:

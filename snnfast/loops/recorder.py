@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten
 from .. import memory
 from ..neurons.base import was_reset
 from . import known, pieces, unseen
-from .packing import Window, in_modes, modes
+from .packing import Window, in_modes, modes, step_of
 from .period import (
     LITERAL,
     MADE,
@@ -31,7 +31,7 @@ from .period import (
     same_calls,
     step_outputs,
 )
-from .placeholder import Pending, any_pending, become, describes, make_pending, new
+from .placeholder import Pending, any_pending, become, compute, describes, make_pending, new
 from .report import Loops, Story
 from .settings import Settings
 
@@ -201,13 +201,13 @@ class Recorder(TorchFunctionMode):
 
     def _run_step(self, layer, leaves: list):
         """A step as written."""
-        compute_all(leaves)
-        spk, states = layer._step_alone(leaves[0], tuple(leaves[1:]))
-        names = step_outputs(layer)[1:]
-        out = self._keep(layer, (spk, *(states[name] for name in names)))
+        compute(leaves)
+        outs = step_of(layer, leaves)
+        out = self._keep(layer, outs)
         if self.learning:
             # What the layer keeps may be a copy.
-            self._log(layer, (*leaves,), {}, (spk, *(getattr(layer, name) for name in names)), tuple, None, ())
+            kept = (getattr(layer, name) for name in step_outputs(layer)[1:])
+            self._log(layer, (*leaves,), {}, (outs[0], *kept), tuple, None, ())
         return out
 
     # Any other operation.
@@ -438,7 +438,7 @@ class Recorder(TorchFunctionMode):
         maker = target.made_by[1]
         if maker.function in known.VIEWS:
             return True
-        return any(user.function in known.VIEWS or user.same_as is not None for user, _ in self.period.consumers(maker))
+        return any(user.function in known.VIEWS or user.same_as is not None for user, _ in self.period.consumers[maker])
 
     # While it learns.
 
@@ -462,10 +462,8 @@ class Recorder(TorchFunctionMode):
         if not tensors or (written and id(args[0]) not in self.made and not self._touches(leaves[1:])):
             return self._learn_other(func, args, kwargs)
         sources = [self.made.get(id(leaf)) if isinstance(leaf, Tensor) else None for leaf in leaves]
-        before = [_version(tensor) for tensor in tensors]
-        out = func(*args, **kwargs)
+        out, changed = _run_watching(func, args, kwargs, tensors)
         out = args[0] if func is Tensor.__setitem__ else out
-        changed = [tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version]
         outs = out if isinstance(out, (tuple, list)) else (out,)
         if not all(type(one) is Tensor for one in outs):
             return out
@@ -490,7 +488,6 @@ class Recorder(TorchFunctionMode):
         if describes(func, args) or func in known.OF_SHAPE:
             return func(*args, **kwargs)
         tensors = [leaf for leaf in _flat(args, kwargs) if isinstance(leaf, Tensor)]
-        before = [_version(tensor) for tensor in tensors]
         if func in known.ENDS or func in pieces.GRAD or len(self.log) - self.marks[-1] > OPERATIONS_OF_A_STEP:
             # The loop has ended before it was learnt.
             self._give_up(self.first._loops, "it has too few steps")
@@ -499,10 +496,8 @@ class Recorder(TorchFunctionMode):
         if self.others > OPERATIONS_OF_A_STEP:
             self._give_up(self.first._loops, "too much else is between its steps")
             return func(*args, **kwargs)
-        out = func(*args, **kwargs)
-        self._note_writes(
-            [tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version]
-        )
+        out, changed = _run_watching(func, args, kwargs, tensors)
+        self._note_writes(changed)
         if self._touches(tensors):
             self.looks.append((len(self.log), getattr(func, "__name__", str(func))))
         return out
@@ -521,11 +516,8 @@ class Recorder(TorchFunctionMode):
         if sources is None:
             sources = [self.made.get(id(leaf)) if isinstance(leaf, Tensor) else None for leaf in leaves]
         number = len(self.log)
-        place = ""
         self.log.append(
-            Logged(
-                function, nested, tuple(kwargs), leaves, sources, tuple(outs), several, modes(), same_as, writes, place
-            )
+            Logged(function, nested, tuple(kwargs), leaves, sources, tuple(outs), several, modes(), same_as, writes)
         )
         if same_as is None:
             for output, out in enumerate(outs):
@@ -709,7 +701,7 @@ class Recorder(TorchFunctionMode):
         last = {operation: operation.count - 1 for operation in alive}
         taken = {}
         for operation in alive:
-            taken[operation] = {slot.output for _, slot in self.period.consumers(operation)}
+            taken[operation] = {slot.output for _, slot in self.period.consumers[operation]}
             for step, outputs in alive[operation]:
                 taken[operation] |= {output for output, _ in outputs if step < last[operation]}
 
@@ -932,6 +924,13 @@ def _flat(args, kwargs) -> list:
     return tree_flatten((args, kwargs))[0]
 
 
+def _run_watching(func, args, kwargs, tensors: list) -> tuple:
+    """What a call returns, and which of these tensors it has written."""
+    before = [_version(tensor) for tensor in tensors]
+    out = func(*args, **kwargs)
+    return out, [tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version]
+
+
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
@@ -944,13 +943,6 @@ def _is_shared_with_others(tensor: Tensor) -> bool:
 
 def _tuple_of(kind: type, outs: tuple):
     return list(outs) if kind is list else outs if kind is tuple else kind(outs)
-
-
-def compute_all(values) -> None:
-    """Computes placeholders among the arguments of a step."""
-    for value in values:
-        if type(value) is Pending:
-            value.made_by[0].pack()
 
 
 def _put_at_bottom(mode) -> None:
