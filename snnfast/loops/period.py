@@ -62,7 +62,7 @@ class Like(NamedTuple):
         return self.shape.numel() * self.dtype.itemsize
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Operation:
     """One operation of a period, and what of it is pending.
 
@@ -145,6 +145,10 @@ class Operation:
             flat.append(next(values) if nesting is None else nesting[0](next(values) for _ in range(nesting[1])))
         count = len(flat) - len(self.names)
         return flat[:count], dict(zip(self.names, flat[count:], strict=True))
+
+    def __repr__(self) -> str:
+        # Operations refer to one another in circles.
+        return f"<{self.name}, {self.count} steps waiting>"
 
     @property
     def name(self) -> str:
