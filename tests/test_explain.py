@@ -342,3 +342,13 @@ def test_a_function_and_what_it_is_given():
     for explanation in (given, caught):
         assert [(layer.layer, layer.steps, layer.calls) for layer in explanation.layers] == [("lif1", T, 1)]
     assert net.lif1.mem.numel() == 0
+
+
+def test_a_recorded_loop_is_explained_as_it_runs():
+    """By calls that were counted: the first step's, which runs as written, and the others'; no line is told as a
+    layer's that is none of its calls'."""
+    explained = snn.explain(snn.accelerate(Stepped()), torch.rand(3 * T, 2, 5))
+    assert [(layer.layer, layer.steps, layer.calls, layer.where) for layer in explained.layers] == [
+        ("lif1", 3 * T, 2, ""),
+        ("lif2", 3 * T, 2, ""),
+    ]

@@ -179,6 +179,9 @@ class _Count:
         if steps == ops.NO_NEURON:
             return
         name, where = self._of_node() if self.running else self._of_frame()
+        if self.recorded and steps is not None:
+            # A recorded sequence is computed where its values are asked for, which is no call of the layer's.
+            where = ""
         layer = self._layers.setdefault(name, LayerReport(name, where=where))
         layer.steps += 1 if steps is None else steps
         layer.calls += operator != "reference"
