@@ -69,6 +69,10 @@ def accelerate(
         for module in net.modules():
             if isinstance(module, SpikingNeuron):
                 module.record_loops(settings)
+            else:
+                # Neurons of the user's own are known by the surrogate gradients that they call.
+                module.__dict__["_recorded"] = settings
+        recording.switch(layers=True)
         return net
     if not callable(net):
         raise TypeError(f"net must be a torch.nn.Module or a function, got {type(net).__name__}")

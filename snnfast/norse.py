@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from . import surrogate, transforms
 from .functional import check_count, check_current, check_data, run, run_dense, spike_linear
+from .loops import recording
 from .ops import Options, Recurrence
 from .reference import LI as LI_MODEL
 from .reference import LIF as LIF_MODEL
@@ -116,6 +117,10 @@ class _Neuron(nn.Module):
     state_type: type
     sequence = False
 
+    # As `SpikingNeuron` has them: with which settings, and what is remembered.
+    _recorded = None
+    _loops = None
+
     def __init__(self, p, dt: float):
         super().__init__()
         self.dt = dt
@@ -128,6 +133,8 @@ class _Neuron(nn.Module):
 
     @p.setter
     def p(self, p) -> None:
+        if recording.is_on:
+            recording.about_to_change(self)
         self.__dict__["_p"] = _checked(p, LIFParameters if self.model.spikes else LIParameters)
         self.__dict__["_surrogate"] = _surrogate(p) if self.model.spikes else surrogate.disabled()
         self.__dict__["_constants"] = {}
@@ -136,7 +143,63 @@ class _Neuron(nn.Module):
         return f"p={self.p}, dt={self.dt}"
 
     def __getstate__(self):
-        return {**super().__getstate__(), "_constants": {}}
+        return {**super().__getstate__(), "_constants": {}, "_loops": None}
+
+    # What the recorder asks of a layer (`SpikingNeuron` says what each is): a cell's step, and many of them.
+
+    state_names = "v", "i"
+    """As `state_type` has them; "spk" where the output is a state, which a loop then hands on as one tensor."""
+
+    def _may_wait(self) -> bool:
+        return True
+
+    def _sums_otherwise_in_sequence(self) -> bool:
+        return True
+
+    def _parameters_of_model(self) -> list[Tensor]:
+        return [value for value in self.p if isinstance(value, Tensor)]
+
+    def _tensors_of_step(self) -> list[Tensor]:
+        return [*self._parameters_of_model(), *self.parameters()]
+
+    def _returns_states(self) -> bool:
+        return True
+
+    def _keep(self, name: str, state: Tensor) -> None:
+        """A cell keeps no state."""
+
+    def _taken(self, outs: tuple) -> tuple:
+        return outs
+
+    def _step_fused(self, x: Tensor, states: tuple) -> tuple:
+        output, after = self._step_alone(x, states)
+        return output, *(after[name] for name in self.state_names if name != "spk")
+
+    def _step_alone(self, x: Tensor, states: tuple) -> tuple[Tensor, dict[str, Tensor]]:
+        output, after = self._advance(x, self._by_name(states))
+        return output, {**after, "spk": output}
+
+    def _sequence(self, x: Tensor, states: tuple, want_seqs: bool) -> tuple[Tensor, dict, dict]:
+        names, by_name = self.model.states, self._by_name(states)
+        given, options = tuple(by_name[name] for name in names), self._options()._replace(unroll=True)
+        output, last, seqs = run(self.model, x, given, self._parameters_of_call(x), options, want_seqs)
+        return self._as_recorded(output, last, seqs if want_seqs else ())
+
+    def _by_name(self, states: tuple) -> dict[str, Tensor]:
+        return dict(zip(self.state_names, states, strict=True))
+
+    def _as_recorded(self, output: Tensor, last: tuple, seqs: tuple) -> tuple[Tensor, dict, dict]:
+        """What the recorder wants of a sequence: its output, and by name the last states and those of all steps."""
+        names = self.model.states
+        last, seqs = dict(zip(names, last, strict=True)), dict(zip(names, seqs, strict=False))
+        return output, {**last, "spk": output[-1].clone()} if "spk" in self.state_names else last, seqs
+
+    def _step(self, x: Tensor, states: dict[str, Tensor | None]) -> tuple:
+        """One step of a cell: its output and the states that are not it, recorded where that is wanted."""
+        given = tuple(states[name] for name in self.state_names)
+        if not recording.is_on:
+            return self._step_fused(x, given)
+        return recording.step(self, x, tuple(torch.zeros_like(x) if state is None else state for state in given))
 
     def _options(self) -> Options:
         return Options(self._surrogate, "none", True, self.sequence)
@@ -253,8 +316,14 @@ class _FeedForward(_Neuron):
         """
         x = check_current(input_tensor, self.sequence)
         states = self._states_before(state, x, x.shape[1:] if self.sequence else x.shape)
+        if not self.sequence:
+            output, *after = self._step(x, states)
+            return output, self._state_of(output, after)
         output, states = self._advance(x, states, want_seqs=self.record_states)
         return output, self.state_type(states["v"], states["i"])
+
+    def _state_of(self, output: Tensor, after: list[Tensor]):
+        return self.state_type(*after)
 
 
 class LIFCell(_FeedForward):
@@ -303,9 +372,24 @@ class LICell(_FeedForward):
 
     model = LI_MODEL
     state_type = LIState
+    state_names = "spk", "i"
 
     def __init__(self, p: LIParameters = _LI_DEFAULTS, dt: float = 0.001):
         super().__init__(p, dt)
+
+    def _state_of(self, output, after):
+        return LIState(*after) if len(after) == 2 else LIState(output, *after)
+
+    def _by_name(self, states):
+        return {"v": states[0], "i": states[1]}
+
+    def _step(self, x, states):
+        if x.dtype in (torch.float16, torch.bfloat16):
+            # Its output is no state, which is wider.
+            recording.stop()
+            output, after = self._advance(x, states)
+            return output, after["v"], after["i"]
+        return super()._step(x, {**states, "spk": states["v"]})
 
 
 class LI(LICell):
@@ -365,6 +449,7 @@ class LIFRecurrentCell(_Neuron):
 
     model = LIF_RECURRENT
     state_type = LIFState
+    state_names = "spk", "v", "i"
 
     def __init__(
         self,
@@ -416,9 +501,23 @@ class LIFRecurrentCell(_Neuron):
         """
         x = _weighted(input_tensor, self.input_weights, unroll=False)
         states = self._recurrent_states_before(state, x, x.shape)
-        z = x.new_zeros(x.shape) if states["z"] is None else states["z"]
-        spk, states = self._advance(x, states, F.linear(z, self.recurrent_weights))
-        return spk, LIFState(spk, states["v"], states["i"])
+        states["spk"] = x.new_zeros(x.shape) if states["z"] is None else states["z"]
+        spk, *after = self._step(x, states)
+        return spk, LIFState(spk, *after)
+
+    def _step_alone(self, x, states):
+        by_name = self._by_name(states)
+        spk, after = self._advance(x, by_name, F.linear(by_name["spk"], self.recurrent_weights))
+        return spk, {**after, "spk": spk}
+
+    def _sequence(self, x, states, want_seqs):
+        by_name = self._by_name(states)
+        own = tuple(by_name[name] for name in self.model.states)
+        recurrence, options = Recurrence(self.recurrent_weights, None), self._options()._replace(unroll=True)
+        spikes, last, seqs = run_dense(
+            self.model, x, by_name["spk"], own, self._parameters_of_call(x), recurrence, options, want_seqs
+        )
+        return self._as_recorded(spikes, last, seqs if want_seqs else ())
 
     def _recurrent_states_before(self, state, x, shape):
         states = self._states_before(state, x, shape)

@@ -51,6 +51,10 @@ class Cell(SpikingNeuron):
             raise TypeError(f"{cls.__name__}.states must be a tuple of names, got {cls.states!r}")
         cls.state_names = tuple(cls.states)
 
+    # What the last input was like, and whether a step of it may be computed later.
+    _like = None
+    _waits = None
+
     _surrogate_key = ("cell",)
     """Its surrogate is the step's own affair."""
 
@@ -86,10 +90,51 @@ class Cell(SpikingNeuron):
             TypeError: states together with init_hidden=True, or too many of them.
             ValueError: a state of another shape.
         """
-        before = self._before(input_, self._ordered(states, {}), own=True)
-        spk, *after = self.step(input_, *before)
-        self._keep_states(after)
+        given = self._ordered(states, {})
+        self._check_states(input_, given)
+        if recording.is_on:
+            object.__setattr__(self, "_like", (input_.shape, input_.dtype, input_.device))
+            return recording.step(self, input_, given)
+        return self._step_fused(input_, given)
+
+    def _step_fused(self, input_, states):
+        spk, after = self._step_alone(input_, self._before(input_, states, own=True))
+        self._keep_states(after.values())
         return self._output(spk)
+
+    def _step_alone(self, input_, states):
+        spk, *after = self.step(input_, *self._before(input_, self._fitting(input_, states), own=False))
+        self._check_count(after)
+        return spk, dict(zip(self.state_names, after, strict=True))
+
+    def _sequence(self, input_, states, want_seqs):
+        before = self._before(input_[0], self._fitting(input_[0], states), own=False)
+        out, last = scan(self._spikes_and_states if want_seqs else self._spikes, input_, before)
+        spk, *seqs = out if want_seqs else (out,)
+        names = self.state_names
+        return spk, dict(zip(names, last, strict=True)), dict(zip(names, seqs, strict=True)) if want_seqs else {}
+
+    @staticmethod
+    def _fitting(x: Tensor, states: tuple) -> tuple:
+        """The states but for those of a reset, or of another batch that the layer kept, which stand for none."""
+        return tuple(state if state is not None and state.shape == x.shape else None for state in states)
+
+    def _may_wait(self):
+        # A step that is traced draws nothing and has no effects; which others have any, nobody knows.
+        if self._waits is None or self._waits[0] != self._like:
+            # Who is being recorded must not see the tracing.
+            recording.stop()
+            shape, dtype, device = self._like
+            like = torch.zeros(1, *shape, dtype=dtype, device=device)
+            reason = why_not_fused(self._spikes, like, self.initial(like[0]))
+            object.__setattr__(self, "_waits", (self._like, reason is None))
+        return self._waits[1]
+
+    def _parameters_of_model(self):
+        return tuple(self.parameters())
+
+    def _tensors_of_step(self):
+        return [*self.parameters(), *self.buffers()]
 
     def unroll_spikes(self, input_: Tensor) -> Tensor:
         """`unroll` for who needs no states: the spikes [T, B, ...]."""
@@ -107,6 +152,7 @@ class Cell(SpikingNeuron):
         if not isinstance(input_, Tensor) or input_.dim() == 0 or not len(input_):
             got = tuple(input_.shape) if isinstance(input_, Tensor) else type(input_).__name__
             raise ValueError(f"the input must be a tensor [T, B, ...] of one step or more, got {got}")
+        self._check_states(input_[0], states)
         before = self._before(input_[0], states, own=self.init_hidden)
         out, last = scan(self._spikes_and_states if want_seqs else self._spikes, input_, before)
         if self.init_hidden:
@@ -122,11 +168,8 @@ class Cell(SpikingNeuron):
 
     def _before(self, x: Tensor, given: tuple, own: bool) -> tuple[Tensor, ...]:
         """The states before a step with the current x: given ones, else the layer's where they fit, else new ones."""
-        self._refuse_states(given)
         states = list(given)
         for k, name in enumerate(self.state_names):
-            if isinstance(given[k], Tensor) and given[k].shape != x.shape:
-                raise ValueError(f"{name} must have the input's shape {tuple(x.shape)}, got {tuple(given[k].shape)}")
             if given[k] is None and own and getattr(self, name).shape == x.shape:
                 states[k] = getattr(self, name)
         if any(state is None for state in states):
@@ -134,15 +177,24 @@ class Cell(SpikingNeuron):
             states = [new[k] if state is None else state for k, state in enumerate(states)]
         return tuple(states)
 
-    def _keep_states(self, states) -> None:
+    def _check_states(self, x: Tensor, given: tuple) -> None:
+        self._refuse_states(given)
+        for name, state in zip(self.state_names, given, strict=True):
+            if isinstance(state, Tensor) and state.shape != x.shape:
+                raise ValueError(f"{name} must have the input's shape {tuple(x.shape)}, got {tuple(state.shape)}")
+
+    def _check_count(self, states) -> None:
         if len(states) != len(self.state_names):
             raise TypeError(f"{type(self).__name__}.step must return its spikes and {', '.join(self.state_names)}")
+
+    def _keep_states(self, states) -> None:
         for name, state in zip(self.state_names, states, strict=True):
             self._keep(name, state)
 
     def __setattr__(self, name, value):
         if recording.is_on and name not in self.state_names:
             recording.about_to_change(self)
+            object.__setattr__(self, "_waits", None)
         nn.Module.__setattr__(self, name, value)
 
     def __delattr__(self, name):

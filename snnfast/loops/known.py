@@ -47,6 +47,19 @@ PRODUCTS = frozenset(
 """Those whose sums may round otherwise when the steps are one call."""
 
 
+ELEMENTWISE = frozenset(
+    rules.functions(
+        f"{rules.POINTWISE} {rules.CASTS} sigmoid tanh relu leaky_relu hardtanh heaviside addcmul addcdiv lerp "
+        "masked_fill threshold rsub logical_xor float_power contiguous positive __rsub__ __rdiv__ __rtruediv__ "
+        "__rpow__ __rmul__ __radd__ __eq__ __and__ __or__ __xor__ __invert__",
+        torch,
+        F,
+        Tensor,
+    )
+)
+"""Those that may be operations of a cell, which the cell's own table has the last word on."""
+
+
 def _of_batch_norm(function):
     def written(args, kwargs):
         given = rules.given_to_batch_norm(function, args, kwargs)

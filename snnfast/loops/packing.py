@@ -1,6 +1,5 @@
 """Packing: what is pending of a period is computed, one call for all steps wherever that is known to do."""
 
-import contextlib
 import itertools
 import operator
 from collections import Counter
@@ -10,95 +9,36 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
-from .. import transforms
 from ..compiler import graph as g
 from ..compiler import rules
 from ..compiler.emission import ALIGNMENT, own_memory
-from . import known
+from . import cell, functions, known
 from .period import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Period, Slot, step_outputs
+from .series import Numbers, Series, in_modes
 
 ENOUGH = 4096
 """Numbers of a product that are compared with those of single steps before it is trusted to give their bits."""
 
 
-class Series:
-    """The values of `count` periods from `start` on: one for all, a stack [T, ...], or apart."""
-
-    def __init__(self, start: int, count: int, steady=None, stack=None, apart=None):
-        self.start, self.count = start, count
-        self.steady, self._stack, self._apart = steady, stack, apart
-        self.is_apart = apart is not None and stack is None
-        """Whether the steps were computed one by one, and a stack is of them."""
-
-    @property
-    def is_steady(self) -> bool:
-        return self.steady is not None
-
-    def stack(self) -> Tensor:
-        if self._stack is None:
-            if self.is_steady:
-                return self.steady.expand(self.count, *self.steady.shape)
-            with torch.enable_grad():
-                self._stack = _stacked(self._apart)
-        return self._stack
-
-    def apart(self):
-        if self._apart is None:
-            # Whoever asks first: those who ask later may go back through it.
-            with torch.enable_grad():
-                self._apart = (self.steady,) * self.count if self.is_steady else self._stack.unbind(0)
-        return self._apart
-
-    def between(self, start: int, count: int) -> "Series":
-        """A part of it."""
-        if (start, count) == (self.start, self.count):
-            return self
-        first = start - self.start
-        apart = None if self._apart is None else self._apart[first : first + count]
-        stack = None if self._stack is None else self._stack[first : first + count]
-        return Series(start, count, self.steady, stack, apart)
-
-    def after(self, leads: list) -> "Series":
-        """With other values before it."""
-        start, count = self.start - len(leads), self.count + len(leads)
-        if self._stack is None or not self.count:
-            rest = list(self.apart()) if self.count else []
-            return Series(start, count, apart=[*leads, *rest])
-        return Series(start, count, stack=torch.cat([torch.stack(leads), self._stack]))
-
-
-def _stacked(steps: list) -> Tensor:
-    """A tensor that several steps take collects their gradients last step first, as it does in a loop."""
-    if len({id(step) for step in steps}) < len(steps) and torch.is_grad_enabled():
-        return torch.stack(steps[::-1]).flip(0)
-    return torch.stack(steps)
-
-
-class Numbers(list):
-    """Numbers that differ from period to period."""
-
-    def run_within(self, size: int) -> int | None:
-        """Where they begin, if they are first, first + 1, ... of `size` places counted from 0."""
-        first, count = self[0], len(self)
-        is_run = type(first) is int and first >= 0 and self == list(range(first, first + count))
-        return first if is_run and first + count <= size else None
-
-
 class Window:
     """All that is pending of a period's operations, while it is computed. Nothing is changed before it is done."""
 
-    def __init__(self, period: Period, exact: bool):
-        self.period, self.exact = period, exact
+    def __init__(self, period: Period, exact: bool, builds: bool = True):
+        """builds: whether cells are worth building."""
+        self.period, self.exact, self.builds = period, exact, builds
         self.series: dict[tuple[Operation, int], Series] = {}
         self.last: dict[tuple[Operation, int], Tensor] = {}
+        self.inner: set[tuple[Operation, int]] = set()
+        """What is taken within one call, besides by others."""
         self.taken = set()
         self.done: dict[Operation, tuple[int, int]] = {}
         """Calls over time, and of single steps, that each operation took."""
 
-    def run(self, wanted, as_written: bool = False, held: set | None = None) -> None:
-        """Computes the series; `wanted(operation, output)`: whether others than the step itself want them; `held`:
-        (operation, output) that are wanted at the end; None: all are."""
-        if as_written:
+    def run(self, early: set | None = None, held: set | None = None, as_written: bool = False) -> None:
+        """Computes the series. early, held: (operation, output) that others than the loop have, of steps before the
+        last, and of any; None: all are wanted."""
+        self.early = early
+        if as_written or self._adds_up_otherwise():
             self._replay([operation for operation in self.period.operations if operation.count])
             return
         self.uses = Counter(key for keys in self.period.taken for key in keys)
@@ -108,13 +48,32 @@ class Window:
             pending = [operation for operation in part if operation.count]
             if not pending:
                 continue
-            if len(part) == 1 and part[0].is_chain and self._runs_as_sequence(part[0]):
-                self._sequence(part[0], wanted)
+            if len(pending) == len(part) and self._as_cell(part, held):
+                pass
+            elif len(part) == 1 and part[0].is_chain and self._runs_as_sequence(part[0]):
+                self._sequence(part[0])
             elif part[0].function is known.set_item and len(part) == 1 and self._written_at_once(part[0]):
                 continue
             elif len(part) > 1 or part[0].is_step or part[0].needs_itself or not self._at_once(part[0]):
                 self._replay(pending)
             self._let_go()
+
+    def _adds_up_otherwise(self) -> bool:
+        """Whether the gradients of some value would be added in another order than the loop's, to other bits."""
+        return any(
+            takers + (self.early is None or (operation, output) in self.early) > 2
+            for operation, output, takers in self.period.unordered
+        )
+
+    def _as_cell(self, part: list[Operation], held: set | None) -> bool:
+        """All steps of a neuron of the user's own in one launch; whether there is one."""
+        own = self.period.cells.get(part[0])
+        return own is not None and self.builds and cell.run(self, own, self.early, held)
+
+    def _is_wanted(self, operation: Operation, output: int) -> bool:
+        """Whether more than the last step of an output is wanted by others than the step itself."""
+        taken = any(slot.output == output for _, slot in self.period.consumers[operation])
+        return self.early is None or taken or (operation, output) in self.early
 
     def _let_go(self) -> None:
         """What was last taken, and is asked for no more, need not stay."""
@@ -138,7 +97,7 @@ class Window:
                     break
         return found
 
-    def _input(self, operation: Operation, number: int):
+    def input(self, operation: Operation, number: int):
         """What stands in a slot over the window: a Series, Numbers, or a value that is the same at every step."""
         slot, given = operation.slots[number], operation.given[number]
         if slot.kind in (SAME, LITERAL):
@@ -170,20 +129,21 @@ class Window:
             trial, alone = Window(self.period, self.exact), Window(self.period, self.exact)
             trial.series, alone.series = self.series.copy(), self.series.copy()
             with torch.no_grad():
-                trial._sequence(operation, lambda *_: True)
+                trial.early = None
+                trial._sequence(operation)
                 alone._replay([operation])
             operation.alone = bool(trial.differences(alone))
             operation.by_steps[None] = None
         return not (self.exact or operation.alone)
 
-    def _sequence(self, operation: Operation, wanted) -> None:
+    def _sequence(self, operation: Operation) -> None:
         """All steps of a layer's in one launch."""
         layer, count = operation.function, operation.count
-        current = self._input(operation, 0).stack()
+        current = self.input(operation, 0).stack()
         self._let_go()
         states = [given[0] for given in operation.given[1:]]
         outputs = step_outputs(layer)
-        every = any(wanted(operation, output) for output in range(1, len(outputs)))
+        every = any(self._is_wanted(operation, output) for output in range(1, len(outputs)))
         with in_modes(operation.modes):
             spk, last, seqs = layer._sequence(current, tuple(states), every)
         self.done[operation] = 1, 0
@@ -196,7 +156,7 @@ class Window:
 
     def _at_once(self, operation: Operation) -> bool:
         """One call for all steps; whether there is one."""
-        inputs = [self._input(operation, number) for number in range(len(operation.slots))]
+        inputs = [self.input(operation, number) for number in range(len(operation.slots))]
         with in_modes(operation.modes):
             return (
                 self._once(operation, inputs)
@@ -208,7 +168,10 @@ class Window:
         """What is given the same at every step gives the same."""
         if any(isinstance(given, Numbers) or (isinstance(given, Series) and not given.is_steady) for given in inputs):
             return False
-        if operation.writes or (self.exact and any(like.requires_grad for like in operation.outputs)):
+        if operation.writes or (
+            (self.exact or operation.is_call) and any(like.requires_grad for like in operation.outputs)
+        ):
+            # The gradient of one call for all is none of a sum's, where backward is not linear.
             return False
         given = [one.steady if isinstance(one, Series) else one for one in inputs]
         before, outs = self.period.steady.get(operation, ((), None))
@@ -244,7 +207,7 @@ class Window:
         """`x[first] = value`, `x[first + 1] = value`, ... of one tensor, as `x[first : first + T] = values`."""
         if self.exact or len(operation.slots) != 3 or len(operation.given[0]) != 1 or not operation.needs_itself:
             return False
-        numbers, value = self._input(operation, 1), self._input(operation, 2)
+        numbers, value = self.input(operation, 1), self.input(operation, 2)
         if not isinstance(numbers, Numbers) or not isinstance(value, Series):
             return False
         x, count = operation.given[0][0], operation.count
@@ -258,7 +221,12 @@ class Window:
         return True
 
     def _by_rule(self, operation: Operation, inputs: list) -> bool:
-        if operation.writes or not operation.is_dense or any(slot.kind == NUMBER for slot in operation.slots):
+        if (
+            operation.is_call
+            or operation.writes
+            or not operation.is_dense
+            or any(slot.kind == NUMBER for slot in operation.slots)
+        ):
             return False
         key = operation.count, tuple(isinstance(given, Series) and given.is_steady for given in inputs)
         if key not in operation.by_steps:
@@ -302,31 +270,40 @@ class Window:
 
     def _replay(self, operations: list[Operation]) -> None:
         """Step by step, as written."""
-        made = {}
-        first = min(operation.start for operation in operations)
-        end = max(operation.start + operation.count for operation in operations)
-        inputs = {operation: self._inputs_from_outside(operation, operations) for operation in operations}
-        for period in range(first, end):
-            for operation in operations:
-                step = period - operation.start
-                if not 0 <= step < operation.count:
-                    continue
-                leaves = []
-                for slot, given, outside in zip(operation.slots, operation.given, inputs[operation], strict=True):
-                    if outside is not None:
-                        leaves.append(outside[step])
-                    elif slot.kind == MADE and step >= len(given):
-                        leaves.append(made[slot.what, period - slot.lag][slot.output])
-                    else:
-                        leaves.append(given[step] if given else slot.what)
-                with in_modes(operation.modes):
-                    made[operation, period] = call(operation, leaves, self.exact)
+        made = self.steps_alone(operations, dict.fromkeys(operations, 0))
         for operation in operations:
             self.done[operation] = 0, operation.count
             steps = [made[operation, operation.start + step] for step in range(operation.count)]
             for output in range(len(operation.outputs)):
                 apart = [outs[output] for outs in steps]
                 self.series[operation, output] = Series(operation.start, operation.count, apart=apart)
+
+    def steps_alone(self, operations: list[Operation], shift: dict, end: int | None = None) -> dict:
+        """What steps give as written, by operation and period, in the order of the operations.
+
+        shift: of each operation how much later than its period its step is; end: the first step that is not run.
+        """
+        made = {}
+        first = min(operation.start + shift[operation] for operation in operations)
+        if end is None:
+            end = max(operation.start + shift[operation] + operation.count for operation in operations)
+        inputs = {operation: self._inputs_from_outside(operation, operations) for operation in operations}
+        for number, operation in itertools.product(range(first, end), operations):
+            period = number - shift[operation]
+            step = period - operation.start
+            if not 0 <= step < operation.count:
+                continue
+            leaves = []
+            for slot, given, outside in zip(operation.slots, operation.given, inputs[operation], strict=True):
+                if outside is not None:
+                    leaves.append(outside[step])
+                elif slot.kind == MADE and step >= len(given):
+                    leaves.append(made[slot.what, period - slot.lag][slot.output])
+                else:
+                    leaves.append(given[step] if given else slot.what)
+            with in_modes(operation.modes):
+                made[operation, period] = call(operation, leaves, self.exact)
+        return made
 
     def _inputs_from_outside(self, operation: Operation, together: list[Operation]) -> list:
         """For each slot its values at every step, where another part of the period makes them."""
@@ -367,6 +344,9 @@ def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
     """One step of an operation, as written."""
     if operation.is_step:
         return step_of(operation.function, leaves)
+    if operation.is_call:
+        out = functions.run(operation.function, leaves)
+        return (out,) if operation.several is None else out
     if exact and operation.function in known.PRODUCTS:
         leaves = placed(operation, leaves)
     if operation.function is known.set_item and operation.slots[0].kind == MADE and not operation.needs_itself:
@@ -463,28 +443,3 @@ def run_batched(batched, series: dict[int, Series]) -> Tensor:
     args, kwargs = tree_map(fill, (batched.args, batched.kwargs), is_leaf=rules.is_stacked)
     out = g.run(batched.op, batched.target, args, kwargs)
     return batched.after(out) if batched.after else out
-
-
-_is_autocast = torch._C._is_any_autocast_enabled
-
-
-def modes() -> tuple:
-    """What is switched on around an operation: gradients, inference, and what no operation waits under."""
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _is_autocast() or transforms.at_work()
-
-
-@contextlib.contextmanager
-def in_modes(wanted: tuple):
-    """Within it, what was switched on around an operation is so again."""
-    grad, inference, _ = wanted
-    if modes() == wanted:
-        yield
-    elif inference:
-        with torch.inference_mode():
-            yield
-    elif torch.is_inference_mode_enabled():
-        with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            yield
-    else:
-        with torch.set_grad_enabled(grad):
-            yield

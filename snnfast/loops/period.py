@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import known
+from . import functions, known
 from .window import Stage, choose
 
 INDEXED = {Tensor.__getitem__, Tensor.__setitem__, known.set_item}
@@ -66,7 +66,8 @@ class Like(NamedTuple):
 class Operation:
     """One operation of a period, and what of it is pending.
 
-    function: a torch function, or a spiking layer, of which a step is taken from its input and its states.
+    function: a torch function, an autograd function of the user's, or a spiking layer, of which a step is taken from
+    its input and its states. is_mark: whether it is one of the latter two, with which a loop may begin.
     nested: which arguments are lists whose tensors have slots of their own; names: those of keyword arguments.
     several: the type of a result that is a tuple; None for a tensor. same_as: the slot that the result is, itself.
     writes: slots whose memory it writes, as batch-norm does.
@@ -92,6 +93,8 @@ class Operation:
         """Says where it takes its arguments from, once all operations of the period are there."""
         self.slots = slots
         self.is_step = isinstance(self.function, nn.Module)
+        self.is_call = functions.is_one(self.function)
+        self.is_mark = self.is_step or self.is_call
         own = [slot.kind == MADE and slot.what is self for slot in slots]
         self.is_chain = self.is_step and not own[0]
         if self.is_chain:
@@ -225,15 +228,51 @@ class Period:
             for slot in user.slots:
                 if slot.kind == MADE and not (slot.what is user and user.is_chain):
                     self.consumers[slot.what].append((user, slot))
-        self.parts = _parts(self.operations, _sharing(self.operations) if exact else {})
-        self.taken = [_users_of_others(part) for part in self.parts]
+        shared = _sharing(self.operations) if exact else {}
+        self.parts = _parts(self.operations, shared)
         self.cut = _best_cut(self.operations)
+        self.cells = self._cells(shared)
+        """Neurons of the user's own, by their first operation."""
+        self.taken = [_users_of_others(part) for part in self.parts]
+        self.unordered = self.out_of_order() if exact else []
         self.length = None
         self._windows = {}
         self.windows = self.steps = 0
+        self.seconds = 0.0
         self.as_written = False
         self.steady = {}
         """Of operations that are given the same at every step what they were given and gave, from window to window."""
+
+    def out_of_order(self) -> list[tuple[Operation, int, int]]:
+        """(operation, output, takers) of values whose takers run in another order over many periods than in the loop:
+        the gradients of three or more add up to other bits then."""
+        place = {operation: number for number, operation in enumerate(self.operations)}
+        part_of = {operation: number for number, part in enumerate(self.parts) for operation in part}
+        takers = {}
+        for user in self.operations:
+            for slot in user.slots:
+                if slot.kind == MADE and slot.what.outputs[slot.output].requires_grad:
+                    twice = user.is_step and slot.lag and not getattr(user.function.model, "fuses_steps", False)
+                    takers.setdefault((slot.what, slot.output), []).extend([(slot.lag, user)] * (1 + twice))
+        found = []
+        for (operation, output), users in takers.items():
+            in_loop = sorted(users, key=lambda user: (user[0], place[user[1]]))
+            as_run = sorted(in_loop, key=lambda user: part_of[user[1]])
+            if in_loop != as_run:
+                found.append((operation, output, len(users)))
+        return found
+
+    def _cells(self, shared: dict) -> dict:
+        """The parts that may run as cells, each a part from now on."""
+        from . import cell
+
+        groups = cell.find(self)
+        if groups:
+            together = {operation: set(group) - {operation} for group in groups for operation in group}
+            both = {one: shared.get(one, set()) | together.get(one, set()) for one in self.operations}
+            self.parts = _parts(self.operations, both)
+        found = [set(group) for group in groups]
+        return {part[0]: cell.Cell(part, self) for part in self.parts if set(part) in found}
 
     def _slot(self, old, new, source, first: int) -> Slot:
         if source is not None:
@@ -260,7 +299,7 @@ class Period:
 
     def _stages(self) -> list[Stage]:
         """What each operation makes and keeps, the last layer's step at the end."""
-        last = max(place for place, operation in enumerate(self.operations) if operation.is_step)
+        last = max(place for place, operation in enumerate(self.operations) if operation.is_mark)
         stages = []
         for operation in (*self.operations[last + 1 :], *self.operations[: last + 1]):
             first, *states = operation.outputs
@@ -273,7 +312,7 @@ class Period:
                 made = sum(like.bytes for like in operation.outputs)
             weights = sum(slot.what.nbytes for slot in operation.slots if slot.kind == SAME and _learns(slot.what))
             kept = sum(like.bytes for like in kept if like.requires_grad)
-            stages.append(Stage(made, kept, weights, operation.is_step))
+            stages.append(Stage(made, kept, weights, operation.is_mark))
         return stages
 
 

@@ -1,6 +1,7 @@
 """The recorder: it learns a loop's period from two that run as written, and lets further ones wait."""
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -15,8 +16,8 @@ from torch.utils._pytree import tree_flatten
 
 from .. import memory
 from ..neurons.base import was_reset
-from . import known, pieces, unseen
-from .packing import Window, in_modes, modes, step_of
+from . import functions, known, pieces, settings, unseen
+from .packing import Window, step_of
 from .period import (
     LITERAL,
     MADE,
@@ -33,12 +34,15 @@ from .period import (
 )
 from .placeholder import Pending, any_pending, become, compute, describes, make_pending, new
 from .report import Loops, Story
+from .series import in_modes, modes, without_autocast
 from .settings import Settings
 
 STEPS_TO_LEARN = 16
 """Calls of the first layer among which a loop must repeat itself, or it runs as it is."""
 
 OPERATIONS_TO_LEARN = 2000
+
+SECONDS_BEFORE_BUILDING = 1.0
 
 OPERATIONS_OF_A_STEP = 500
 """Beyond so many others between two steps of its first layer, a loop is none."""
@@ -53,8 +57,22 @@ class Recorder(TorchFunctionMode):
         self.settings = Settings()
         self.first = None
         self.is_there = False
-        self.packing = False
+        self.packing = self.stepping = False
         self._forget()
+
+    @contextlib.contextmanager
+    def aside(self):
+        """Within it, it sees nothing: what runs is one operation of the loop."""
+        before, self.stepping = self.stepping, True
+        try:
+            yield
+        finally:
+            self.stepping = before
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether what is called now is called by the recorder."""
+        return self.packing or self.stepping
 
     def _forget(self) -> None:
         """Neither learns nor records."""
@@ -95,63 +113,62 @@ class Recorder(TorchFunctionMode):
 
     def step(self, layer, input_, states: tuple, chosen: Settings):
         """One step of a layer, in or outside a recorded loop."""
+        self._take_settings(chosen)
+        leaves = [input_, *self._states(layer, states)]
+        found = self._meet(layer, layer, leaves)
+        if found is None:
+            return self._run_step(layer, leaves)
+        operation, outs = found
+        for name, output in operation.kept:
+            layer._keep(name, outs[output])
+        return outs if layer._returns_states() else outs[0]
+
+    def _take_settings(self, chosen: Settings) -> None:
         if chosen is not self.settings and chosen != self.settings:
             self.pack()
             self._forget()
             self.settings = chosen
-        leaves = [input_, *self._states(layer, states)]
+
+    def _meet(self, landmark, function, leaves) -> tuple[Operation, tuple] | None:
+        """What a function gives with which a loop may begin, recorded; None: it is to run as written."""
         for again in (False, True):
             if self.period is not None:
                 operation = self.operations[self.place]
-                if operation.function is layer:
+                if operation.function is function:
                     outs = self._record(operation, leaves)
                     if outs is not None:
-                        for name, output in operation.kept:
-                            layer._keep(name, outs[output])
-                        return outs if layer._returns_states() else outs[0]
-                self.pack(layer)
-            if self.period is not None and layer is not self.first:
+                        return operation, outs
+                self.pack(function)
+            if self.period is not None and landmark is not self.first:
                 # Another layer, or another path: the first layer's next step begins anew.
                 self._forget()
-            if layer is self.first or (self.period is None and not self.learning):
-                if again or not self._begin(layer, leaves):
-                    layer._loops.story.plain += 1
-                    break
-            else:
-                break
-        return self._run_step(layer, leaves)
+            if landmark is not self.first and (self.period is not None or self.learning):
+                return None
+            if again or not self._begin(landmark, leaves):
+                functions.loops_of(landmark).story.plain += 1
+                return None
+        return None
 
     @staticmethod
     def _states(layer, states: tuple) -> list:
         given = zip(layer.state_names, states, strict=True)
         return [getattr(layer, name) if state is None else state for name, state in given]
 
-    @staticmethod
-    def _keep(layer, outs: tuple):
-        for name, state in zip(step_outputs(layer), outs, strict=True):
-            if name in layer.state_names:
-                layer._keep(name, state)
-        return layer._output(outs[0])
-
-    def _begin(self, layer, leaves: list) -> bool:
-        """At the step of a layer that may be a loop's first: goes on learning, or takes up what is known. Whether the
-        step can be recorded."""
-        loops = layer._loops
-        if loops is None:
-            loops = Loops()
-            object.__setattr__(layer, "_loops", loops)
+    def _begin(self, landmark, leaves: list) -> bool:
+        """At what may be a loop's first: goes on learning, or takes up what is known. Whether it can be recorded."""
+        loops = functions.loops_of(landmark)
         if self.learning:
             if self.why:
                 self._give_up(loops, self.why)
                 return False
-            return self._may_have_learnt(layer, loops)
+            return self._may_have_learnt(loops)
         if loops.skip:
             loops.skip -= 1
             self._forget()
             self._go()
             return False
         self._forget()
-        self.first = layer
+        self.first = landmark
         self.key = self._key(leaves)
         self.enter()
         period = loops.find(self.key)
@@ -164,9 +181,9 @@ class Recorder(TorchFunctionMode):
 
     def _key(self, leaves: list) -> tuple:
         known_shapes = (leaves[0].shape, leaves[0].dtype, leaves[0].device) if isinstance(leaves[0], Tensor) else None
-        return known_shapes, modes(), self.settings, self.first.training
+        return known_shapes, modes(), self.settings, getattr(self.first, "training", None)
 
-    def _may_have_learnt(self, layer, loops: Loops) -> bool:
+    def _may_have_learnt(self, loops: Loops) -> bool:
         """The first layer again: whether the log ends in two periods that are alike."""
         self.others = 0
         self.marks.append(len(self.log))
@@ -202,18 +219,48 @@ class Recorder(TorchFunctionMode):
     def _run_step(self, layer, leaves: list):
         """A step as written."""
         compute(leaves)
-        outs = step_of(layer, leaves)
-        out = self._keep(layer, outs)
+        with self.aside():
+            outs = step_of(layer, leaves)
+        out = layer._taken(outs)
         if self.learning:
             # What the layer keeps may be a copy.
-            kept = (getattr(layer, name) for name in step_outputs(layer)[1:])
+            kept = (getattr(layer, name, out) for name, out in zip(step_outputs(layer)[1:], outs[1:], strict=True))
             self._log(layer, (*leaves,), {}, (outs[0], *kept), tuple, None, ())
         return out
+
+    # An autograd function of the user's.
+
+    def may_begin_at(self, landmark) -> bool:
+        """Whether a loop may begin with what a module, or another piece of code, calls."""
+        return landmark is self.first or not (self.waiting or self.learning)
+
+    def begin_at(self, landmark, function: type, args: tuple, chosen: Settings):
+        """What an autograd function gives that a loop may begin with."""
+        self._take_settings(chosen)
+        found = self._meet(landmark, function, args)
+        if found is not None:
+            return _result(*found)
+        if self.learning:
+            return self._learn_call(function, args)
+        return NotImplemented
+
+    def call(self, function: type, args: tuple):
+        """What an autograd function gives in a loop that is learnt or recorded, if it may wait there."""
+        if (
+            self.period is not None
+            and (outs := self._record(operation := self.operations[self.place], args)) is not None
+        ):
+            return _result(operation, outs)
+        if not functions.is_layer(self.first) and (functions.caller() or function) is self.first:
+            return self.begin_at(self.first, function, args, self.settings)
+        return self._learn_call(function, args) if self.learning else NotImplemented
 
     # Any other operation.
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.stepping:
+            return func(*args, **kwargs)
         if self.period is not None:
             if func in _TRANSLATED:
                 func, args, kwargs = _translated(func, args, kwargs)
@@ -225,7 +272,7 @@ class Recorder(TorchFunctionMode):
                 if leaves is not None:
                     outs = self._record(operation, leaves)
                     if outs is not None:
-                        return outs[0] if operation.several is None else _tuple_of(operation.several, outs)
+                        return _result(operation, outs)
             elif func in known.IN_PLACE and known.IN_PLACE[func] is operation.function:
                 written = self._record_in_place(operation, args, kwargs)
                 if written is not None:
@@ -483,6 +530,24 @@ class Recorder(TorchFunctionMode):
         self._log(written or func, args, kwargs, outs, several, same, writes, sources)
         return out
 
+    def _learn_call(self, function: type, args: tuple):
+        """Runs an autograd function as written, and notes it where it may wait in further periods."""
+        tensors = [leaf for leaf in args if isinstance(leaf, Tensor)]
+        if modes()[2] or not tensors or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+            return NotImplemented
+        sources = [self.made.get(id(leaf)) if isinstance(leaf, Tensor) else None for leaf in args]
+        out, changed = _run_watching(functools.partial(functions.run, function), (args,), {}, tensors)
+        outs = out if isinstance(out, tuple) else (out,)
+        is_new = all(
+            type(one) is Tensor and not one._is_view() and not any(one is leaf for leaf in args) for one in outs
+        )
+        if changed or not is_new:
+            self._note_writes(changed)
+            self.looks.append((len(self.log), function.__name__))
+            return out
+        self._log(function, args, {}, outs, tuple if isinstance(out, tuple) else None, None, (), sources)
+        return out
+
     def _learn_other(self, func, args, kwargs):
         """Runs what cannot wait; what it does to values of the loop tells whether the loop can be recorded."""
         if describes(func, args) or func in known.OF_SHAPE:
@@ -490,11 +555,11 @@ class Recorder(TorchFunctionMode):
         tensors = [leaf for leaf in _flat(args, kwargs) if isinstance(leaf, Tensor)]
         if func in known.ENDS or func in pieces.GRAD or len(self.log) - self.marks[-1] > OPERATIONS_OF_A_STEP:
             # The loop has ended before it was learnt.
-            self._give_up(self.first._loops, "it has too few steps")
+            self._give_up(functions.loops_of(self.first), "it has too few steps")
             return func(*args, **kwargs)
         self.others += 1
         if self.others > OPERATIONS_OF_A_STEP:
-            self._give_up(self.first._loops, "too much else is between its steps")
+            self._give_up(functions.loops_of(self.first), "too much else is between its steps")
             return func(*args, **kwargs)
         out, changed = _run_watching(func, args, kwargs, tensors)
         self._note_writes(changed)
@@ -540,17 +605,19 @@ class Recorder(TorchFunctionMode):
                 return func(_stand_in(args[0]), *args[1:], **kwargs)
             # A step whose gradient is wanted is one that steps were computed from.
             self.pack(func, as_written=any_pending(pieces.asked_for_gradients(func, args, kwargs)))
-        elif self.read and not (self._is_harmless(func, args, kwargs) and self._may_precede(args, kwargs)):
+        elif self.read and not describes(func, args) and not self._may_come_first(func, args, kwargs):
             self.pack(func)
         if pieces.known and (written := known.written_by(func, args, kwargs)):
             for tensor in written:
                 self._own(tensor)
         return func(*args, **kwargs)
 
+    def _may_come_first(self, func, args, kwargs) -> bool:
+        """Whether a call on computed tensors may run before what waits."""
+        return self._is_harmless(func, args, kwargs) and self._may_precede(args, kwargs)
+
     def _is_harmless(self, func, args, kwargs) -> bool:
         """Whether a call on computed tensors leaves alone what waiting operations will read and write."""
-        if describes(func, args):
-            return True
         written = known.written_by(func, args, kwargs)
         if written is None:
             return func in _SWITCHES
@@ -617,7 +684,7 @@ class Recorder(TorchFunctionMode):
                 return
             self.packing = True
             try:
-                with torch._C.DisableTorchFunction(), in_modes((True, False, False)):
+                with torch._C.DisableTorchFunction(), in_modes((True, False, False)), without_autocast():
                     self._check_versions()
                     with self._as_read() if self.fixed else contextlib.nullcontext():
                         self._pack(as_written)
@@ -632,19 +699,25 @@ class Recorder(TorchFunctionMode):
                 self.period.windows += 1
                 self.period.steps += self.period.length or 0
             if reason is not None:
-                self.first._loops.story.ends[getattr(reason, "__name__", type(reason).__name__)] += 1
+                functions.loops_of(self.first).story.ends[getattr(reason, "__name__", type(reason).__name__)] += 1
                 self._judge()
 
     def _pack(self, as_written: bool) -> None:
         pending = [operation for operation in self.operations if operation.count]
         # What comes before a first step may be the beginning of something else.
-        steps = max((operation.count for operation in pending if operation.is_step), default=0)
+        steps = max((operation.count for operation in pending if operation.is_mark), default=0)
         if steps:
             self.period.length = self.done + steps
         alive = {operation: _alive(operation) for operation in pending}
-        wanted = self._wanted(alive)
         held = {(operation, output) for operation in pending for _, outs in alive[operation] for output, _ in outs}
-        window = self._computed(wanted, held, as_written)
+        early = {
+            (operation, output)
+            for operation in pending
+            for step, outs in alive[operation]
+            for output, _ in outs
+            if step < operation.count - 1
+        }
+        window = self._computed(early, held, as_written)
         values = self._values(window, alive)
         for placeholder, value in values:
             become(placeholder, value)
@@ -659,14 +732,16 @@ class Recorder(TorchFunctionMode):
         if self.period is not None:
             self.period.steady.clear()
 
-    def _computed(self, wanted, held, as_written: bool) -> Window:
+    def _computed(self, early: set, held: set, as_written: bool) -> Window:
         """The window, computed; verified where that is asked for."""
-        story, exact = self.first._loops.story, self.settings.numbers == "exact"
+        story, exact = functions.loops_of(self.first).story, self.settings.numbers == "exact"
         start = time.perf_counter()
-        window = Window(self.period, exact)
+        # An unmodified script is not to wait for a compiler before it has run for a while.
+        builds = self.settings is not settings.everywhere or self.period.seconds > SECONDS_BEFORE_BUILDING
+        window = Window(self.period, exact, builds)
         try:
-            verified = story.verified < self.settings.verify
-            window.run(wanted, as_written or self.period.as_written, None if verified else held)
+            given = (None, None) if story.verified < self.settings.verify else (early, held)
+            window.run(*given, as_written or self.period.as_written)
         except Exception:
             if any(operation.writes or operation.function is known.set_item for operation in window.done):
                 # What is written would be written twice.
@@ -674,18 +749,19 @@ class Recorder(TorchFunctionMode):
             # As one call it may want what single steps do not, such as memory; as written it fails as the loop would.
             self.period.as_written = True
             window = Window(self.period, exact)
-            window.run(wanted, as_written=True)
+            window.run(as_written=True)
+        self.period.seconds += time.perf_counter() - start
         story.seconds += time.perf_counter() - start
         if story.verified < self.settings.verify:
             story.verified += 1
             window = self._verified(window, story)
-        story.count(window, self.first)
+        story.count(window, self.operations[0])
         return window
 
     def _verified(self, window: Window, story: Story) -> Window:
         """The window, or where the written loop gives something else, that."""
         written = Window(self.period, window.exact)
-        written.run(None, as_written=True)
+        written.run(as_written=True)
         differences = window.differences(written)
         if not differences:
             return window
@@ -696,19 +772,6 @@ class Recorder(TorchFunctionMode):
             stacklevel=2,
         )
         return written
-
-    def _wanted(self, alive):
-        last = {operation: operation.count - 1 for operation in alive}
-        taken = {}
-        for operation in alive:
-            taken[operation] = {slot.output for _, slot in self.period.consumers[operation]}
-            for step, outputs in alive[operation]:
-                taken[operation] |= {output for output, _ in outputs if step < last[operation]}
-
-        def wanted(operation, output):
-            return output in taken[operation]
-
-        return wanted
 
     def _values(self, window: Window, alive) -> list[tuple[Pending, Tensor]]:
         values, used = [], {id(tensor) for tensor, _ in self.read.values()}
@@ -738,8 +801,9 @@ class Recorder(TorchFunctionMode):
             used.add(id(value))
             made.append((placeholder, value))
             stack = None if series is None else series._stack
-            if stack is not None or operation.is_step or series.is_steady:
-                pieces.note(placeholder, stack, step, _whose_gradient(operation, output, series))
+            if stack is not None or operation.is_step or series is None or series.is_steady:
+                is_inner = (operation, output) in window.inner
+                pieces.note(placeholder, stack, step, _whose_gradient(operation, output, series, is_inner))
         return made
 
     def _check_versions(self) -> None:
@@ -755,7 +819,7 @@ class Recorder(TorchFunctionMode):
         """Sees whether the waiting was worth it."""
         period = self.period
         if period is not None and period.windows >= 8 and period.steps < 2.5 * period.windows:
-            loops = self.first._loops
+            loops = functions.loops_of(self.first)
             loops.drop(period)
             self._give_up(loops, "it looks at values too often")
 
@@ -853,10 +917,10 @@ def _once_more(operation: Operation, steady: Tensor) -> Tensor:
     return steady.view_as(steady) if operation.function in known.VIEWS and steady._is_view() else steady.clone()
 
 
-def _whose_gradient(operation: Operation, output: int, series) -> int:
+def _whose_gradient(operation: Operation, output: int, series, is_inner: bool) -> int:
     if series is None or series.is_apart:
         return pieces.OWN
-    of_state = operation.is_step and output in operation.state_outputs()
+    of_state = is_inner or (operation.is_step and output in operation.state_outputs())
     return pieces.NOBODYS if of_state or series.is_steady else pieces.WHOLE
 
 
@@ -941,8 +1005,10 @@ def _is_shared_with_others(tensor: Tensor) -> bool:
     return not (storage.resizable() or storage.is_shared() or memory.is_own(storage))
 
 
-def _tuple_of(kind: type, outs: tuple):
-    return list(outs) if kind is list else outs if kind is tuple else kind(outs)
+def _result(operation: Operation, outs: tuple):
+    """What a call gives whose outputs are these."""
+    kind = operation.several
+    return outs[0] if kind is None else list(outs) if kind is list else outs if kind is tuple else kind(outs)
 
 
 def _put_at_bottom(mode) -> None:

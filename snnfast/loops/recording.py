@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import transforms
-from . import placeholder, settings
+from . import functions, placeholder, settings
 
 is_on = False
 """Whether any layer of this process may be recorded: what a step asks first."""
@@ -23,6 +23,7 @@ def switch(layers: bool = False) -> None:
     is_on = (is_on or layers or settings.everywhere is not None) and settings.are_allowed()
     if is_on:
         importlib.import_module("snnfast.loops.recorder")  # now, not in the first step
+        importlib.import_module("snnfast.loops.unseen").watch_functions()
 
 
 def record_everywhere(chosen: "settings.Settings | None") -> None:
@@ -79,21 +80,23 @@ def compute(*values) -> None:
 def stop() -> None:
     """Computes what this thread's recorder has pending, and sends it away."""
     recorder = getattr(_of_thread, "recorder", None)
-    if recorder is not None:
-        _of_thread.recorder = None
+    if recorder is None or recorder.is_busy:
+        return
+    try:
         recorder.leave()
+    finally:
+        _of_thread.recorder = None
 
 
 def step(layer, input_: Tensor, states: tuple):
     """One step of a layer: recorded, if that is wanted here and its loop is one that can be."""
-    recorder = getattr(_of_thread, "recorder", None)
     if passes(layer):
         return layer._step_fused(input_, states)
     chosen = _chosen(layer)
     if chosen is None or not layer._may_wait() or not _is_plain_place():
-        if recorder is not None:
-            stop()
+        stop()
         return layer._step_fused(input_, states)
+    recorder = of_this_thread()
     if recorder is None:
         from .recorder import Recorder
 
@@ -102,12 +105,36 @@ def step(layer, input_: Tensor, states: tuple):
         return recorder.step(layer, input_, states, chosen)
 
 
-def _chosen(layer) -> "settings.Settings | None":
-    """The settings that hold for a layer here."""
+def call(function: type, args: tuple):
+    """What an autograd function of the user's gives: recorded, if that is wanted here; else NotImplemented."""
+    recorder = getattr(_of_thread, "recorder", None)
+    if recorder is not None and recorder.is_busy:
+        return NotImplemented
+    if recorder is None or not (recorder.learning or recorder.expects(function)):
+        if not is_on or not functions.may_wait(function) or torch.compiler.is_compiling():
+            return NotImplemented
+        landmark = functions.caller()
+        chosen = _chosen(landmark)
+        if chosen is None or not (recorder is None or recorder.may_begin_at(landmark)) or not _is_plain_place():
+            return NotImplemented
+        if recorder is None:
+            from .recorder import Recorder
+
+            recorder = _of_thread.recorder = Recorder()
+        with torch._C.DisableTorchFunction():
+            return recorder.begin_at(landmark, function, args, chosen)
+    if not _is_plain_place() or not functions.may_wait(function):
+        return NotImplemented
+    with torch._C.DisableTorchFunction():
+        return recorder.call(function, args)
+
+
+def _chosen(landmark) -> "settings.Settings | None":
+    """The settings that hold for a layer, or whatever a loop may begin with, here."""
     regions = getattr(_of_thread, "region", ())
     if regions:
         return regions[-1]
-    return layer._recorded or settings.everywhere
+    return getattr(landmark, "_recorded", None) or settings.everywhere
 
 
 def settings_of(function) -> "settings.Settings | None":

@@ -33,22 +33,26 @@ class Story:
         self.seconds = 0.0
         self.operations, self.ends = Counter(), Counter()
         self.layers: dict[str, list[int]] = {}
+        self.alone: dict[str, str] = {}
+        """Of neurons of the user's own that run step by step, why."""
         self.differences: list[str] = []
 
     def count(self, window, first) -> None:
-        """Notes what a window was computed by; `first`: the layer that begins the loop."""
+        """Notes what a window was computed by; `first`: the operation that begins the loop."""
         self.windows += 1
         for operation, (calls, alone) in window.done.items():
             self.operations["fused"] += calls
             self.operations["plain"] += alone
-            if operation.is_step:
+            if operation.is_mark:
                 size = "x".join(map(str, operation.outputs[0].shape[1:])) or "1"
                 told = self.layers.setdefault(f"{operation.name} of {size}", [0, 0, 0])
                 told[0] += operation.count
                 told[1] += calls
                 told[2] += alone
-                if operation.function is first:
-                    self.recorded += operation.count
+            if operation is first:
+                self.recorded += operation.count
+
+        self.alone.update({cell.name: cell.why for cell in window.period.cells.values() if cell.why})
 
     @property
     def advice(self) -> str:
@@ -67,6 +71,7 @@ class Story:
                 f"{steps} steps in {calls} calls" if not alone else f"{steps} steps in {calls} calls and {alone} alone"
             )
             lines.append(f"  {layer}: {how}")
+        lines += [f"  {name} runs step by step: {why}" for name, why in self.alone.items()]
         if self.ends:
             ends = ", ".join(f"{what} ({count})" for what, count in self.ends.most_common(4))
             lines.append(f"  values were asked for by {ends}")

@@ -7,7 +7,7 @@ import threading
 import torch
 from torch._functorch import eager_transforms, vmap
 
-from . import recording
+from . import functions, recording
 
 _CALLS = [(torch._C.ScriptFunction, "__call__"), (torch._C.ScriptMethod, "__call__")]
 _TRANSFORMS = [
@@ -16,7 +16,6 @@ _TRANSFORMS = [
     (eager_transforms, "_jvp_increment_nesting"),
 ]
 _WATCHED = [(owner, name, getattr(owner, name)) for owner, name in _CALLS + _TRANSFORMS]
-_apply = vars(torch.autograd.Function)["apply"]
 
 _compile = torch.compile
 _begin_compiled = None
@@ -30,11 +29,17 @@ def watch(more: int) -> None:
     global _watching
     with _lock:
         _watching += more
-        torch.autograd.Function.apply = classmethod(_apply_to_computed) if _watching else _apply
+        watch_functions()
         for owner, name, function in _WATCHED:
             setattr(owner, name, _with_computed(function) if _watching else function)
         torch.compile = _compile_alone if _watching else _compile
         _watch_compiled()
+
+
+def watch_functions() -> None:
+    """Watches autograd functions while a recorder is anywhere, or may be from one of them on."""
+    watched = _watching or recording.is_on
+    torch.autograd.Function.apply = classmethod(_apply) if watched else functions.apply
 
 
 @functools.wraps(_compile)
@@ -60,12 +65,16 @@ def _begin_compiled_alone(callback):
     return _begin_compiled(callback)
 
 
-def _apply_to_computed(cls, *args, **kwargs):
-    recorder = recording.of_this_thread()
-    if recorder is not None:
-        recorder.is_about_to_run(cls.__name__, args)
-    with torch._C.DisableTorchFunction():
-        return _apply.__get__(None, cls)(*args, **kwargs)
+def _apply(cls, *args, **kwargs):
+    out = recording.call(cls, args) if not kwargs else NotImplemented
+    if out is not NotImplemented:
+        return out
+    call, recorder = functions.apply.__get__(None, cls), recording.of_this_thread()
+    if recorder is None:
+        return call(*args, **kwargs)
+    recorder.is_about_to_run(cls.__name__, args)
+    with recorder.aside():
+        return call(*args, **kwargs)
 
 
 def _with_computed(function):

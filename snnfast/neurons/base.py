@@ -324,6 +324,14 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         spk, last, _ = self._run(input_, states, unroll=False)
         return spk, dict(zip(self.model.states, last, strict=True))
 
+    def _taken(self, outs: tuple):
+        """What a step returns that gave spikes and the states that are not spikes, which the layer keeps."""
+        names = ("spk", *(name for name in self.state_names if name != "spk"))
+        for name, state in zip(names, outs, strict=True):
+            if name in self.state_names:
+                self._keep(name, state)
+        return self._output(outs[0])
+
     def _output(self, spk: Tensor):
         """What a step returns, with the states as the layer has them."""
         return (spk, *(getattr(self, name) for name in self._returned())) if self._returns_states() else spk

@@ -1,0 +1,297 @@
+"""Elementwise operations that close a loop over steps: a neuron of the user's own, which runs as one cell.
+
+A period may begin in the middle of such a neuron's step. Its steps are therefore counted from the cut of the period,
+where a window ends: what comes after the cut is of the step that the next period goes on with.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import functions, known
+from .period import LITERAL, MADE, NUMBER, SAME, Operation
+from .series import Series, in_modes
+
+X, STATE, INNER, CONSTANT, FIXED = range(5)
+"""Where a cell's operation takes an argument from: inputs, states, its own operations, tensors, values."""
+
+
+def find(period) -> list[list[Operation]]:
+    """The operations of a period that may run as cells, a list for each cell."""
+    groups = [list(part) for part in period.parts]
+    cores = [group for group in groups if _is_core(group)]
+    for core in cores:
+        grown = True
+        while grown:
+            grown = False
+            for group in groups:
+                if group is not core and group and core and _fits(core, group) and _may_join(period, core, group):
+                    core += group
+                    group.clear()
+                    grown = True
+    return [core for core in cores if len(core) > 1]
+
+
+def _is_core(group: list[Operation]) -> bool:
+    """Whether it is elementwise, and needs the step before or a gradient of the user's own."""
+    closes = len(group) > 1 or group[0].is_call or group[0].needs_itself
+    return closes and all(map(_is_elementwise, group)) and len({_shape(operation) for operation in group}) == 1
+
+
+def _is_elementwise(operation: Operation) -> bool:
+    if operation.writes or operation.same_as is not None or any(slot.kind == NUMBER for slot in operation.slots):
+        return False
+    if any(operation.nested) or operation.outputs[0].device.type != "cpu":
+        return False
+    if any(one.shape != _shape(operation) for one in operation.outputs):
+        return False
+    return operation.is_call or operation.function in known.ELEMENTWISE
+
+
+def _shape(operation: Operation) -> torch.Size:
+    return operation.outputs[0].shape
+
+
+def _fits(core: list[Operation], group: list[Operation]) -> bool:
+    return all(map(_is_elementwise, group)) and all(_shape(operation) == _shape(core[0]) for operation in group)
+
+
+def _may_join(period, core: list[Operation], group: list[Operation]) -> bool:
+    """Whether one takes what the other makes, and nothing in between takes it from one to the other."""
+    both = {*core, *group}
+    takes = any(
+        slot.kind == MADE and slot.what in other
+        for one, other in ((core, group), (group, core))
+        for operation in one
+        for slot in operation.slots
+    )
+    if not takes:
+        return False
+    reached, new = set(), [user for operation in both for user, _ in period.consumers[operation] if user not in both]
+    while new:
+        operation = new.pop()
+        if operation in reached:
+            continue
+        reached.add(operation)
+        for user, _ in period.consumers[operation]:
+            if user in both:
+                return False
+            new.append(user)
+    return True
+
+
+class Step:
+    """One step of a cell, as `snnfast.cells.fused` traces it: it holds what the operations are, no placeholders."""
+
+    def __init__(self, calls: list, outputs: list, states: list, constants: list[Tensor]):
+        self.calls, self.outputs, self.states, self.constants = calls, outputs, states, constants
+
+    def __call__(self, xs: tuple, states: tuple) -> tuple[tuple, tuple]:
+        made = []
+
+        def value(kind, place, output):
+            if kind == INNER:
+                return made[place][output]
+            return (xs, states, None, self.constants)[kind][place] if kind != FIXED else place
+
+        for function, names, entries in self.calls:
+            values = [value(*entry) for entry in entries]
+            count = len(values) - len(names)
+            if functions.is_one(function):
+                out = functions.run(function, values)
+            else:
+                out = function(*values[:count], **dict(zip(names, values[count:], strict=True)))
+            made.append(out if isinstance(out, tuple) else (out,))
+        return tuple(made[place][output] for place, output in self.outputs), tuple(
+            made[place][output] for place, output in self.states
+        )
+
+
+class Cell:
+    """Operations of a period that run as one cell.
+
+    Attributes:
+        operations: in the order of a step that begins at the cut.
+        states: (operation, output) that the step after takes.
+        taken: (operation, output) that operations outside take.
+        why: why they run one by one; "" where they do not.
+    """
+
+    def __init__(self, operations: list[Operation], period):
+        places = {operation: place for place, operation in enumerate(period.operations)}
+        self.shift = {operation: int(places[operation] >= period.cut) for operation in operations}
+        self.operations = sorted(operations, key=lambda operation: (1 - self.shift[operation], places[operation]))
+        self.states = []
+        for operation in self.operations:
+            for slot in operation.slots:
+                if self.is_state(operation, slot) and (slot.what, slot.output) not in self.states:
+                    self.states.append((slot.what, slot.output))
+        users = [(user, slot) for operation in operations for user, slot in period.consumers[operation]]
+        self.taken = {(slot.what, slot.output) for user, slot in users if user not in self.shift}
+        self.inner = {(slot.what, slot.output) for user, slot in users if user in self.shift}
+        self.why = ""
+        self._last = None
+
+    def is_state(self, operation: Operation, slot) -> bool:
+        """Whether it is made in the step before."""
+        return self.is_inside(slot) and slot.lag + self.shift[operation] - self.shift[slot.what] > 0
+
+    def is_inside(self, slot) -> bool:
+        """Whether an operation of the cell makes what stands in a slot."""
+        return slot.kind == MADE and slot.what in self.shift
+
+    def first(self, operation: Operation) -> int:
+        """The step, counted from the cut, in which an operation is first pending."""
+        return operation.start + self.shift[operation]
+
+    @property
+    def name(self) -> str:
+        """By the user's own functions in it, else by what it is made of."""
+        own = [operation.name for operation in self.operations if operation.is_call]
+        return " ".join(own or [operation.name for operation in self.operations])
+
+    def computed(self, given: "_Inputs", outputs: list, states: list) -> tuple[tuple, tuple] | None:
+        """Outputs [T, ...] and last states; None, and `why`, where it cannot run as one."""
+        from .. import cells
+
+        try:
+            return self._call(given, outputs, states)(given.xs, states)
+        except (cells.Refused, cells.BuildFailed) as refused:
+            self.why = str(refused)
+        return None
+
+    def _call(self, given: "_Inputs", outputs: list, states: list) -> Callable:
+        from .. import cells
+
+        key = tuple(outputs), tuple(map(id, given.constants))
+        if self._last is None or self._last[0] != key:
+            numbers = {operation: number for number, operation in enumerate(self.operations)}
+            outs, after = ([(numbers[one], output) for one, output in some] for some in (outputs, self.states))
+            step = Step(given.calls, outs, after, given.constants)
+            self._last = key, cells.fused(step, [x[0] for x in given.xs], states)
+        return self._last[1]
+
+
+def run(window, cell: Cell, early: set | None, held: set | None) -> bool:
+    """Computes a cell's part of a window; False where it has to be step by step.
+
+    Args:
+        early, held: (operation, output) that others than the loop have of steps before the last, and of any; None: all.
+    """
+    operations = cell.operations
+    first = max(map(cell.first, operations))
+    ends = {cell.first(operation) + operation.count for operation in operations}
+    steps = max(ends) - first
+    if cell.why or len(ends) > 1 or steps < 2 or len({operation.modes for operation in operations}) > 1:
+        return False
+    before = [_given_before(cell, key, first) for key in cell.states]
+    if not _goes_on(cell, first) or any(state is None for state in before):
+        return False
+    given = _Inputs(window, cell, first, steps)
+    if given.why or (window.exact and any(tensor.requires_grad for tensor in given.constants)):
+        cell.why = given.why
+        return False
+    outputs = [
+        (operation, output)
+        for operation in operations
+        for output in operation.numbers
+        if held is None
+        or (operation, output) in cell.taken | early
+        or ((operation, output) in held and (operation, output) not in cell.states)
+    ]
+    with in_modes(operations[0].modes):
+        made = window.steps_alone(operations, cell.shift, first)
+        states = [
+            made[key[0], first - 1 - cell.shift[key[0]]][key[1]] if state is MADE else state
+            for key, state in zip(cell.states, before, strict=True)
+        ]
+        found = cell.computed(given, outputs, states)
+    if found is None:
+        return False
+    outs, last = found
+    for (operation, output), out in zip(outputs, outs, strict=True):
+        start = first - cell.shift[operation]
+        leads = [made[operation, period][output] for period in range(operation.start, start)]
+        series = Series(start, steps, stack=out)
+        window.series[operation, output] = series.after(leads) if leads else series
+    window.last.update(zip(cell.states, last, strict=True))
+    window.inner |= cell.inner
+    for operation in operations:
+        window.done[operation] = 0, first - cell.first(operation)
+    marks = [operation for operation in operations if operation.is_call] or operations
+    window.done[marks[0]] = 1, window.done[marks[0]][1]
+    return True
+
+
+def _goes_on(cell: Cell, first: int) -> bool:
+    """Whether from a step on all that the cell takes of itself is what it made."""
+    for operation in cell.operations:
+        for slot, given in zip(operation.slots, operation.given, strict=True):
+            if cell.is_inside(slot) and cell.first(operation) + len(given) > first + cell.is_state(operation, slot):
+                return False
+    return True
+
+
+def _given_before(cell: Cell, key: tuple, first: int):
+    """A state before a step: MADE where the cell makes it, else what was given; None where that is not one tensor."""
+    if cell.first(key[0]) < first:
+        return MADE
+    found = [
+        given[0] if given else None
+        for operation in cell.operations
+        for slot, given in zip(operation.slots, operation.given, strict=True)
+        if cell.is_state(operation, slot) and (slot.what, slot.output) == key and cell.first(operation) == first
+    ]
+    return found[0] if found and all(one is found[0] for one in found) else None
+
+
+class _Inputs:
+    """What a cell's operations take from outside, over the steps of a window.
+
+    Attributes:
+        calls: for each operation its function, names of keyword arguments, and where its arguments come from.
+        xs: [T, ...] inputs of the cell's shape; constants: tensors that are the same at every step.
+        why: why they do not fit; "" where they do.
+    """
+
+    def __init__(self, window, cell: Cell, first: int, steps: int):
+        self.xs, self.constants, self.calls, self.why = [], [], [], ""
+        self._window, self._cell, self._first, self._steps = window, cell, first, steps
+        self._numbers = {operation: number for number, operation in enumerate(cell.operations)}
+        self._known = {}
+        self._shape = _shape(cell.operations[0])
+        for operation in cell.operations:
+            entries = [self._entry(operation, number) for number in range(len(operation.slots))]
+            self.calls.append((operation.function, operation.names, entries))
+        if not self.xs:
+            self.why = self.why or "nothing of its shape comes from outside"
+
+    def _entry(self, operation: Operation, number: int) -> tuple:
+        slot = operation.slots[number]
+        if self._cell.is_state(operation, slot):
+            return STATE, self._cell.states.index((slot.what, slot.output)), 0
+        if self._cell.is_inside(slot):
+            return INNER, self._numbers[slot.what], slot.output
+        if slot.kind == LITERAL:
+            return FIXED, slot.what, 0
+        if slot.kind == SAME:
+            return self._tensor(slot.what)
+        series = self._window.input(operation, number).between(self._first - self._cell.shift[operation], self._steps)
+        if series.is_steady and series.steady.shape != self._shape:
+            return self._tensor(series.steady)
+        if slot.like.shape != self._shape:
+            self.why = f"an input of shape {tuple(slot.like.shape)} changes, where its own is {tuple(self._shape)}"
+            return FIXED, None, 0
+        made = (slot.what, slot.output, slot.lag - self._cell.shift[operation]) if slot.kind == MADE else ()
+        key = made, tuple(map(id, operation.given[number]))
+        if key not in self._known:
+            self._known[key] = len(self.xs)
+            self.xs.append(series.stack())
+        return X, self._known[key], 0
+
+    def _tensor(self, tensor: Tensor) -> tuple:
+        if id(tensor) not in self._known:
+            self._known[id(tensor)] = len(self.constants)
+            self.constants.append(tensor)
+        return CONSTANT, self._known[id(tensor)], 0
