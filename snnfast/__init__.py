@@ -12,10 +12,11 @@ from . import snntorchs as _snntorchs
 from .accelerate import accelerate, accelerated
 from .auto import install, load_ipython_extension, uninstall, unload_ipython_extension
 from .cells import Cell, scan
-from .convert import convert, reset
+from .convert import convert, detach, reset
 from .functional import use_reference
 from .memory import empty_cache
 from .neurons import ALIF, Alpha, Lapicque, Leaky, RLeaky, RSynaptic, SpikingNeuron, Synaptic
+from .probe import record
 from .step import TrainingStep
 from .unroll import Unroll
 
@@ -36,12 +37,14 @@ __all__ = [
     "accelerate",
     "accelerated",
     "convert",
+    "detach",
     "empty_cache",
     "encoding",
     "explain",
     "functional",
     "install",
     "load_ipython_extension",
+    "record",
     "reference",
     "reset",
     "scan",

@@ -5,7 +5,7 @@ from torch import nn
 
 from . import surrogate
 from .functional import RESET_MECHANISMS
-from .neurons import SpikingNeuron, fused_class, own
+from .neurons import SpikingNeuron, fused_class, own, state_names
 
 
 def convert(net: nn.Module) -> nn.Module:
@@ -65,3 +65,27 @@ def reset(net: nn.Module) -> None:
         for module in net.modules():
             if hasattr(module, "reset_mem"):
                 module.reset_mem()
+
+
+def detach(net: nn.Module) -> None:
+    """Cuts the hidden state of every spiking layer inside `net` off from its graph: truncated backpropagation.
+
+    Layers of snnfast (`Cell` included) and snnTorch's own go on from the same values; gradients end there. Tensors that
+    you hold, earlier states among them, keep their graph. States that you pass yourself, such as Norse's, are yours to
+    cut off: `mem = mem.detach()`.
+
+    Raises:
+        TypeError: `net` is no module.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True))
+        >>> for chunk in torch.rand(30, 16, 4).split(10):
+        ...     loss = sum(net(x).mean() for x in chunk)
+        ...     loss.backward()
+        ...     snn.detach(net)
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    for module in net.modules():
+        for name in state_names(module):
+            setattr(module, name, getattr(module, name).detach())

@@ -82,6 +82,10 @@ def _say_once(layer: str, name: str, kind: str) -> None:
         )
 
 
+class Onlooker:
+    """A hook that keeps what it sees and changes nothing: none that has to run at every step."""
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether a call of the module is more than its forward: it has hooks, or all modules have."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks

@@ -84,7 +84,7 @@ def _may_run_again(group: list[nn.Module], x: Tensor) -> bool:
     """Whether a second run computes what the first did, and leaves nothing behind."""
     modules = [module for layer in group for module in layer.modules()]
     neurons = [module for module in modules if isinstance(module, SpikingNeuron)]
-    if any(neuron.init_hidden or own.of_sequence(neuron) for neuron in neurons):
+    if any(neuron.init_hidden or neuron._seen or own.of_sequence(neuron) for neuron in neurons):
         return False
     others = [module for layer in group if not isinstance(layer, SpikingNeuron) for module in layer.modules()]
     # A sequential with hooks sees to the neurons in it.

@@ -136,10 +136,6 @@ class Cell(SpikingNeuron):
     def _tensors_of_step(self):
         return [*self.parameters(), *self.buffers()]
 
-    def unroll_spikes(self, input_: Tensor) -> Tensor:
-        """`unroll` for who needs no states: the spikes [T, B, ...]."""
-        return self._unroll(input_, self._ordered((), {}), False)
-
     def why_not_fused(self, input_: Tensor) -> str | None:
         """Why `unroll` of such a sequence [T, B, ...] runs step by step; None: it is fused."""
         return why_not_fused(self._spikes, input_, self._before(input_[0], self._ordered((), {}), own=False))

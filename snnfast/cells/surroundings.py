@@ -16,8 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..over_time import Onlooker
+
 _PLAIN = (type(None), bool, int, str, bytes, complex, type(Ellipsis), torch.dtype, torch.device, torch.Size, range)
-_PYTHONS = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+# An environment may be laid over another one, whose libraries are found as its own are.
+_PYTHONS = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {
+    folder for folder in sys.path if folder.endswith(("site-packages", "dist-packages"))
+}
+_OF_LOOPS = "_seen", "_recorded", "_loops", "_like", "_waits"
 _OWN = str(Path(__file__).parent.parent)
 
 
@@ -125,9 +131,10 @@ class Surroundings:
             yield
 
     def hooked(self) -> bool:
-        """Whether a module has hooks."""
+        """Whether a module has hooks, but for those that only look on."""
         names = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-        return any(module[name] for module in self._modules for name in names)
+        hooks = (hook for module in self._modules for name in names for hook in module[name].values())
+        return not all(isinstance(hook, Onlooker) for hook in hooks)
 
     def _walk(self, value) -> None:
         if isinstance(value, _PLAIN):
@@ -148,8 +155,8 @@ class Surroundings:
         elif isinstance(value, nn.Module):
             self._modules.append(vars(value))
             self._walk_class(type(value))
-            # Hidden states come as arguments.
-            self._walk_dict(vars(value), getattr(value, "state_names", ()))
+            # Hidden states come as arguments; what is remembered of loops is no business of a step's.
+            self._walk_dict(vars(value), (*getattr(value, "state_names", ()), *_OF_LOOPS))
         elif isinstance(value, types.FunctionType):
             self._walk_function(value)
         elif isinstance(value, types.MethodType):
@@ -183,7 +190,7 @@ class Surroundings:
                 self._walk(getattr(value, field.name))
 
     def _walk_dict(self, value: dict, hidden: tuple[str, ...] = ()) -> None:
-        content = {name: part for name, part in value.items() if name not in hidden}
+        content = {name: part for name, part in value.items() if name not in hidden and not isinstance(part, Onlooker)}
         self._contents.append((value, content, len(value) - len(content)))
         self._key.append(len(content))
         for name, part in content.items():

@@ -5,6 +5,7 @@ snnTorch is installed, so that its `utils.reset`, `backprop` and NIR export find
 the layer does what the documentation promises; the README lists each such deviation.
 """
 
+import contextlib
 import warnings
 
 import torch
@@ -61,6 +62,9 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
     _methods: own.Methods
     _own: tuple[str, ...] = ()
     _charge = None
+
+    # What looks on at its sequences (`probe`).
+    _seen: tuple = ()
 
     # With which settings loops over the layer are recorded, and what is remembered of those that it begins (`loops`).
     _recorded = None
@@ -230,6 +234,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         # A method of a class is found by its name, which a patched one may not have.
         state.pop("_charge", None)
         state.pop("_loops", None)
+        state.pop("_seen", None)
         return state
 
     def __setstate__(self, state):
@@ -350,11 +355,34 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         Raises:
             As `forward`, and ValueError for a state of another shape.
         """
-        return self._unroll(input_, self._ordered(states, named_states), self._returns_states())
+        return self._unroll_seen(input_, self._ordered(states, named_states), self._returns_states())
 
     def unroll_spikes(self, input_: Tensor) -> Tensor:
         """`unroll` for who needs no states: the spikes [T, B, ...], at less memory."""
-        return self._unroll(input_, self._ordered((), {}), False)
+        return self._unroll_seen(input_, self._ordered((), {}), False)
+
+    def see(self, door) -> None:
+        """Lets one look on at sequences: `snnfast.record`."""
+        self.__dict__["_seen"] = (*self._seen, door)
+
+    def unsee(self, door) -> None:
+        """Undoes `see`."""
+        left = tuple(other for other in self._seen if other is not door)
+        self.__dict__.pop("_seen")
+        if left:
+            self.__dict__["_seen"] = left
+
+    def _unroll_seen(self, input_, states, want_seqs):
+        """`_unroll`, all of which those see who look on."""
+        if not self._seen:
+            return self._unroll(input_, states, want_seqs)
+        with contextlib.ExitStack() as stack:
+            for door in self._seen:
+                stack.enter_context(door.unrolling(input_))
+            outputs = self._unroll(input_, states, True)
+        for door in self._seen:
+            door.sequence(outputs)
+        return outputs if want_seqs or not isinstance(outputs, tuple) else outputs[0]
 
     def height_of(self, spk: Tensor) -> Tensor | None:
         """The height of the spikes in the layer's output [T, B, ...]; None where that may not be spikes and zeros."""
