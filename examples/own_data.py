@@ -20,51 +20,6 @@ STEPS = 16
 SENSOR = (16, 16)
 
 
-def bin_events(
-    t: Tensor,
-    x: Tensor,
-    y: Tensor,
-    p: Tensor,
-    steps: int,
-    size: tuple[int, int],
-    span: tuple[float, float] | None = None,
-) -> Tensor:
-    """Count the events of one recording in `steps` equal intervals of time.
-
-    Args:
-        t, x, y, p: time in any unit, column, row and polarity (0 or 1, or bool) of each event, all [events], any order.
-        steps: T.
-        size: rows and columns of the sensor, (H, W).
-        span: first and last time, in t's unit; events outside are left out. Default: from the first event to the last.
-
-    Returns:
-        float32 counts [T, polarity, H, W]. `.clamp(max=1)` makes spikes of them.
-
-    Raises:
-        ValueError: t, x, y, p of unequal shapes, a place off the sensor, another polarity, no steps or an empty span.
-    """
-    rows, columns = size
-    if t.dim() != 1 or not t.shape == x.shape == y.shape == p.shape:
-        shapes = ", ".join(str(tuple(values.shape)) for values in (t, x, y, p))
-        raise ValueError(f"t, x, y and p must have one shape [events], got {shapes}")
-    for name, values, limit in (("x", x, columns), ("y", y, rows), ("p", p, 2)):
-        if len(values) and not 0 <= values.min() <= values.max() < limit:
-            raise ValueError(f"{name} must be from 0 to {limit - 1}, got {values.min()} to {values.max()}")
-    if steps < 1 or (span and not span[0] < span[1]):
-        raise ValueError(f"steps must be at least 1 and span increase, got {steps} and {span}")
-    counts = torch.zeros(steps, 2, rows, columns)
-    if not len(t):
-        return counts
-    t = t.double()
-    begin, end = span or (t.min().item(), t.max().item())
-    # All events at one time are one step's.
-    step = ((t - begin) * (steps / ((end - begin) or 1.0))).floor().long()
-    step[t == end] = steps - 1
-    inside = (step >= 0) & (step < steps)
-    place = tuple(values[inside].long() for values in (step, p, y, x))
-    return counts.index_put_(place, torch.ones(()), accumulate=True)
-
-
 class MovingEdges(Dataset):
     """Event recordings of an edge that crosses the sensor to the right, left, down or up (label 0 to 3), with noise.
 
@@ -82,7 +37,7 @@ class MovingEdges(Dataset):
         """Recording `index`: counts [T, 2, H, W] and its label."""
         draw = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
         label = int(torch.randint(4, (), generator=draw))
-        return bin_events(*self._events(label, draw), STEPS, SENSOR).clamp(max=1), label
+        return snn.bin_events(*self._events(label, draw), STEPS, SENSOR).clamp(max=1), label
 
     def _events(self, label: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n = SENSOR[0]

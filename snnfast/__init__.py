@@ -6,13 +6,16 @@ What snnfast has no name for comes from snnTorch, where that is installed: `snnf
 
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from . import encoding, functional, reference, surrogate
 from . import snntorchs as _snntorchs
 from .accelerate import accelerate, accelerated
 from .auto import install, load_ipython_extension, uninstall, unload_ipython_extension
+from .benchmark import benchmark
 from .cells import Cell, scan
 from .convert import convert, detach, reset
+from .encoding import bin_events
 from .functional import use_reference
 from .memory import empty_cache
 from .neurons import ALIF, Alpha, Lapicque, Leaky, RLeaky, RSynaptic, SpikingNeuron, Synaptic
@@ -36,6 +39,8 @@ __all__ = [
     "Unroll",
     "accelerate",
     "accelerated",
+    "benchmark",
+    "bin_events",
     "convert",
     "detach",
     "empty_cache",
@@ -60,7 +65,7 @@ if _TYPE_CHECKING:
     from .compiler.explain import explain
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> _Any:
     if name != "explain":
         return _from_snntorch(name)
     # When first asked for: it brings torch._dynamo, which takes longer to import than all of snnfast.
@@ -70,5 +75,5 @@ def __getattr__(name):
     return explain
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*_names(), "explain"})

@@ -3,9 +3,11 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 
+from .annotations import Run
 from .convert import convert
 from .loops import recording
 from .loops.settings import Settings, default_numbers
@@ -13,15 +15,15 @@ from .neurons import SpikingNeuron
 
 
 def accelerate(
-    net: nn.Module | Callable,
+    net: Run,
     *,
     numbers: str | None = None,
     verify: int = 0,
     compile: bool | None = None,
     window: int | None = None,
     products: str = "batched",
-    inner: str | Callable | None = None,
-):
+    inner: str | Callable[..., Any] | None = None,
+) -> Run:
     """Makes loops over time run fused, wherever they stand: in a network's `forward`, in a function, around both.
 
     The first two steps of a loop run as written. Further ones are recorded: their operations wait, and are computed
@@ -51,9 +53,14 @@ def accelerate(
         TypeError, ValueError: `net` is neither, or an option has a wrong value.
 
     Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True))
         >>> net = snn.accelerate(net)
         >>> @snn.accelerate
-        ... def forward_pass(net, num_steps, data): ...
+        ... def forward_pass(net, num_steps, data):
+        ...     snn.reset(net)
+        ...     return torch.stack([net(data) for _ in range(num_steps)])
+        >>> forward_pass(net, 25, torch.rand(16, 4)).shape
+        torch.Size([25, 16, 8])
     """
     settings = Settings(default_numbers() if numbers is None else numbers, verify)
     options = {"window": window, "products": products, "inner": inner}
@@ -96,8 +103,10 @@ def accelerated(enabled: bool = True, *, numbers: str | None = None, verify: int
     Args: as `accelerate`.
 
     Example:
+        >>> fc, lif = nn.Linear(4, 8), snn.Leaky(0.9)
+        >>> x, mem = torch.rand(16, 4), lif.reset_mem()
         >>> with snn.accelerated():
-        ...     for step in range(num_steps):
+        ...     for step in range(25):
         ...         spk, mem = lif(fc(x), mem)
     """
     settings = Settings(default_numbers() if numbers is None else numbers, verify)

@@ -4,11 +4,12 @@ import torch
 from torch import nn
 
 from . import surrogate
+from .annotations import Net
 from .functional import RESET_MECHANISMS
 from .neurons import SpikingNeuron, fused_class, own, state_names
 
 
-def convert(net: nn.Module) -> nn.Module:
+def convert(net: Net) -> Net:
     """Swaps every neuron of snnTorch in `net` that snnfast has fused for its own, in place, and returns `net`.
 
     The layer objects stay who they are, whoever refers to them: parameters, buffers, hidden state, hooks and options
@@ -19,6 +20,12 @@ def convert(net: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `net` is no module.
+
+    Example:
+        >>> import snntorch
+        >>> net = nn.Sequential(nn.Linear(4, 8), snntorch.Leaky(beta=0.9, init_hidden=True))
+        >>> snn.convert(net)[1]
+        Leaky(beta=0.9, reset_mechanism='subtract', reset_delay=True)
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
@@ -58,6 +65,13 @@ def reset(net: nn.Module) -> None:
 
     Raises:
         TypeError: `net` is no module.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True))
+        >>> spk = net(torch.rand(16, 4))
+        >>> snn.reset(net)
+        >>> net[1].mem.abs().sum()
+        tensor(0.)
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")

@@ -1,4 +1,4 @@
-"""Spike encoders: data to spikes of all time steps, time first [T, B, ...], in one pass.
+"""Spike encoders: data to spikes of all time steps, time first [T, B, ...], in one pass; events into frames.
 
 Arguments and meaning are those of `snntorch.spikegen` 1.0.0, with `poisson` beside them. All take dense real tensors on
 a CPU or a GPU; integers and bools are taken as torch's default dtype. `dtype`, that of the spikes, is float32, float64,
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from . import ops
 from .functional import check_count, check_data
+
+__all__ = ["bin_events", "delta", "latency", "poisson", "rate"]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)
 
@@ -54,6 +56,10 @@ def rate(
 
     Raises:
         TypeError: an argument of the wrong type or dtype. ValueError: no steps, or an argument out of its range.
+
+    Example:
+        >>> snn.encoding.rate(torch.rand(8, 20), num_steps=25).shape
+        torch.Size([25, 8, 20])
     """
     data, dtype = _checked(data, dtype)
     first_spike_time = check_count("first_spike_time", first_spike_time)
@@ -92,6 +98,10 @@ def poisson(
 
     Raises:
         TypeError: an argument of the wrong type or dtype. ValueError: no steps, or an argument out of its range.
+
+    Example:
+        >>> snn.encoding.poisson(torch.rand(8, 20), num_steps=25, max_rate_hz=200).shape
+        torch.Size([25, 8, 20])
     """
     max_rate_hz, dt = _number("max_rate_hz", max_rate_hz), _number("dt", dt)
     if max_rate_hz < 0:
@@ -153,6 +163,10 @@ def latency(
     Raises:
         TypeError: an argument of the wrong type or dtype. ValueError: data out of [0, 1], spikes out of the steps, no
             steps, or an argument out of its range.
+
+    Example:
+        >>> snn.encoding.latency(torch.rand(8, 20), num_steps=25, normalize=True, linear=True).shape
+        torch.Size([25, 8, 20])
     """
     data, dtype = _checked(data, dtype)
     first_spike_time = check_count("first_spike_time", first_spike_time)
@@ -218,6 +232,10 @@ def delta(
 
     Raises:
         TypeError: an argument of the wrong type or dtype. ValueError: no steps, or an argument out of its range.
+
+    Example:
+        >>> snn.encoding.delta(torch.rand(25, 8, 20), threshold=0.1).shape
+        torch.Size([25, 8, 20])
     """
     data, dtype = _checked(data, dtype)
     _check_sequence(data)
@@ -227,6 +245,56 @@ def delta(
     if off_spike and dtype == torch.bool:
         raise ValueError("dtype must be floating for off_spike, whose spikes are -1 too; got torch.bool")
     return _encoded(ops.encode_delta, data, threshold, bool(padding), bool(off_spike), dtype)
+
+
+def bin_events(
+    t: Tensor,
+    x: Tensor,
+    y: Tensor,
+    p: Tensor,
+    steps: int,
+    size: tuple[int, int],
+    span: tuple[float, float] | None = None,
+) -> Tensor:
+    """Count the events of one recording in `steps` equal intervals of time.
+
+    Args:
+        t, x, y, p: time in any unit, column, row and polarity (0 or 1, or bool) of each event, all [events], any order.
+        steps: T.
+        size: rows and columns of the sensor, (H, W).
+        span: first and last time, in t's unit; events outside are left out. Default: from the first event to the last.
+
+    Returns:
+        float32 counts [T, polarity, H, W]. `.clamp(max=1)` makes spikes of them.
+
+    Raises:
+        ValueError: t, x, y, p of unequal shapes, a place off the sensor, another polarity, no steps or an empty span.
+
+    Example:
+        >>> t, x, y, p = torch.tensor([0.0, 0.3, 0.9]), *torch.tensor([[0, 1, 1], [0, 0, 1], [1, 0, 1]])
+        >>> snn.bin_events(t, x, y, p, steps=3, size=(2, 2)).shape
+        torch.Size([3, 2, 2, 2])
+    """
+    rows, columns = size
+    if t.dim() != 1 or not t.shape == x.shape == y.shape == p.shape:
+        shapes = ", ".join(str(tuple(values.shape)) for values in (t, x, y, p))
+        raise ValueError(f"t, x, y and p must have one shape [events], got {shapes}")
+    for name, values, limit in (("x", x, columns), ("y", y, rows), ("p", p, 2)):
+        if len(values) and not 0 <= values.min() <= values.max() < limit:
+            raise ValueError(f"{name} must be from 0 to {limit - 1}, got {values.min()} to {values.max()}")
+    if steps < 1 or (span and not span[0] < span[1]):
+        raise ValueError(f"steps must be at least 1 and span increase, got {steps} and {span}")
+    counts = torch.zeros(steps, 2, rows, columns)
+    if not len(t):
+        return counts
+    t = t.double()
+    begin, end = span or (t.min().item(), t.max().item())
+    # All events at one time are one step's.
+    step = ((t - begin) * (steps / ((end - begin) or 1.0))).floor().long()
+    step[t == end] = steps - 1
+    inside = (step >= 0) & (step < steps)
+    place = tuple(values[inside].long() for values in (step, p, y, x))
+    return counts.index_put_(place, torch.ones(()), accumulate=True)
 
 
 def _encoded(encode: Callable, data: Tensor, *others) -> Tensor:

@@ -7,11 +7,14 @@ come in the current's dtype. Integer currents are taken as torch's default dtype
 
 import contextlib
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import ops, reference, transforms
+from .annotations import SpikeGrad, StateQuant
 from .capture import constant
 from .loops import recording
 from .ops import Options, Recurrence, Result
@@ -20,8 +23,10 @@ from .snntorchs import fallback
 from .surrogate import Surrogate, named, resolve
 
 # Losses, probes and the like are snnTorch's; with a path, though empty, its modules can be imported as this one's.
-__getattr__, __dir__ = fallback(__name__)
+_from_snntorch, __dir__ = fallback(__name__)
 __path__ = []
+
+__all__ = ["RESET_MECHANISMS", "leaky", "leaky_step", "use_reference"]
 
 RESET_MECHANISMS = ("subtract", "zero", "none")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -30,9 +35,21 @@ _reference_forced = False
 _said = set()
 
 
+def __getattr__(name: str) -> Any:
+    return _from_snntorch(name)
+
+
 @contextlib.contextmanager
-def use_reference():
-    """Within it, every snnfast layer runs the pure-PyTorch reference loop: the same numbers, for comparison."""
+def use_reference() -> Iterator[None]:
+    """Within it, every snnfast layer runs the pure-PyTorch reference loop: the same numbers, for comparison.
+
+    Example:
+        >>> lif, x = snn.Leaky(0.9), torch.rand(10, 2, 3)
+        >>> with snn.use_reference():
+        ...     spk, mem = lif.unroll(x)
+        >>> torch.equal(mem, lif.unroll(x)[1])
+        True
+    """
     global _reference_forced
     before, _reference_forced = _reference_forced, True
     try:
@@ -48,7 +65,7 @@ def leaky(
     beta: float | Tensor,
     threshold: float | Tensor = 1.0,
     graded_spikes_factor: float | Tensor = 1.0,
-    surrogate=None,
+    surrogate: SpikeGrad | None = None,
     reset_mechanism: str = "subtract",
     reset_delay: bool = True,
     return_mem: str = "all",
@@ -71,6 +88,9 @@ def leaky(
 
     Raises:
         TypeError: an argument of the wrong type or dtype. ValueError: a wrong shape, device, layout or option.
+
+    Example:
+        >>> spk, mem = snn.functional.leaky(torch.rand(100, 8, 20), beta=0.9)
     """
     if return_mem not in ("all", "last"):
         raise ValueError(f"return_mem must be 'all' or 'last', got {return_mem!r}")
@@ -87,23 +107,27 @@ def leaky_step(
     beta: float | Tensor,
     threshold: float | Tensor = 1.0,
     graded_spikes_factor: float | Tensor = 1.0,
-    surrogate=None,
+    surrogate: SpikeGrad | None = None,
     reset_mechanism: str = "subtract",
     reset_delay: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """One step of `leaky`: current x and membrane mem [B, ...] to spikes and membrane [B, ...]."""
+    """One step of `leaky`: current x and membrane mem [B, ...] to spikes and membrane [B, ...].
+
+    Example:
+        >>> spk, mem = snn.functional.leaky_step(torch.rand(8, 20), beta=0.9)
+    """
     options = checked_options(surrogate, reset_mechanism, reset_delay, unroll=False)
     spk, (mem,), _ = run(LEAKY, x, (mem,), (beta, threshold, graded_spikes_factor), options)
     return spk, mem
 
 
-def checked_options(surrogate, reset_mechanism, reset_delay, unroll: bool) -> Options:
+def checked_options(surrogate: SpikeGrad | None, reset_mechanism: str, reset_delay: bool, unroll: bool) -> Options:
     """Checked options of a call."""
     check_reset_mechanism(reset_mechanism)
     return Options(resolve(surrogate), reset_mechanism, bool(reset_delay), unroll)
 
 
-def check_reset_mechanism(reset_mechanism) -> None:
+def check_reset_mechanism(reset_mechanism: str) -> None:
     """Raises ValueError for an unknown reset mechanism."""
     if reset_mechanism not in RESET_MECHANISMS:
         raise ValueError(f"reset_mechanism must be one of {', '.join(RESET_MECHANISMS)}; got {reset_mechanism!r}")
@@ -116,7 +140,7 @@ def run(
     params: tuple,
     options: Options,
     want_seqs: bool = False,
-    state_quant=False,
+    state_quant: StateQuant = False,
     inhibition: bool = False,
     rec: Tensor | None = None,
 ) -> Result:
@@ -140,7 +164,7 @@ def run(
     return _run(model, x, states, params, options, want_seqs, state_quant, inhibition, rec)
 
 
-def fits_one_operator(surrogate_key, state_quant, inhibition) -> bool:
+def fits_one_operator(surrogate_key: tuple | None, state_quant: StateQuant, inhibition: bool) -> bool:
     """Whether names and numbers say all about a neuron that is being captured, and its caller wants the kernels."""
     if surrogate_key is None or state_quant or inhibition:
         return False
@@ -192,7 +216,7 @@ def _run(
     params: tuple,
     options: Options,
     want_seqs: bool = False,
-    state_quant=False,
+    state_quant: StateQuant = False,
     inhibition: bool = False,
     rec: Tensor | None = None,
 ) -> Result:
@@ -232,7 +256,7 @@ def run_dense(
     recurrence: Recurrence,
     options: Options,
     want_seqs: bool = False,
-    state_quant=False,
+    state_quant: StateQuant = False,
     inhibition: bool = False,
 ) -> Result:
     """A recurrent model over a whole sequence whose spikes come back through weights, forward and backward in one call.
@@ -347,7 +371,7 @@ def check_current(x: Tensor, unroll: bool) -> Tensor:
     return x
 
 
-def check_count(name: str, value) -> int:
+def check_count(name: str, value: Any) -> int:
     """A number of steps: an int from 0."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
@@ -356,7 +380,7 @@ def check_count(name: str, value) -> int:
     return value
 
 
-def check_data(name: str, value) -> None:
+def check_data(name: str, value: Any) -> None:
     """What an encoder can read: a dense tensor of any real dtype."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -392,7 +416,7 @@ def _as_parameters(model: Model, params: tuple, x: Tensor, shape: torch.Size) ->
     return tuple(as_parameter(name, param, x, shape) for name, param in zip(model.params, params, strict=True))
 
 
-def as_parameter(name: str, value, x: Tensor, shape: torch.Size) -> Tensor:
+def as_parameter(name: str, value: Any, x: Tensor, shape: torch.Size) -> Tensor:
     """A parameter as a tensor on x's device that broadcasts over one step's shape."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, (int, float)):

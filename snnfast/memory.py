@@ -39,8 +39,9 @@ def empty_cache() -> int:
     """Gives all idle memory back to the system, as `torch.cuda.empty_cache` does; returns how many bytes.
 
     Example:
-        >>> train(net)
-        >>> snn.empty_cache()
+        >>> spk = snn.Leaky(0.9).unroll_spikes(torch.rand(100, 64, 100))
+        >>> del spk
+        >>> freed = snn.empty_cache()
     """
     return _ext.memory.trim()
 

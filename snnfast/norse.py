@@ -10,11 +10,14 @@ currents and in the gradients of inputs and of initial states. What differs:
 - The inputs of `LIFRecurrent` meet their weights in one product for all steps, which may round differently.
 - Spikes are dense, and "adjoint" is no method.
 
+Source: C. Pehle and J. E. Pedersen, Norse - A deep learning library for spiking neural networks (2021),
+doi:10.5281/zenodo.4422025.
+
 Voltages are in mV by Norse's convention, inverse time constants in 1/s with dt in s.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +69,10 @@ class LIFParameters(NamedTuple):
         method: surrogate gradient of a spike: "super" (of slope 1, as Norse 1.1.0 leaves alpha out of it), "heaviside"
             (none), "triangle", "tanh", "circ" or "heavi_erfc".
         alpha: parameter of the surrogate, one number.
+
+    Example:
+        >>> norse.LIFParameters(v_th=torch.tensor(0.5)).method
+        'super'
     """
 
     tau_syn_inv: Tensor = torch.as_tensor(1.0 / 5e-3)
@@ -78,7 +85,12 @@ class LIFParameters(NamedTuple):
 
 
 class LIParameters(NamedTuple):
-    """Parameters of leaky integrators: the first three of `LIFParameters`."""
+    """Parameters of leaky integrators: the first three of `LIFParameters`.
+
+    Example:
+        >>> norse.LIParameters().v_leak
+        tensor(0.)
+    """
 
     tau_syn_inv: Tensor = torch.as_tensor(1.0 / 5e-3)
     tau_mem_inv: Tensor = torch.as_tensor(1.0 / 1e-2)
@@ -89,7 +101,13 @@ _LIF_DEFAULTS, _LI_DEFAULTS = LIFParameters(), LIParameters()
 
 
 class LIFState(NamedTuple):
-    """Spikes, voltage and synaptic current of recurrent LIF neurons [B, ..., hidden]."""
+    """Spikes, voltage and synaptic current of recurrent LIF neurons [B, ..., hidden].
+
+    Example:
+        >>> _, state = norse.LIFRecurrentCell(4, 8)(torch.rand(16, 4))
+        >>> state.z.shape
+        torch.Size([16, 8])
+    """
 
     z: Tensor
     v: Tensor
@@ -97,14 +115,26 @@ class LIFState(NamedTuple):
 
 
 class LIFFeedForwardState(NamedTuple):
-    """Voltage and synaptic current of LIF neurons [B, ...]."""
+    """Voltage and synaptic current of LIF neurons [B, ...].
+
+    Example:
+        >>> _, state = norse.LIFCell()(torch.rand(16, 4))
+        >>> state.v.shape
+        torch.Size([16, 4])
+    """
 
     v: Tensor
     i: Tensor
 
 
 class LIState(NamedTuple):
-    """Voltage and synaptic current of leaky integrators [B, ...]."""
+    """Voltage and synaptic current of leaky integrators [B, ...].
+
+    Example:
+        >>> _, state = norse.LICell()(torch.rand(16, 4))
+        >>> state.i.shape
+        torch.Size([16, 4])
+    """
 
     v: Tensor
     i: Tensor
@@ -121,18 +151,18 @@ class _Neuron(nn.Module):
     _recorded = None
     _loops = None
 
-    def __init__(self, p, dt: float):
+    def __init__(self, p: Any, dt: float) -> None:
         super().__init__()
         self.dt = dt
         self.p = p
 
     @property
-    def p(self):
+    def p(self) -> Any:
         """The neuron's parameters. They are no parameters of the module, as in Norse: they move to no device by it."""
         return self._p
 
     @p.setter
-    def p(self, p) -> None:
+    def p(self, p: Any) -> None:
         if recording.is_on:
             recording.about_to_change(self)
         self.__dict__["_p"] = _checked(p, LIFParameters if self.model.spikes else LIParameters)
@@ -300,7 +330,7 @@ class _FeedForward(_Neuron):
 
     record_states = False
 
-    def forward(self, input_tensor: Tensor, state=None):
+    def forward(self, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One step, or of a layer a whole sequence in one launch.
 
         Args:
@@ -335,12 +365,15 @@ class LIFCell(_FeedForward):
 
     Raises:
         TypeError: a parameter that is no number. ValueError: an unknown method.
+
+    Example:
+        >>> spk, state = norse.LIFCell()(torch.rand(16, 4))
     """
 
     model = LIF_MODEL
     state_type = LIFFeedForwardState
 
-    def __init__(self, p: LIFParameters = _LIF_DEFAULTS, dt: float = 0.001):
+    def __init__(self, p: LIFParameters = _LIF_DEFAULTS, dt: float = 0.001) -> None:
         super().__init__(p, dt)
 
 
@@ -350,11 +383,14 @@ class LIF(LIFCell):
     Args:
         p, dt: as `LIFCell`.
         record_states: return the states of all steps [T, B, ...] in the place of the last ones.
+
+    Example:
+        >>> spk, state = norse.LIF()(torch.rand(25, 16, 4))
     """
 
     sequence = True
 
-    def __init__(self, p: LIFParameters = _LIF_DEFAULTS, dt: float = 0.001, record_states: bool = False):
+    def __init__(self, p: LIFParameters = _LIF_DEFAULTS, dt: float = 0.001, record_states: bool = False) -> None:
         super().__init__(p, dt)
         self.record_states = record_states
 
@@ -368,13 +404,16 @@ class LICell(_FeedForward):
 
     Raises:
         TypeError: a parameter that is no number.
+
+    Example:
+        >>> v, state = norse.LICell()(torch.rand(16, 4))
     """
 
     model = LI_MODEL
     state_type = LIState
     state_names = "spk", "i"
 
-    def __init__(self, p: LIParameters = _LI_DEFAULTS, dt: float = 0.001):
+    def __init__(self, p: LIParameters = _LI_DEFAULTS, dt: float = 0.001) -> None:
         super().__init__(p, dt)
 
     def _state_of(self, output, after):
@@ -393,11 +432,15 @@ class LICell(_FeedForward):
 
 
 class LI(LICell):
-    """A sequence of `LICell`. Args as `LIF`."""
+    """A sequence of `LICell`. Args as `LIF`.
+
+    Example:
+        >>> v, state = norse.LI()(torch.rand(25, 16, 4))
+    """
 
     sequence = True
 
-    def __init__(self, p: LIParameters = _LI_DEFAULTS, dt: float = 0.001, record_states: bool = False):
+    def __init__(self, p: LIParameters = _LI_DEFAULTS, dt: float = 0.001, record_states: bool = False) -> None:
         super().__init__(p, dt)
         self.record_states = record_states
 
@@ -408,15 +451,18 @@ class LILinearCell(LICell):
     Args:
         input_size, hidden_size: widths. `input_weights` [hidden_size, input_size] start as Norse's.
         p, dt: as `LICell`.
+
+    Example:
+        >>> v, state = norse.LILinearCell(4, 8)(torch.rand(16, 4))
     """
 
-    def __init__(self, input_size: int, hidden_size: int, p: LIParameters = _LI_DEFAULTS, dt: float = 0.001):
+    def __init__(self, input_size: int, hidden_size: int, p: LIParameters = _LI_DEFAULTS, dt: float = 0.001) -> None:
         super().__init__(p, dt)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.input_weights = nn.Parameter(torch.randn(hidden_size, input_size) / math.sqrt(input_size))
 
-    def forward(self, input_tensor: Tensor, state: LIState | None = None):
+    def forward(self, input_tensor: Tensor, state: LIState | None = None) -> tuple[Tensor, LIState]:
         """One step: spikes [B, input_size] to (voltages [B, hidden_size], state). Raises as `LICell`."""
         return super().forward(_weighted(input_tensor, self.input_weights, unroll=False), state)
 
@@ -445,6 +491,9 @@ class LIFRecurrentCell(_Neuron):
     Raises:
         TypeError: a parameter that is no number, weights that are no tensor. ValueError: an unknown method, weights of
         another shape.
+
+    Example:
+        >>> spk, state = norse.LIFRecurrentCell(4, 8)(torch.rand(16, 4))
     """
 
     model = LIF_RECURRENT
@@ -460,7 +509,7 @@ class LIFRecurrentCell(_Neuron):
         recurrent_weights: Tensor | None = None,
         autapses: bool = False,
         dt: float = 0.001,
-    ):
+    ) -> None:
         super().__init__(p, dt)
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -486,7 +535,7 @@ class LIFRecurrentCell(_Neuron):
         sizes = f"input_size={self.input_size}, hidden_size={self.hidden_size}"
         return f"{sizes}, p={self.p}, autapses={self.autapses}, dt={self.dt}"
 
-    def forward(self, input_tensor: Tensor, state: LIFState | None = None):
+    def forward(self, input_tensor: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
         """One step.
 
         Args:
@@ -554,6 +603,9 @@ class LIFRecurrent(LIFRecurrentCell):
     Args:
         record_states: return the states of all steps [T, B, ..., hidden_size] in the place of the last ones.
         The others: as `LIFRecurrentCell`.
+
+    Example:
+        >>> spk, state = norse.LIFRecurrent(4, 8)(torch.rand(25, 16, 4))
     """
 
     def __init__(
@@ -566,11 +618,11 @@ class LIFRecurrent(LIFRecurrentCell):
         autapses: bool = False,
         dt: float = 0.001,
         record_states: bool = False,
-    ):
+    ) -> None:
         super().__init__(input_size, hidden_size, p, input_weights, recurrent_weights, autapses, dt)
         self.record_states = record_states
 
-    def forward(self, input_tensor: Tensor, state: LIFState | None = None):
+    def forward(self, input_tensor: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
         """A whole sequence: spikes [T, B, ..., input_size] to spikes [T, B, ..., hidden_size] and the state."""
         x = _weighted(input_tensor, self.input_weights, unroll=True)
         if x.dim() < 2:
@@ -598,7 +650,7 @@ class LIFRecurrent(LIFRecurrentCell):
 class _Encoder(nn.Module):
     """Base of the encoders that drive LIF neurons, without a synapse, by a constant current."""
 
-    def __init__(self, seq_length: int, p: LIFParameters = _LIF_DEFAULTS, dt: float = 0.001):
+    def __init__(self, seq_length: int, p: LIFParameters = _LIF_DEFAULTS, dt: float = 0.001) -> None:
         super().__init__()
         self.seq_length = check_count("seq_length", seq_length)
         self.p = _checked(p, LIFParameters)
@@ -647,6 +699,10 @@ class ConstantCurrentLIFEncoder(_Encoder):
 
     Raises:
         TypeError: a parameter that is no number. ValueError: an unknown method, a negative length.
+
+    Example:
+        >>> norse.ConstantCurrentLIFEncoder(25)(torch.rand(16, 4)).shape
+        torch.Size([25, 16, 4])
     """
 
     def forward(self, input_currents: Tensor) -> Tensor:
@@ -658,7 +714,12 @@ class ConstantCurrentLIFEncoder(_Encoder):
 
 
 class SpikeLatencyLIFEncoder(_Encoder):
-    """The first spike of each neuron of `ConstantCurrentLIFEncoder`. Args as there."""
+    """The first spike of each neuron of `ConstantCurrentLIFEncoder`. Args as there.
+
+    Example:
+        >>> norse.SpikeLatencyLIFEncoder(25)(torch.rand(16, 4)).shape
+        torch.Size([25, 16, 4])
+    """
 
     def forward(self, input_current: Tensor) -> Tensor:
         """Currents [...] to spikes [seq_length, ...] in their dtype, which is a floating one."""
@@ -669,7 +730,12 @@ class SpikeLatencyLIFEncoder(_Encoder):
 
 
 class SpikeLatencyEncoder(nn.Module):
-    """Leaves of each neuron's spikes the first."""
+    """Leaves of each neuron's spikes the first.
+
+    Example:
+        >>> norse.SpikeLatencyEncoder()(torch.rand(25, 16, 4)).shape
+        torch.Size([25, 16, 4])
+    """
 
     def forward(self, input_spikes: Tensor) -> Tensor:
         """Spikes [T, ...], 0 or 1, of any dtype to spikes of the same shape and dtype."""
@@ -692,9 +758,13 @@ class PoissonEncoder(nn.Module):
         seq_length: number of time steps.
         f_max: rate of an input of 1, in Hz. Default 100.
         dt: time step in s. Default 0.001.
+
+    Example:
+        >>> norse.PoissonEncoder(25)(torch.rand(16, 4)).shape
+        torch.Size([25, 16, 4])
     """
 
-    def __init__(self, seq_length: int, f_max: float = 100, dt: float = 0.001):
+    def __init__(self, seq_length: int, f_max: float = 100, dt: float = 0.001) -> None:
         super().__init__()
         self.seq_length = check_count("seq_length", seq_length)
         self.f_max = f_max

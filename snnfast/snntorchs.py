@@ -3,14 +3,16 @@
 import importlib
 import pkgutil
 import sys
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from typing import Any
 
 _with_fallback = set()
 
 
-def fallback(module: str):
+def fallback(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` (PEP 562) of a module of snnfast, which know the names of snnTorch's namesake too."""
     _with_fallback.add(module)
     theirs = _namesake(module)

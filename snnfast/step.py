@@ -20,9 +20,13 @@ WARMUP_DISTRIBUTED = 11
 class TrainingStep:
     """One optimiser step on a batch, of your own model, loss and optimiser; on a GPU captured and replayed.
 
-        step = snnfast.TrainingStep(net, optimizer, loss, encode=encode, scores=lambda spk: spk.sum(0))
-        for index in torch.randperm(len(labels), device=device).split(128):
-            loss, correct = step(images[index], labels[index])
+        >>> net = snn.Unroll(nn.Linear(20, 2), snn.Leaky(0.9))
+        >>> def loss(spk, target):
+        ...     return nn.functional.cross_entropy(spk.sum(0), target)
+        >>> def encode(x):
+        ...     return x.expand(10, *x.shape)
+        >>> step = snn.TrainingStep(net, torch.optim.Adam(net.parameters()), loss, encode)
+        >>> value, spk = step(torch.rand(32, 20), torch.randint(2, (32,)))
 
     A call runs `output = model(encode(x))`, `loss(output, target)`, backward, and the optimiser. On the CPU it does
     just that. On a CUDA device the first calls with a batch of some shapes and dtypes run eagerly on a side stream (3

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from . import transforms
 from .snntorchs import fallback
 
-__getattr__, __dir__ = fallback(__name__)
+_from_snntorch, __dir__ = fallback(__name__)
 __path__ = []
 
 __all__ = [
@@ -44,6 +44,10 @@ __all__ = [
     "triangle",
     "triangular",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return _from_snntorch(name)
 
 
 class _Spike(torch.autograd.Function):
@@ -84,7 +88,14 @@ class _TransformedSpike(_Spike):
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Base class. Calling one fires spikes whose backward is `gradient`."""
+    """Base class. Calling one fires spikes whose backward is `gradient`.
+
+    Example:
+        >>> u = torch.tensor([-0.5, 0.5], requires_grad=True)
+        >>> snn.surrogate.fast_sigmoid(25)(u).sum().backward()
+        >>> u.grad
+        tensor([0.0055, 0.0055])
+    """
 
     @property
     def name(self) -> str:
@@ -129,85 +140,144 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class atan(Surrogate):
-    """`alpha/2 / (1 + (pi/2 * alpha * u)**2) * go`: snnTorch's default."""
+    """`alpha/2 / (1 + (pi/2 * alpha * u)**2) * go`: snnTorch's default.
+
+    Source: W. Fang et al., "Incorporating Learnable Membrane Time Constant to Enhance Learning of Spiking Neural
+        Networks", ICCV (2021).
+
+    Example:
+        >>> snn.surrogate.atan()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
 
     alpha: float = 2.0
 
     @property
-    def constants(self):
+    def constants(self) -> list[float]:
         return [math.pi / 2 * self.alpha, self.alpha / 2]
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * u) ** 2) * go
 
 
 @dataclass(frozen=True)
 class fast_sigmoid(Surrogate):
-    """`go / (slope * |u| + 1)**2`."""
+    """`go / (slope * |u| + 1)**2`.
+
+    Source: F. Zenke and S. Ganguli, "SuperSpike: Supervised Learning in Multilayer Spiking Neural Networks", Neural
+        Computation 30 (2018).
+
+    Example:
+        >>> snn.surrogate.fast_sigmoid()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
 
     slope: float = 25.0
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return go / (self.slope * u.abs() + 1.0) ** 2
 
 
 @dataclass(frozen=True)
 class sigmoid(Surrogate):
-    """`go * slope * e / (e + 1)**2` with `e = exp(-|slope * u|)`: finite where snnTorch 1.0.0 overflows to NaN."""
+    """`go * slope * e / (e + 1)**2` with `e = exp(-|slope * u|)`: finite where snnTorch 1.0.0 overflows to NaN.
+
+    Source: F. Zenke and S. Ganguli, "SuperSpike", Neural Computation 30 (2018).
+
+    Example:
+        >>> snn.surrogate.sigmoid()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
 
     slope: float = 25.0
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         e = torch.exp(-(self.slope * u).abs())
         return go * self.slope * e / (e + 1) ** 2
 
 
 @dataclass(frozen=True)
 class straight_through_estimator(Surrogate):
-    """`go`."""
+    """`go`.
 
-    def gradient(self, u, go):
+    Source: Y. Bengio, N. Léonard and A. Courville, "Estimating or Propagating Gradients Through Stochastic Neurons",
+        arXiv:1308.3432 (2013).
+
+    Example:
+        >>> snn.surrogate.straight_through_estimator()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
+
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return go
 
 
 @dataclass(frozen=True)
 class triangular(Surrogate):
-    """`go * threshold` where u < 0, else `-go * threshold`: what snnTorch computes, which is not a triangle."""
+    """`go * threshold` where u < 0, else `-go * threshold`: what snnTorch computes, which is not a triangle.
+
+    Source: snnTorch 1.0.0; the triangle that it is named after is S. K. Esser et al., PNAS 113 (2016).
+
+    Example:
+        >>> snn.surrogate.triangular()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
 
     threshold: float = 1.0
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         scaled = go * self.threshold
         return torch.where(u >= 0, -scaled, scaled)
 
 
 @dataclass(frozen=True)
 class heaviside(Surrogate):
-    """`go * (u > 0)`."""
+    """`go * (u > 0)`.
 
-    def gradient(self, u, go):
+    Source: snnTorch 1.0.0.
+
+    Example:
+        >>> snn.surrogate.heaviside()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
+
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return go * (u > 0).to(u.dtype)
 
 
 @dataclass(frozen=True)
 class spike_rate_escape(Surrogate):
-    """`go * slope * exp(-beta * |u - 1|)`."""
+    """`go * slope * exp(-beta * |u - 1|)`.
+
+    Source: W. Gerstner and W. M. Kistler, Spiking Neuron Models, Cambridge University Press (2002).
+
+    Example:
+        >>> snn.surrogate.spike_rate_escape()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
 
     beta: float = 1.0
     slope: float = 25.0
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return go * self.slope * torch.exp(-self.beta * (u - 1).abs())
 
 
 @dataclass(frozen=True)
 class SFS(Surrogate):
-    """Sparse fast sigmoid: `go / (slope * |u| + 1)**2 * (u > B)`."""
+    """Sparse fast sigmoid: `go / (slope * |u| + 1)**2 * (u > B)`.
+
+    Source: N. Perez-Nieves and D. F. M. Goodman, "Sparse Spiking Gradient Descent", NeurIPS (2021).
+
+    Example:
+        >>> snn.surrogate.SFS()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
 
     slope: float = 25.0
     B: float = 1.0
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return go / (self.slope * u.abs() + 1.0) ** 2 * (u > self.B).to(u.dtype)
 
 
@@ -216,6 +286,13 @@ class logistic(Surrogate):
     """`go * s * (1 - s)` with `s = 1 / (1 + exp(-slope * u))`: without the factor slope that its derivative has.
 
     With `inclusive`, a spike is u >= 0, not u > 0.
+
+    Source: a factor of the derivative of the logistic function, as in E. O. Neftci, H. Mostafa and F. Zenke, "Surrogate
+        Gradient Learning in Spiking Neural Networks", IEEE Signal Processing Magazine 36 (2019).
+
+    Example:
+        >>> snn.surrogate.logistic()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
     """
 
     slope: float = 10.0
@@ -225,67 +302,101 @@ class logistic(Surrogate):
         object.__setattr__(self, "inclusive", bool(self.inclusive))
 
     @property
-    def constants(self):
+    def constants(self) -> list[float]:
         return [float(self.slope)]
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         s = torch.sigmoid(self.slope * u)
         return go * s * (1 - s)
 
 
 @dataclass(frozen=True)
 class triangle(Surrogate):
-    """`go * alpha * max(0, 1 - |u|)`."""
+    """`go * alpha * max(0, 1 - |u|)`.
+
+    Source: Norse 1.1.0, after G. Bellec et al., "Long short-term memory and learning-to-learn in networks of spiking
+        neurons", NeurIPS (2018).
+
+    Example:
+        >>> snn.surrogate.triangle()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
 
     alpha: float = 100.0
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return go * self.alpha * torch.relu(1 - u.abs())
 
 
 @dataclass(frozen=True)
 class tanh(Surrogate):
-    """`go * (1 - tanh(k * u)**2)`."""
+    """`go * (1 - tanh(k * u)**2)`.
+
+    Source: Norse 1.1.0.
+
+    Example:
+        >>> snn.surrogate.tanh()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
 
     k: float = 100.0
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return go * (1 - torch.tanh(u * self.k) ** 2)
 
 
 @dataclass(frozen=True)
 class circ(Surrogate):
-    """`go * alpha**3 / (alpha**2 + u**2)**1.5`, in Norse's two terms."""
+    """`go * alpha**3 / (alpha**2 + u**2)**1.5`, in Norse's two terms.
+
+    Source: Norse 1.1.0.
+
+    Example:
+        >>> snn.surrogate.circ()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
 
     alpha: float = 100.0
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         square = self.alpha**2 + u**2
         return go * (-(u**2 / (2 * square**1.5)) + 1 / (2 * square.sqrt())) * 2 * self.alpha
 
 
 @dataclass(frozen=True)
 class erfc(Surrogate):
-    """`2 * exp(-(k * u)**2) / sqrt(pi) * go`: Norse's "heavi_erfc"."""
+    """`2 * exp(-(k * u)**2) / sqrt(pi) * go`: Norse's "heavi_erfc".
+
+    Source: Norse 1.1.0.
+
+    Example:
+        >>> snn.surrogate.erfc()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
 
     k: float = 100.0
 
     @property
-    def constants(self):
+    def constants(self) -> list[float]:
         return [float(self.k), math.sqrt(math.pi)]
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return 2 * torch.exp(-((self.k * u) ** 2)) / math.sqrt(math.pi) * go
 
 
 @dataclass(frozen=True)
 class disabled(Surrogate):
-    """No gradient through the spike (`surrogate_disable=True`)."""
+    """No gradient through the spike (`surrogate_disable=True`).
 
-    def gradient(self, u, go):
+    Example:
+        >>> snn.surrogate.disabled()(torch.tensor([-0.5, 0.5]))
+        tensor([0., 1.])
+    """
+
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return torch.zeros_like(go)
 
-    def __call__(self, u):
+    def __call__(self, u: Tensor) -> Tensor:
         return self.fires(u)
 
 
@@ -295,6 +406,10 @@ class evaluated(Surrogate):
 
     `function` maps u to spikes, u > 0 or with `inclusive` u >= 0; its gradient must be elementwise in u and linear in
     the incoming gradient. In a captured graph a number stands for the function, as long as somebody holds this object.
+
+    Example:
+        >>> snn.surrogate.resolve(snn.surrogate.atan(3.0).__call__)(torch.tensor([-0.5, 0.5])).detach()
+        tensor([0., 1.])
     """
 
     function: Callable[[Tensor], Tensor]
@@ -310,7 +425,7 @@ class evaluated(Surrogate):
         return evaluated, (self.function, self.inclusive)
 
     @property
-    def key(self):
+    def key(self) -> tuple[str, list[float]]:
         return "evaluated", [float(self._number)]
 
     def derivative(self, u: Tensor) -> Tensor:
@@ -323,10 +438,10 @@ class evaluated(Surrogate):
             spikes = self.function(u)
             return torch.autograd.grad(spikes, u, torch.ones_like(spikes), create_graph=differentiable)[0]
 
-    def gradient(self, u, go):
+    def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return self.derivative(u) * go
 
-    def __call__(self, u):
+    def __call__(self, u: Tensor) -> Tensor:
         return super().__call__(u) if transforms.at_work() else self.function(u)
 
 
@@ -411,6 +526,11 @@ def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor],
 
     Raises:
         TypeError: `spike_grad` is not callable.
+
+    Example:
+        >>> import snntorch
+        >>> snn.surrogate.resolve(snntorch.surrogate.fast_sigmoid(slope=10))
+        fast_sigmoid(slope=10.0)
     """
     if spike_grad is None:
         return atan()
@@ -425,7 +545,7 @@ def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor],
     return spike_grad if inclusive is None else evaluated(spike_grad, inclusive)
 
 
-def named_in_snntorch(spike_grad) -> Surrogate | None:
+def named_in_snntorch(spike_grad: Any) -> Surrogate | None:
     """snnTorch hands out closures `<name>.<locals>.inner` over their parameters."""
     if getattr(spike_grad, "__module__", None) != "snntorch.surrogate":
         return None

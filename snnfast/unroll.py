@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -43,11 +44,16 @@ class Unroll(nn.Sequential):
     Raises:
         TypeError: a layer that hides neurons from the container, or snnTorch's own neuron (`snnfast.convert` it first).
         RuntimeError: in backward with `recompute`, where an input, parameter or buffer was written to after forward.
+
+    Example:
+        >>> net = snn.Unroll(nn.Linear(784, 100), snn.Leaky(0.9), nn.Linear(100, 10), snn.Leaky(0.9))
+        >>> net(torch.rand(25, 8, 784)).shape
+        torch.Size([25, 8, 10])
     """
 
     recompute = False
 
-    def __init__(self, *layers: nn.Module, recompute: bool = False):
+    def __init__(self, *layers: nn.Module, recompute: bool = False) -> None:
         if len(layers) == 1 and type(layers[0]) is nn.Sequential:
             super().__init__(OrderedDict(layers[0].named_children()))
         else:
@@ -56,7 +62,7 @@ class Unroll(nn.Sequential):
             _check_layer(name, layer)
         self.recompute = recompute
 
-    def forward(self, x: Tensor):
+    def forward(self, x: Tensor) -> Any:
         """x [T, B, ...] to the last layer's output [T, B, ...]."""
         if not isinstance(x, Tensor) or x.dim() < 2:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__

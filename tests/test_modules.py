@@ -5,6 +5,7 @@ import gc
 import io
 import operator
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -364,6 +365,22 @@ def test_forward_hooks_see_each_step():
 def test_prints_itself():
     assert repr(snn.Leaky(0.9)) == "Leaky(beta=0.9, reset_mechanism='subtract', reset_delay=True)"
     assert "beta=(10,)" in repr(snn.Leaky(torch.rand(10)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "learnt"),
+    [
+        (lambda: snn.Leaky(0.9, learn_beta=True, learn_threshold=True), ["beta", "threshold"]),
+        (lambda: snn.Leaky(0.9, learn_graded_spikes_factor=True), ["graded_spikes_factor"]),
+        (lambda: snn.Leaky(0.9, learn_beta=True).requires_grad_(False), []),
+        (lambda: snn.RLeaky(0.9, linear_features=3, learn_beta=True), ["beta", "recurrent"]),
+        (lambda: snn.RLeaky(0.9, linear_features=3, learn_recurrent=False), []),
+        (lambda: snn.RSynaptic(0.9, 0.8, all_to_all=False), ["recurrent"]),
+        (lambda: snn.ALIF(0.9, 0.9, 0.1, learn_rho=True), ["rho"]),
+    ],
+)
+def test_what_is_learnt_is_printed(layer, learnt):
+    assert re.findall(r"learn_(\w+)=True", repr(layer())) == learnt
 
 
 def test_fallbacks_keep_snntorchs_numbers_and_say_so():

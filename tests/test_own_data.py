@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from snnfast import bin_events
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 import own_data  # noqa: E402
-from own_data import bin_events  # noqa: E402
 
 sys.path.remove(str(ROOT / "examples"))
 

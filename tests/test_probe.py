@@ -7,11 +7,11 @@ import warnings
 import pytest
 import snntorch
 import torch
-from networks import Explicit, Layers
 from torch import nn
 
 import snnfast as snn
 import snnfast.norse as norse
+from networks import Explicit, Layers
 from snnfast import ops
 
 T, B = 9, 3
@@ -57,9 +57,7 @@ def written_by_hand(net, x):
     net(x)
     for handle in handles:
         handle.remove()
-    return {
-        name: {key: torch.stack(value) for key, value in steps.items() if value} for name, steps in kept.items()
-    }
+    return {name: {key: torch.stack(value) for key, value in steps.items() if value} for name, steps in kept.items()}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -180,10 +178,9 @@ def test_neurons_of_all_kinds(layer):
     torch.manual_seed(0)
     neuron, x = layer(), torch.rand(T, B, 4)
     sequence = snn.Unroll(neuron)
-    with snn.record(sequence) as whole:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            sequence(x)
+    with snn.record(sequence) as whole, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        sequence(x)
     assert not [warning for warning in said if "hook" in str(warning.message)]
     neuron.reset_mem()
     with snn.record(neuron) as stepped:

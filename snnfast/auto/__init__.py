@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import warnings
+from typing import Any
 
 from ..loops import recording, settings
 
@@ -37,7 +38,10 @@ def install(numbers: str | None = None, verify: int = 0, encoders: str = "exact"
     Example:
         >>> import snnfast
         >>> snnfast.install()
-        >>> import snntorch as snn  # before or after: the rest of the script is as it was
+        >>> import snntorch  # before or after: the rest of the script is as it was
+        >>> type(snntorch.Leaky(0.9)) is snntorch.Leaky
+        True
+        >>> snnfast.uninstall()
     """
     chosen = settings.Settings(numbers or settings.default_numbers(), verify)
     if encoders not in ENCODERS:
@@ -61,6 +65,10 @@ def uninstall() -> None:
     """Undoes `install`: snnTorch's classes and functions are its own again, and layers that ran fused are plain ones.
 
     What somebody else has put in their place since stays.
+
+    Example:
+        >>> snn.install()
+        >>> snn.uninstall()
     """
     recording.record_everywhere(None)
     for target, name, before, now in _replaced:
@@ -84,11 +92,11 @@ def _say_that_off() -> None:
     _said_that_off = True
 
 
-def load_ipython_extension(shell) -> None:
+def load_ipython_extension(shell: Any) -> None:
     """`%load_ext snnfast` in a notebook: `install`, for its whole session."""
     install()
 
 
-def unload_ipython_extension(shell) -> None:
+def unload_ipython_extension(shell: Any) -> None:
     """`%unload_ext snnfast`: `uninstall`."""
     uninstall()

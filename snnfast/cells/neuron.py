@@ -1,5 +1,7 @@
 """`Cell`: a neuron of one's own as a layer."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,21 +24,18 @@ class Cell(SpikingNeuron):
     States start from zeros of the input's shape, in its dtype (float32 for float16 and bfloat16); override `initial` to
     start from something else. They are no buffers, and not in the `state_dict`.
 
-    Example::
-
-        class ZeroReset(snnfast.Cell):
-            states = ("mem",)
-
-            def __init__(self, beta):
-                super().__init__()
-                self.beta = nn.Parameter(torch.tensor(beta))
-
-            def step(self, x, mem):
-                mem = self.beta * mem + x
-                spk = surrogate(mem - 1.0)
-                return spk, mem * (1 - spk)
-
-        spk, mem = ZeroReset(0.9).unroll(torch.rand(100, 8, 20))
+    Example:
+        >>> class Integrator(snn.Cell):
+        ...     states = ("mem",)
+        ...
+        ...     def __init__(self, beta):
+        ...         super().__init__()
+        ...         self.beta = nn.Parameter(torch.tensor(beta))
+        ...
+        ...     def step(self, x, mem):
+        ...         mem = self.beta * mem + x
+        ...         return torch.tanh(mem), mem
+        >>> out, mem = Integrator(0.9).unroll(torch.rand(100, 8, 20))
 
     Raises:
         TypeError: a subclass without a `step`, or without names of its states.
@@ -45,7 +44,7 @@ class Cell(SpikingNeuron):
     states: tuple[str, ...] = ()
     """Names of the states, as attributes, in the order in which `step` takes and returns them."""
 
-    def __init_subclass__(cls, **options):
+    def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if isinstance(cls.states, str) or not all(isinstance(name, str) for name in cls.states):
             raise TypeError(f"{cls.__name__}.states must be a tuple of names, got {cls.states!r}")
@@ -58,7 +57,7 @@ class Cell(SpikingNeuron):
     _surrogate_key = ("cell",)
     """Its surrogate is the step's own affair."""
 
-    def __init__(self, init_hidden: bool = False, output: bool = False):
+    def __init__(self, init_hidden: bool = False, output: bool = False) -> None:
         nn.Module.__init__(self)
         if not self.state_names:
             raise TypeError(f"{type(self).__name__}.states must name its states, such as ('mem',)")
@@ -76,7 +75,7 @@ class Cell(SpikingNeuron):
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         return tuple(torch.zeros(x.shape, dtype=dtype, device=x.device) for _ in self.state_names)
 
-    def forward(self, input_: Tensor, *states: Tensor | None):
+    def forward(self, input_: Tensor, *states: Tensor | None) -> Any:
         """One time step.
 
         Args:

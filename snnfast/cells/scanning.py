@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ _lock = threading.RLock()
 _said = set()
 
 
-def scan(cell: Callable, x, state=None):
+def scan(cell: Callable[..., Any], x: Any, state: Any = None) -> tuple[Any, Any]:
     """A cell over a whole sequence: what a loop that calls it at every step computes, to the bit, as one kernel.
 
     Args:
@@ -49,14 +50,13 @@ def scan(cell: Callable, x, state=None):
             fused.
         TypeError: a cell that is not callable, an input that is no tensor.
 
-    Example::
-
-        def cell(x, mem):
-            mem = 0.9 * mem + x
-            spk = surrogate(mem - 1.0)
-            return spk, mem * (1 - spk)
-
-        spk, mem = snnfast.scan(cell, torch.rand(100, 8, 20), torch.zeros(8, 20))
+    Example:
+        >>> def cell(x, mem):
+        ...     mem = 0.9 * mem + x
+        ...     return torch.tanh(mem), mem
+        >>> out, mem = snn.scan(cell, torch.rand(100, 8, 20), torch.zeros(8, 20))
+        >>> out.shape, mem.shape
+        (torch.Size([100, 8, 20]), torch.Size([8, 20]))
     """
     if not callable(cell):
         raise TypeError(f"cell must be a function or module, got {type(cell).__name__}")
@@ -72,7 +72,7 @@ def scan(cell: Callable, x, state=None):
     return call.looped()
 
 
-def why_not_fused(cell: Callable, x, state=None) -> str | None:
+def why_not_fused(cell: Callable[..., Any], x: Any, state: Any = None) -> str | None:
     """Why `scan(cell, x, state)` runs the loop; None: it is fused. Where the state is None, a first step is run."""
     call = _Call(cell, x, state)
     reason = _left_to_loop(call)

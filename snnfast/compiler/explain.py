@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(net: Callable, *inputs, **options) -> Explanation:
+def explain(net: Callable[..., Any], *inputs: Any, **options: Any) -> Explanation:
     """Runs `net` once and counts for each spiking layer its steps and the calls they became; says why not fewer.
 
     What is accelerated runs as it is, with its own options where none are given here: what is recorded once before, so
@@ -95,6 +96,15 @@ def explain(net: Callable, *inputs, **options) -> Explanation:
 
     Returns:
         An `Explanation`, to be printed.
+
+    Raises:
+        TypeError, ValueError: an option has a wrong value.
+
+    Example:
+        >>> net = snn.Unroll(nn.Linear(4, 8), snn.Leaky(0.9))
+        >>> report = snn.explain(net, torch.rand(25, 16, 4))
+        >>> report.kernels, [layer.fused for layer in report.layers]
+        (1, [True])
     """
     make_options(**options)
     net = getattr(net, "_orig_mod", net)

@@ -19,7 +19,7 @@ def trial(function, inputs: tuple, in_place: bool) -> Iterator[tuple]:
     What a function reaches by a global name is no copy: such modules get their state back at the end.
     """
     called = None
-    with _same_draws():
+    with same_draws():
         # What knows no copy, as locks, files and generators do not, runs itself.
         with contextlib.suppress(Exception):
             called = None if in_place else _copy(function, inputs)
@@ -150,7 +150,8 @@ def _put_back(origins: list) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _same_draws() -> Iterator[None]:
+def same_draws() -> Iterator[None]:
+    """Within it, who draws random numbers leaves no trace."""
     numpy = sys.modules.get("numpy")
     drawn = random.getstate(), numpy and numpy.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []

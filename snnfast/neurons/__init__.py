@@ -15,7 +15,14 @@ LAYERS = (Leaky, Synaptic, RLeaky, RSynaptic, Lapicque, Alpha, ALIF)
 # snnTorch's class is a base of the layer that takes its place; a layer without such a base takes nothing's.
 FUSED = {base: layer for layer in LAYERS for base in layer.__bases__ if base.__module__.startswith("snntorch.")}
 
-__all__ = [*(layer.__name__ for layer in LAYERS), "LAYERS", "RecurrentOneToOne", "SpikingNeuron", "fused_class", "state_names"]
+__all__ = [
+    *(layer.__name__ for layer in LAYERS),
+    "LAYERS",
+    "RecurrentOneToOne",
+    "SpikingNeuron",
+    "fused_class",
+    "state_names",
+]
 
 
 def fused_class(module) -> type[SpikingNeuron] | None:

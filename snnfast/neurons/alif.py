@@ -1,7 +1,10 @@
 """The adaptive LIF neuron of Bellec et al. (LSNN, e-prop), fused."""
 
+from typing import Any
+
 from torch import Tensor
 
+from ..annotations import SpikeGrad, StateQuant, Values
 from ..reference import ALIF as _ALIF
 from .base import SpikingNeuron
 
@@ -36,36 +39,40 @@ class ALIF(SpikingNeuron):
 
     Shapes: current, membrane and adaptation [B, ...] in a step, [T, B, ...] in `unroll`.
 
-    Example::
-
-        lif = snnfast.ALIF(beta=0.95, rho=0.99, strength=0.1)
-        spk, mem, adaptation = lif.unroll(torch.rand(100, 8, 20))
+    Example:
+        >>> lif = snn.ALIF(beta=0.95, rho=0.99, strength=0.1)
+        >>> spk, mem, adaptation = lif.unroll(torch.rand(100, 8, 20))
     """
 
     model = _ALIF
     state_names = ("mem", "adaptation")
+    beta: Tensor
+    rho: Tensor
+    strength: Tensor
+    mem: Tensor
+    adaptation: Tensor
     reset_delay = False
 
     def __init__(
         self,
-        beta,
-        rho,
-        strength,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_beta=False,
-        learn_rho=False,
-        learn_strength=False,
-        learn_threshold=False,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-        graded_spikes_factor=1.0,
-        learn_graded_spikes_factor=False,
-    ):
+        beta: Values,
+        rho: Values,
+        strength: Values,
+        threshold: Values = 1.0,
+        spike_grad: SpikeGrad | None = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = False,
+        learn_rho: bool = False,
+        learn_strength: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: StateQuant = False,
+        output: bool = False,
+        graded_spikes_factor: Values = 1.0,
+        learn_graded_spikes_factor: bool = False,
+    ) -> None:
         super().__init__(
             threshold,
             spike_grad,
@@ -84,6 +91,6 @@ class ALIF(SpikingNeuron):
         self._add_parameter("strength", strength, learn_strength)
         self._add_states()
 
-    def forward(self, input_: Tensor, mem: Tensor | None = None, adaptation: Tensor | None = None):
+    def forward(self, input_: Tensor, mem: Tensor | None = None, adaptation: Tensor | None = None) -> Any:
         """One time step, as `Leaky.forward`: (spikes, membrane, adaptation), all [B, ...]."""
         return self._step(input_, mem, adaptation)

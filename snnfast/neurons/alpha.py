@@ -1,8 +1,11 @@
 """`snntorch.Alpha`, fused."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..annotations import SpikeGrad, StateQuant, Values
 from ..reference import ALPHA
 from .base import SpikingNeuron, snntorch_class
 
@@ -23,27 +26,38 @@ class Alpha(SpikingNeuron, *snntorch_class("Alpha")):
 
     Raises:
         ValueError: alpha is not greater than beta, or beta is 1.
+
+    Source: the spike response model of W. Gerstner and W. M. Kistler, Spiking Neuron Models, Cambridge University Press
+        (2002), as snnTorch 1.0.0 computes it.
+
+    Example:
+        >>> spk, syn_exc, syn_inh, mem = snn.Alpha(alpha=0.9, beta=0.8).unroll(torch.rand(100, 8, 20))
     """
 
     model = ALPHA
     state_names = ("syn_exc", "syn_inh", "mem")
+    alpha: Tensor
+    beta: Tensor
+    syn_exc: Tensor
+    syn_inh: Tensor
+    mem: Tensor
 
     def __init__(
         self,
-        alpha,
-        beta,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_alpha=False,
-        learn_beta=False,
-        learn_threshold=False,
-        reset_mechanism="zero",
-        state_quant=False,
-        output=False,
-    ):
+        alpha: Values,
+        beta: Values,
+        threshold: Values = 1.0,
+        spike_grad: SpikeGrad | None = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_alpha: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "zero",
+        state_quant: StateQuant = False,
+        output: bool = False,
+    ) -> None:
         super().__init__(
             threshold,
             spike_grad,
@@ -72,7 +86,7 @@ class Alpha(SpikingNeuron, *snntorch_class("Alpha")):
 
     def forward(
         self, input_: Tensor, syn_exc: Tensor | None = None, syn_inh: Tensor | None = None, mem: Tensor | None = None
-    ):
+    ) -> Any:
         """One time step, as `Leaky.forward`: (spikes, excitatory, inhibitory current, membrane), all [B, ...]."""
         return self._step(input_, syn_exc, syn_inh, mem)
 

@@ -7,11 +7,13 @@ the layer does what the documentation promises; the README lists each such devia
 
 import contextlib
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops, surrogate, transforms
+from ..annotations import SpikeGrad, StateQuant, Values
 from ..functional import (
     RESET_MECHANISMS,
     check_reset_mechanism,
@@ -21,6 +23,7 @@ from ..functional import (
     spike_height,
 )
 from ..loops import recording
+from ..loops.settings import Settings
 from ..reference import Model
 from . import own
 from .instances import enter, layer_of
@@ -46,6 +49,13 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
     neuron of your own derives from this class with a `forward`.
 
     Args: as `Leaky`.
+
+    Example:
+        >>> class Clipped(snn.Leaky):
+        ...     def fire(self, mem):
+        ...         return super().fire(mem.clamp(max=2.0))
+        >>> isinstance(Clipped(0.9), snn.SpikingNeuron)
+        True
     """
 
     model: Model | None = None
@@ -57,6 +67,11 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
     DistributedDataParallel leaves them alone."""
 
     reset_delay: bool = True
+
+    threshold: Tensor
+    graded_spikes_factor: Tensor
+    reset_mechanism_val: Tensor
+    spike_grad: SpikeGrad
 
     # Which methods are the user's: of the class, and names of those of the instance; and what charges it (`own`).
     _methods: own.Methods
@@ -70,7 +85,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
     _recorded = None
     _loops = None
 
-    def __init_subclass__(cls, **options):
+    def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls._methods = own.Methods(cls)
 
@@ -80,18 +95,18 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
 
     def __init__(
         self,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_threshold=False,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-        graded_spikes_factor=1.0,
-        learn_graded_spikes_factor=False,
-    ):
+        threshold: Values = 1.0,
+        spike_grad: SpikeGrad | None = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: StateQuant = False,
+        output: bool = False,
+        graded_spikes_factor: Values = 1.0,
+        learn_graded_spikes_factor: bool = False,
+    ) -> None:
         nn.Module.__init__(self)
         check_reset_mechanism(reset_mechanism)
         if state_quant and not callable(state_quant):
@@ -190,7 +205,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         """Enters snnTorch's list of instances without keeping the layer alive."""
         enter(self, _root().instances)
 
-    def set_through_list(self, name: str, value) -> None:
+    def set_through_list(self, name: str, value: Any) -> None:
         """Sets what snnTorch's `reset_hidden` sets of every layer in its list of instances."""
         setattr(self, name, value)
 
@@ -280,7 +295,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
     def _parameters_of_model(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, name) for name in self.model.params)
 
-    def state_function(self, input_: Tensor):
+    def state_function(self, input_: Tensor) -> Any:
         """Charges the layer as its reset mechanism has it: by `_base_sub`, `_base_zero` or `_base_int`."""
         return self._charge(self, input_)
 
@@ -315,7 +330,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
             self._keep(name, state)
         return self._output(spk)
 
-    def record_loops(self, settings) -> None:
+    def record_loops(self, settings: Settings) -> None:
         """Has loops over this layer recorded with these settings (`snnfast.accelerate`)."""
         self.__dict__["_recorded"] = settings
         recording.switch(layers=True)
@@ -341,7 +356,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         """What a step returns, with the states as the layer has them."""
         return (spk, *(getattr(self, name) for name in self._returned())) if self._returns_states() else spk
 
-    def unroll(self, input_: Tensor, *states: Tensor | None, **named_states: Tensor | None):
+    def unroll(self, input_: Tensor, *states: Tensor | None, **named_states: Tensor | None) -> Any:
         """A whole sequence in one launch: what T calls of `forward` compute.
 
         Args:
@@ -361,11 +376,11 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         """`unroll` for who needs no states: the spikes [T, B, ...], at less memory."""
         return self._unroll_seen(input_, self._ordered((), {}), False)
 
-    def see(self, door) -> None:
+    def see(self, door: Any) -> None:
         """Lets one look on at sequences: `snnfast.record`."""
         self.__dict__["_seen"] = (*self._seen, door)
 
-    def unsee(self, door) -> None:
+    def unsee(self, door: Any) -> None:
         """Undoes `see`."""
         left = tuple(other for other in self._seen if other is not door)
         self.__dict__.pop("_seen")
@@ -488,7 +503,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
     def _returns_states(self) -> bool:
         return self.output or not self.init_hidden
 
-    def reset_mem(self):
+    def reset_mem(self) -> Any:
         """Sets the states to zeros (of shape (0,) before the first call, which every call takes for "zeros").
 
         Returns:
@@ -541,7 +556,13 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         params = () if self.model is None else self.model.params
         shown = [name for name in params if name in ("alpha", "beta", "rho", "strength")]
         values = [f"{name}={_brief(getattr(self, name))}" for name in shown]
-        return ", ".join([*values, f"reset_mechanism={self.reset_mechanism!r}", f"reset_delay={self.reset_delay}"])
+        learnt = [f"learn_{name}=True" for name in self._learnt()]
+        resets = f"reset_mechanism={self.reset_mechanism!r}", f"reset_delay={self.reset_delay}"
+        return ", ".join([*values, *resets, *learnt])
+
+    def _learnt(self) -> list[str]:
+        """What of the neuron is trained, as the constructor's `learn_...` names it."""
+        return [name for name, param in self.named_parameters(recurse=False) if param.requires_grad]
 
     def __repr__(self):
         return f"{type(self).__name__}({self.extra_repr()})"

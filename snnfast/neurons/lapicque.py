@@ -1,8 +1,11 @@
 """`snntorch.Lapicque`, fused."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..annotations import SpikeGrad, StateQuant, Values
 from ..reference import LAPICQUE
 from .base import SpikingNeuron, snntorch_class
 
@@ -26,29 +29,40 @@ class Lapicque(SpikingNeuron, *snntorch_class("Lapicque")):
 
     Raises:
         ValueError: neither beta nor both of R and C are given.
+
+    Source: L. Lapicque, "Recherches quantitatives sur l'excitation électrique des nerfs traitée comme une
+        polarisation", Journal de Physiologie et de Pathologie Générale 9 (1907), as snnTorch 1.0.0 discretises it.
+
+    Example:
+        >>> spk, mem = snn.Lapicque(R=5.0, C=2.0, time_step=1).unroll(torch.rand(100, 8, 20))
     """
 
     model = LAPICQUE
     state_names = ("mem",)
+    beta: Tensor
+    R: Tensor
+    C: Tensor
+    time_step: Tensor
+    mem: Tensor
     _derived: str | None = None
 
     def __init__(
         self,
-        beta=False,
-        R=False,
-        C=False,
-        time_step=1,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_beta=False,
-        learn_threshold=False,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-    ):
+        beta: Values = False,
+        R: Values = False,
+        C: Values = False,
+        time_step: Values = 1,
+        threshold: Values = 1.0,
+        spike_grad: SpikeGrad | None = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: StateQuant = False,
+        output: bool = False,
+    ) -> None:
         super().__init__(
             threshold,
             spike_grad,
@@ -100,7 +114,7 @@ class Lapicque(SpikingNeuron, *snntorch_class("Lapicque")):
         rc = R * C
         return R, 1 / rc, self.time_step, 1 - self.time_step / rc, self.threshold, self.graded_spikes_factor
 
-    def forward(self, input_: Tensor, mem: Tensor | None = None):
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         """One time step, as `Leaky.forward`: (spikes, membrane), both [B, ...]."""
         return self._step(input_, mem)
 

@@ -1,7 +1,10 @@
 """`snntorch.Leaky`, fused."""
 
+from typing import Any
+
 from torch import Tensor
 
+from ..annotations import SpikeGrad, StateQuant, Values
 from ..reference import LEAKY
 from .base import SpikingNeuron, snntorch_class
 
@@ -32,28 +35,40 @@ class Leaky(SpikingNeuron, *snntorch_class("Leaky")):
     Raises:
         TypeError: a parameter that is no number, a `spike_grad` or `state_quant` that is not callable.
         ValueError: an unknown reset mechanism.
+
+    Source: J. K. Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep Learning", Proceedings
+        of the IEEE 111 (2023), and snnTorch 1.0.0.
+
+    Example:
+        >>> lif = snn.Leaky(beta=0.9, learn_beta=True)
+        >>> spk, mem = lif(torch.rand(8, 20))  # a step: [B, N]
+        >>> spk, mem = lif.unroll(torch.rand(100, 8, 20))  # a sequence: [T, B, N], one launch
+        >>> spk.shape, mem.shape
+        (torch.Size([100, 8, 20]), torch.Size([100, 8, 20]))
     """
 
     model = LEAKY
     state_names = ("mem",)
+    beta: Tensor
+    mem: Tensor
 
     def __init__(
         self,
-        beta,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_beta=False,
-        learn_threshold=False,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-        graded_spikes_factor=1.0,
-        learn_graded_spikes_factor=False,
-        reset_delay=True,
-    ):
+        beta: Values,
+        threshold: Values = 1.0,
+        spike_grad: SpikeGrad | None = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: StateQuant = False,
+        output: bool = False,
+        graded_spikes_factor: Values = 1.0,
+        learn_graded_spikes_factor: bool = False,
+        reset_delay: bool = True,
+    ) -> None:
         super().__init__(
             threshold,
             spike_grad,
@@ -71,7 +86,7 @@ class Leaky(SpikingNeuron, *snntorch_class("Leaky")):
         self.reset_delay = reset_delay
         self._add_states()
 
-    def forward(self, input_: Tensor, mem: Tensor | None = None):
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         """One time step.
 
         Args:

@@ -1,11 +1,13 @@
 """`snntorch.RLeaky` and `snntorch.RSynaptic`, fused."""
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..annotations import SpikeGrad, StateQuant, Values
 from ..functional import run, run_dense
 from ..reference import RLEAKY, RLEAKY_ONE_TO_ONE, RSYNAPTIC, RSYNAPTIC_ONE_TO_ONE, Model
 from .base import SpikingNeuron, snntorch_class
@@ -69,6 +71,10 @@ class RecurrentNeuron(SpikingNeuron):
             self.recurrent = nn.Conv2d(conv2d_channels, conv2d_channels, kernel_size, padding=padding)
         if all_to_all and not learn_recurrent:
             self.recurrent.requires_grad_(False)
+
+    def _learnt(self):
+        own = [name for name in super()._learnt() if name != "V"]
+        return [*own, *(["recurrent"] if any(p.requires_grad for p in self.recurrent.parameters()) else [])]
 
     def _charging(self, input_):
         return self.given, (input_, self.recurrent(self.spk)), self._parameters_of_given()
@@ -185,33 +191,42 @@ class RLeaky(RecurrentNeuron, *snntorch_class("RLeaky")):
 
     Raises:
         TypeError: sizes that do not go with all_to_all.
+
+    Source: J. K. Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep Learning", Proceedings
+        of the IEEE 111 (2023), and snnTorch 1.0.0.
+
+    Example:
+        >>> spk, mem = snn.RLeaky(beta=0.9, linear_features=20).unroll(torch.rand(100, 8, 20))
     """
 
     given = RLEAKY
     one_to_one = RLEAKY_ONE_TO_ONE
     state_names = ("spk", "mem")
+    beta: Tensor
+    spk: Tensor
+    mem: Tensor
 
     def __init__(
         self,
-        beta,
-        V=1.0,
-        all_to_all=True,
-        linear_features=None,
-        conv2d_channels=None,
-        kernel_size=None,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_beta=False,
-        learn_threshold=False,
-        learn_recurrent=True,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-        reset_delay=True,
-    ):
+        beta: Values,
+        V: Values = 1.0,
+        all_to_all: bool = True,
+        linear_features: int | None = None,
+        conv2d_channels: int | None = None,
+        kernel_size: int | tuple[int, int] | None = None,
+        threshold: Values = 1.0,
+        spike_grad: SpikeGrad | None = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        learn_recurrent: bool = True,
+        reset_mechanism: str = "subtract",
+        state_quant: StateQuant = False,
+        output: bool = False,
+        reset_delay: bool = True,
+    ) -> None:
         super().__init__(
             threshold,
             spike_grad,
@@ -228,7 +243,7 @@ class RLeaky(RecurrentNeuron, *snntorch_class("RLeaky")):
         self.reset_delay = reset_delay
         self._add_states()
 
-    def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None):
+    def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
         """One time step, as `Leaky.forward`: (spikes, membrane), both [B, ...]; spk are the last spikes."""
         return self._step(input_, spk, mem)
 
@@ -254,35 +269,46 @@ class RSynaptic(RecurrentNeuron, *snntorch_class("RSynaptic")):
         alpha, beta: as in `Synaptic`.
 
     The other arguments, shapes, dtypes and errors are those of `RLeaky`.
+
+    Source: J. K. Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep Learning", Proceedings
+        of the IEEE 111 (2023), and snnTorch 1.0.0.
+
+    Example:
+        >>> spk, syn, mem = snn.RSynaptic(alpha=0.8, beta=0.9, V=0.5, all_to_all=False).unroll(torch.rand(100, 8, 20))
     """
 
     given = RSYNAPTIC
     one_to_one = RSYNAPTIC_ONE_TO_ONE
     state_names = ("spk", "syn", "mem")
+    alpha: Tensor
+    beta: Tensor
+    spk: Tensor
+    syn: Tensor
+    mem: Tensor
 
     def __init__(
         self,
-        alpha,
-        beta,
-        V=1.0,
-        all_to_all=True,
-        linear_features=None,
-        conv2d_channels=None,
-        kernel_size=None,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_alpha=False,
-        learn_beta=False,
-        learn_threshold=False,
-        learn_recurrent=True,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-        reset_delay=True,
-    ):
+        alpha: Values,
+        beta: Values,
+        V: Values = 1.0,
+        all_to_all: bool = True,
+        linear_features: int | None = None,
+        conv2d_channels: int | None = None,
+        kernel_size: int | tuple[int, int] | None = None,
+        threshold: Values = 1.0,
+        spike_grad: SpikeGrad | None = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_alpha: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        learn_recurrent: bool = True,
+        reset_mechanism: str = "subtract",
+        state_quant: StateQuant = False,
+        output: bool = False,
+        reset_delay: bool = True,
+    ) -> None:
         super().__init__(
             threshold,
             spike_grad,
@@ -300,11 +326,13 @@ class RSynaptic(RecurrentNeuron, *snntorch_class("RSynaptic")):
         self.reset_delay = reset_delay
         self._add_states()
 
-    def forward(self, input_: Tensor, spk: Tensor | None = None, syn: Tensor | None = None, mem: Tensor | None = None):
+    def forward(
+        self, input_: Tensor, spk: Tensor | None = None, syn: Tensor | None = None, mem: Tensor | None = None
+    ) -> Any:
         """One time step, as `Leaky.forward`: (spikes, synaptic current, membrane), all [B, ...]."""
         return self._step(input_, spk, syn, mem)
 
-    def set_through_list(self, name, value):
+    def set_through_list(self, name: str, value: Any) -> None:
         """As snnTorch's `reset_hidden` does, which leaves out the spikes: with the membrane they become zeros too."""
         super().set_through_list(name, value)
         if name == "mem":

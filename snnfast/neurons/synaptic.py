@@ -1,7 +1,10 @@
 """`snntorch.Synaptic`, fused."""
 
+from typing import Any
+
 from torch import Tensor
 
+from ..annotations import SpikeGrad, StateQuant, Values
 from ..reference import SYNAPTIC
 from .base import SpikingNeuron, snntorch_class
 
@@ -18,28 +21,38 @@ class Synaptic(SpikingNeuron, *snntorch_class("Synaptic")):
         learn_alpha: make alpha an `nn.Parameter`.
 
     The other arguments, shapes, dtypes and errors are those of `Leaky`.
+
+    Source: J. K. Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep Learning", Proceedings
+        of the IEEE 111 (2023), and snnTorch 1.0.0.
+
+    Example:
+        >>> spk, syn, mem = snn.Synaptic(alpha=0.8, beta=0.9).unroll(torch.rand(100, 8, 20))
     """
 
     model = SYNAPTIC
     state_names = ("syn", "mem")
+    alpha: Tensor
+    beta: Tensor
+    syn: Tensor
+    mem: Tensor
 
     def __init__(
         self,
-        alpha,
-        beta,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_alpha=False,
-        learn_beta=False,
-        learn_threshold=False,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-        reset_delay=True,
-    ):
+        alpha: Values,
+        beta: Values,
+        threshold: Values = 1.0,
+        spike_grad: SpikeGrad | None = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_alpha: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: StateQuant = False,
+        output: bool = False,
+        reset_delay: bool = True,
+    ) -> None:
         super().__init__(
             threshold,
             spike_grad,
@@ -56,7 +69,7 @@ class Synaptic(SpikingNeuron, *snntorch_class("Synaptic")):
         self.reset_delay = reset_delay
         self._add_states()
 
-    def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None):
+    def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
         """One time step, as `Leaky.forward`: (spikes, synaptic current, membrane), all [B, ...]."""
         return self._step(input_, syn, mem)
 

@@ -7,6 +7,7 @@ over a step.
 
 from torch import Tensor
 
+from ..annotations import SpikeGrad
 from .alif import ALIF
 from .alpha import ALPHA
 from .lapicque import LAPICQUE
@@ -62,7 +63,7 @@ def leaky_step(
     beta: Tensor,
     threshold: Tensor,
     graded_spikes_factor: Tensor,
-    spike_grad,
+    spike_grad: SpikeGrad,
     reset_mechanism: str = "subtract",
     reset_delay: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -78,7 +79,7 @@ def leaky(
     beta: Tensor,
     threshold: Tensor,
     graded_spikes_factor: Tensor,
-    spike_grad,
+    spike_grad: SpikeGrad,
     reset_mechanism: str = "subtract",
     reset_delay: bool = True,
 ) -> tuple[Tensor, Tensor]:
