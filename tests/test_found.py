@@ -473,3 +473,21 @@ def test_exact_gradients_of_an_output_that_is_a_state(taker):
                 (out * torch.linspace(0, 1, 4)).sum().backward()
             found.append((out, given.grad))
         assert all(map(torch.equal, *found))
+
+
+def test_inputs_that_were_one_tensor_and_are_two():
+    neuron = ZeroReset()
+
+    def run(x, y):
+        mem, spikes = torch.zeros(B, N), []
+        for t in range(len(x)):
+            spk, mem = neuron(x[t], mem + 0.1 * y[t])
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+    x, y = torch.rand(2, T, B, N).unbind(0)
+    first, second = x.unbind(0), y.unbind(0)
+    for given in ((first, first), (first, second), (first, first)):
+        expected = run(*given)
+        with snn.accelerated():
+            assert torch.equal(run(*given), expected)

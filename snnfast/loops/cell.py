@@ -164,7 +164,7 @@ class Cell:
     def _call(self, given: "_Inputs", outputs: list, states: list) -> Callable:
         from .. import cells
 
-        key = tuple(outputs), tuple(map(id, given.constants))
+        key = tuple(outputs), tuple(map(id, given.constants)), given.form
         if self._last is None or self._last[0] != key:
             numbers = {operation: number for number, operation in enumerate(self.operations)}
             outs, after = ([(numbers[one], output) for one, output in some] for some in (outputs, self.states))
@@ -251,6 +251,7 @@ class _Inputs:
 
     Attributes:
         calls: for each operation its function, names of keyword arguments, and where its arguments come from.
+        form: where all of them come from.
         xs: [T, ...] inputs of the cell's shape; constants: tensors that are the same at every step.
         why: why they do not fit; "" where they do.
     """
@@ -264,6 +265,7 @@ class _Inputs:
         for operation in cell.operations:
             entries = [self._entry(operation, number) for number in range(len(operation.slots))]
             self.calls.append((operation.function, operation.names, entries))
+        self.form = tuple(entry for _, _, entries in self.calls for entry in entries if entry[0] != FIXED)
         if not self.xs:
             self.why = self.why or "nothing of its shape comes from outside"
 
