@@ -1,8 +1,10 @@
 """TrainingStep: encoding, forward, loss, backward and optimiser as one call, on a GPU as one CUDA graph."""
 
+import contextlib
+import inspect
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -41,7 +43,7 @@ class TrainingStep:
     - It reads no number back (`.item()`, `print`, `if tensor > 0`) and its control flow is the same in every call.
     - Python state that the model carries from call to call, as `init_hidden=True` membranes, is reset in `forward`.
     - Random numbers come from the device's default generator or from `generators`; they are drawn anew in every call.
-    - Gradient clipping goes into the graph by `optimizer.register_step_pre_hook`.
+    - Whatever else is to happen to gradients goes into the graph by `optimizer.register_step_pre_hook`.
 
     The step notices when parameters, buffers or optimiser state lie elsewhere (`optimizer.load_state_dict`,
     `model.to`), when a module's mode, `requires_grad` or an option of the optimiser has changed, and captures anew.
@@ -54,10 +56,17 @@ class TrainingStep:
             assign a number) a new learning rate costs a new capture.
         loss: `loss(output, target)` -> scalar tensor.
         encode: `encode(x)` -> the model's input, or None to pass x on.
-        autocast: None, or `torch.bfloat16`: forward and loss run in `torch.autocast`.
+        autocast: None, `torch.bfloat16` or `torch.float16`: forward and loss run in `torch.autocast`. With float16 the
+            loss is scaled by the attribute `scaler`, a `torch.amp.GradScaler`, whose state_dict belongs in checkpoints;
+            to be captured, it wants an optimiser that can be `fused`.
+        accumulate: so many calls make one step of the optimiser, on the mean of their gradients; `finish` makes one of
+            those that wait at the end of an epoch. Under DistributedDataParallel the last of them exchanges gradients.
+        clip: the largest norm of all gradients together, to which they are scaled down before the step, or None.
         scores: `scores(output)` -> [B, classes], or None; see Returns.
         generators: the `torch.Generator`s on the device that `encode`, model or loss draw from.
         max_graphs: how many batch shapes are captured; 0: every call runs eagerly.
+
+    On the CPU any optimiser does, also one whose step evaluates the loss several times (`torch.optim.LBFGS`).
 
     Raises:
         TypeError, ValueError: an argument that is none of the above.
@@ -74,16 +83,22 @@ class TrainingStep:
         scores: Callable[[Any], Tensor] | None = None,
         generators: Iterable[torch.Generator] = (),
         max_graphs: int = 4,
+        accumulate: int = 1,
+        clip: float | None = None,
     ):
         self.model, self.optimizer, self.loss, self.encode, self.scores = model, optimizer, loss, encode, scores
         self.autocast, self.generators, self.max_graphs = autocast, tuple(generators), max_graphs
+        self.accumulate, self.clip = accumulate, clip
         self._check_arguments()
         self.device = _device(model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=autocast is torch.float16)
+        self._waiting = 0
         for generator in self.generators:
             if generator.device.type != self.device.type:
                 raise ValueError(f"generators must be on {self.device} as the model is, got one on {generator.device}")
         distributed = any(isinstance(module, DistributedDataParallel) for module in model.modules())
         self._warmup = WARMUP_DISTRIBUTED if distributed else WARMUP
+        self._evaluates_again = _needs_closure(optimizer)
         self._backend = _BACKENDS.get(self.device.type) if max_graphs else None
         if self._backend is not None:
             _check_capturable(optimizer)
@@ -103,9 +118,24 @@ class TrainingStep:
         """
         leaves, layout = tree_flatten((x, target))
         self._check_call(leaves)
+        results = self._called(leaves, layout)
+        self._waiting = (self._waiting + 1) % self.accumulate
+        return results
+
+    def finish(self) -> None:
+        """Steps on the mean gradient of the calls that wait for more of them (`accumulate`), if there are any."""
+        if not self._waiting:
+            return
+        for parameter in self._parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(self.accumulate / self._waiting)
+        self._waiting = 0
+        self._update()
+
+    def _called(self, leaves: list[Any], layout: Any) -> tuple[Tensor, Any]:
         if self._backend is None:
             return self._run(*tree_unflatten(_on(self.device, leaves), layout))
-        kind = (layout, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        kind = (layout, *((leaf.shape, leaf.dtype) for leaf in leaves), *self._begins_and_ends())
         graph = self._graphs.get(kind)
         if graph is not None and graph.frozen != self._frozen():
             self._warn_of_constant_change()
@@ -119,8 +149,40 @@ class TrainingStep:
             return self._capturer.eager(lambda: self._run(*batch))
         return self._replay(graph, leaves)
 
+    def _begins_and_ends(self) -> tuple[bool, bool]:
+        """Whether a call is the first, and the last, of those that make a step."""
+        return self._waiting == 0, self._waiting == self.accumulate - 1
+
     def _run(self, x: Any, target: Any) -> tuple[Tensor, Any]:
-        self.optimizer.zero_grad(set_to_none=True)
+        if self._evaluates_again:
+            return self._run_by_closure(x, target)
+        begins, ends = self._begins_and_ends()
+        if begins:
+            # Gradients that several graphs add to stay where they are.
+            self.optimizer.zero_grad(set_to_none=self.accumulate == 1)
+        with contextlib.nullcontext() if ends else _without_exchange(self.model):
+            loss, output = self._evaluated(x, target)
+            self.scaler.scale(loss / self.accumulate if self.accumulate > 1 else loss).backward()
+        if ends:
+            self._update()
+        return self._results(loss, output, target)
+
+    def _run_by_closure(self, x: Any, target: Any) -> tuple[Tensor, Any]:
+        results: list[tuple[Tensor, Any]] = []
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss, output = self._evaluated(x, target)
+            loss.backward()
+            self._clip()
+            results.append((loss, output))
+            return loss
+
+        self.optimizer.step(closure)
+        return self._results(*results[0], target)
+
+    def _evaluated(self, x: Any, target: Any) -> tuple[Tensor, Any]:
+        """Loss and output."""
         x = x if self.encode is None else self.encode(x)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             output = self.model(x)
@@ -128,12 +190,28 @@ class TrainingStep:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"loss must return a scalar tensor, got {got}")
-        loss.backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            if self.scores is not None:
-                return loss.detach(), (self.scores(output).argmax(1) == target).sum()
-            return loss.detach(), tree_map(_detached, output)
+        return loss, output
+
+    def _update(self) -> None:
+        """The optimiser's step."""
+        if self.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+        self._clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _clip(self) -> None:
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters(), self.clip)
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @torch.no_grad()
+    def _results(self, loss: Tensor, output: Any, target: Any) -> tuple[Tensor, Any]:
+        if self.scores is not None:
+            return loss.detach(), (self.scores(output).argmax(1) == target).sum()
+        return loss.detach(), tree_map(_detached, output)
 
     def _to_be_captured(self, kind: Hashable) -> bool:
         if len(self._graphs) >= self.max_graphs:
@@ -185,6 +263,8 @@ class TrainingStep:
             frozen += map(self._identity, state.values())
         for group in self.optimizer.param_groups:
             frozen += [self._identity(value) for name, value in group.items() if name != "params"]
+        if self.accumulate > 1:
+            frozen += [None if p.grad is None else p.grad.data_ptr() for p in self._parameters()]
         return frozen
 
     def _identity(self, value: Any) -> Any:
@@ -216,8 +296,17 @@ class TrainingStep:
             value = getattr(self, name)
             if not callable(value) and (value is not None or name == "loss"):
                 raise TypeError(f"{name} must be callable{'' if name == 'loss' else ' or None'}, got {value!r}")
-        if self.autocast not in (None, torch.bfloat16):
-            raise ValueError(f"autocast must be None or torch.bfloat16, got {self.autocast}")
+        if self.autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"autocast must be None, torch.bfloat16 or torch.float16, got {self.autocast}")
+        if type(self.accumulate) is not int or self.accumulate < 1:
+            raise ValueError(f"accumulate must be a whole number from 1, got {self.accumulate!r}")
+        if self.clip is not None and (isinstance(self.clip, bool) or not isinstance(self.clip, (int, float))):
+            raise TypeError(f"clip must be a number or None, got {type(self.clip).__name__}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be more than 0, got {self.clip}")
+        if _needs_closure(self.optimizer) and (self.accumulate > 1 or self.autocast is torch.float16):
+            name = type(self.optimizer).__name__
+            raise ValueError(f"accumulate and float16 are not for {name}, whose step evaluates the loss several times")
         for generator in self.generators:
             if not isinstance(generator, torch.Generator):
                 raise TypeError(f"generators must hold torch.Generators, got {type(generator).__name__}")
@@ -290,6 +379,22 @@ def side_stream(device: torch.device) -> "torch.cuda.Stream":
     its gradients keep the stream of their construction, and a capture cannot leave its own.
     """
     return torch.cuda.Stream(device)
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    """Whether its step asks for a function that evaluates the loss."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+@contextlib.contextmanager
+def _without_exchange(model: nn.Module) -> Iterator[None]:
+    """Within it, gradients stay in their process."""
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -50,12 +50,20 @@ class Recorder:
             [t.detach().clone() for t in tensors],
             [g.get_state() for g in (torch.default_generator, *generators)],
         )
+        held = [p.grad for p in model.parameters()]
+        old = [None if g is None else g.clone() for g in held]
         results = tree_map(torch.Tensor.detach, run())
+        # Gradients that were there are added to where they are.
+        kept = [value if p.grad is g else None for p, g, value in zip(model.parameters(), held, old, strict=True)]
         gradients = [p.grad for p in model.parameters()]
+        written = [g for g, old in zip(gradients, kept, strict=True) if g is not None and old is None]
         with torch.no_grad():
+            for gradient, old in zip(gradients, kept, strict=True):
+                if old is not None:
+                    gradient.copy_(old)
             for tensor, old in zip(tensors, before, strict=True):
                 tensor.copy_(old)
-            for tensor in (*tree_leaves(results), *(g for g in gradients if g is not None)):
+            for tensor in (*tree_leaves(results), *written):
                 tensor.fill_(-1)
         for generator, state in zip((torch.default_generator, *generators), states, strict=True):
             generator.set_state(state)
@@ -508,6 +516,103 @@ def test_batches_elsewhere_are_copied_to_the_device(device):
     assert value.device.type == correct.device.type == device
 
 
+def accumulated(net, optimizer, data, count, clip=None):
+    """Losses of a plain loop that steps on the mean gradient of so many batches, and of what is left."""
+    losses = []
+    for first in range(0, len(data), count):
+        optimizer.zero_grad()
+        for x, target in data[first : first + count]:
+            losses.append(loss(net(constant(x)), target))
+            (losses[-1] / len(data[first : first + count])).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(net.parameters(), clip)
+        optimizer.step()
+    return torch.stack(losses).detach()
+
+
+@pytest.mark.parametrize("from_graphs", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("count", [1, 3])
+def test_accumulated_and_clipped_gradients(recorded, monkeypatch, count, clip, from_graphs):
+    data = batches(24) + batches(1, 5)
+    net, other = network(), network()
+    optimizer = adam(net)
+    log = recorded(net, optimizer)
+    if not from_graphs:
+        monkeypatch.delitem(step_module._BACKENDS, "cpu")
+    step = snn.TrainingStep(net, optimizer, loss, constant, accumulate=count, clip=clip, max_graphs=8)
+    losses = torch.stack([step(*batch)[0] for batch in data])
+    step.finish()
+    expected = accumulated(other, adam(other), data, count, clip)
+    torch.testing.assert_close(losses, expected)
+    for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert log.count("capture") == (0 if not from_graphs else count)
+
+
+def test_float16_scales_the_loss_and_skips_what_overflows():
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    step = snn.TrainingStep(net, optimizer, loss, constant, autocast=torch.float16, clip=1.0)
+    before = copy.deepcopy(net.state_dict())
+    x, target = batches(1)[0]
+    scale = step.scaler.get_scale()
+    for _ in range(12):
+        step(x, target)
+    # It begins with a scale at which gradients overflow, and halves it.
+    assert step.scaler.get_scale() < scale
+    assert any(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    before = copy.deepcopy(net.state_dict())
+    value, _ = snn.TrainingStep(
+        net, optimizer, lambda spk, y: loss(spk, y) * float("inf"), constant, autocast=torch.float16
+    )(x, target)
+    assert not value.isfinite()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_accumulating_exchanges_gradients_once(monkeypatch):
+    exchanges = []
+
+    class Parallel(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module, self.exchanges = module, True
+
+        def forward(self, x):
+            exchanges.append(self.exchanges)
+            return self.module(x)
+
+        @contextmanager
+        def no_sync(self):
+            self.exchanges = False
+            yield
+            self.exchanges = True
+
+    monkeypatch.setattr(step_module, "DistributedDataParallel", Parallel)
+    net = Parallel(network())
+    step = snn.TrainingStep(net, torch.optim.SGD(net.parameters(), 0.1), loss, constant, accumulate=3)
+    for batch in batches(6):
+        step(*batch)
+    assert exchanges == [False, False, True] * 2
+
+
+def test_an_optimiser_that_evaluates_the_loss_itself():
+    data = batches(3)
+    net, other = network(), network()
+    step = snn.TrainingStep(net, torch.optim.LBFGS(net.parameters(), 0.1, max_iter=3), loss, constant)
+    optimizer = torch.optim.LBFGS(other.parameters(), 0.1, max_iter=3)
+    for x, target in data:
+
+        def closure(x=x, target=target):
+            optimizer.zero_grad()
+            value = loss(other(constant(x)), target)
+            value.backward()
+            return value
+
+        assert torch.equal(step(x, target)[0], optimizer.step(closure).detach())
+    assert_same(net, other)
+
+
 def made(net=None, optimizer=None, objective=loss, **options):
     net = net or network()
     return snn.TrainingStep(net, optimizer or torch.optim.SGD(net.parameters(), 0.1), objective, **options)
@@ -524,10 +629,18 @@ MISTAKES = {
     "no loss": (TypeError, "loss must be callable, got 'ce'", lambda: made(objective="ce")),
     "encode": (TypeError, "encode must be callable or None, got 'rate'", lambda: made(encode="rate")),
     "scores": (TypeError, "scores must be callable or None, got 1", lambda: made(scores=1)),
-    "float16": (
+    "float64": (
         ValueError,
-        "autocast must be None or torch.bfloat16, got torch.float16",
-        lambda: made(autocast=torch.half),
+        "autocast must be None, torch.bfloat16 or torch.float16, got torch.float64",
+        lambda: made(autocast=torch.double),
+    ),
+    "accumulate": (ValueError, "accumulate must be a whole number from 1, got 0", lambda: made(accumulate=0)),
+    "clip": (TypeError, "clip must be a number or None, got str", lambda: made(clip="1")),
+    "clip to nothing": (ValueError, "clip must be more than 0, got -1", lambda: made(clip=-1)),
+    "accumulate for LBFGS": (
+        ValueError,
+        "accumulate and float16 are not for LBFGS",
+        lambda: made(net := network(), torch.optim.LBFGS(net.parameters()), accumulate=2),
     ),
     "generators": (TypeError, "generators must hold torch.Generators, got int", lambda: made(generators=[3])),
     "max_graphs": (ValueError, "max_graphs must be a whole number from 0, got -1", lambda: made(max_graphs=-1)),
