@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import snnfast as snn
 from snnfast import ops
-from snnfast.loops import recorder, recording, report
+from snnfast.loops import reading, recording, report
 
 B, STEPS, CALLS = 2, 9, 3
 
@@ -1610,8 +1610,8 @@ def test_records_written_into_tensors_wait(numbers):
 def test_snnfasts_own_memory_is_known_to_nobody_else():
     """Results in blocks of snnfast's own are read where they are, as those of torch's are: NumPy's would be copied."""
     x = snn.Leaky(0.5).unroll(torch.rand(STEPS, 64, 1024))[0]
-    assert snn.memory.is_own(x.untyped_storage()) and not recorder._is_shared_with_others(x)
-    assert recorder._is_shared_with_others(torch.from_numpy(np.ones(3)))
+    assert snn.memory.is_own(x.untyped_storage()) and not reading.is_shared_with_others(x)
+    assert reading.is_shared_with_others(torch.from_numpy(np.ones(3)))
 
 
 @pytest.mark.parametrize("draw", ["rand_like", "dropout"])

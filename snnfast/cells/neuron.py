@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..loops import recording
 from ..neurons import SpikingNeuron
 from .scanning import scan, why_not_fused
@@ -102,6 +103,7 @@ class Cell(SpikingNeuron):
         return self._output(spk)
 
     def _step_alone(self, input_, states):
+        ops.tell("cell", (input_, *states), None)
         spk, *after = self.step(input_, *self._before(input_, self._fitting(input_, states), own=False))
         self._check_count(after)
         return spk, dict(zip(self.state_names, after, strict=True))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .. import transforms
+from .. import ops, transforms
 from .building import BuildFailed, address, library
 from .emission import Emitter, backward_source, forward_source
 from .lanes import Lanes
@@ -103,6 +103,7 @@ class Program:
         tensors = cell[1].tensors
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (*xs, *states, *tensors, *heads))
         self._try(cell, xs, states, differentiated)
+        ops.tell("cell", (*xs, *states), len(xs[0]))
         return self._run(cell, xs, states, tensors, differentiated, heads)
 
     def _run(self, cell, xs, states, tensors, differentiated, heads=()):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from .. import transforms
+from .. import ops, transforms
 from ..functional import runs_reference
 from . import trees
 from .building import BuildFailed
@@ -170,6 +170,7 @@ class _Call:
     def looped(self):
         if not len(self.xs[0]):
             raise ValueError("x must have at least one step for a cell that is not fused")
+        ops.tell("reference", tuple(self.xs), len(self.xs[0]))
         columns, state = [], self.state
         for inputs in zip(*(x.unbind(0) for x in self.xs), strict=True):
             out, state = self.cell.step(trees.unflatten(self.cell.x_form, inputs), state)

@@ -14,11 +14,13 @@ from torch.fx import Interpreter, Node
 
 from .. import ops
 from ..loops import recording
+from ..loops.report import stories
+from ..loops.settings import Settings, default_numbers
 from ..neurons import SpikingNeuron, fused_class, own
 from . import graph as g
 from .accelerate import Accelerated, captured
 from .backend import Fused, listening, make_options
-from .report import ONE_STEP, GraphReport, LayerReport, Reason, is_users, line_of, place, said_by_torch
+from .report import ONE_STEP, OWN, GraphReport, LayerReport, Reason, is_users, line_of, place, said_by_torch
 from .trial import modules_of, trial
 
 UNSEEN = "it did not run"
@@ -52,7 +54,9 @@ class Explanation:
         graphs: list[GraphReport],
         breaks: list[str],
         as_given: bool,
+        recorded: bool = False,
     ):
+        self._how = "" if recorded else "(compile=True)"
         self.layers, self.unseen, self.operators, self.graphs, self.breaks = layers, unseen, operators, graphs, breaks
         self.as_given = as_given
 
@@ -66,7 +70,7 @@ class Explanation:
         lines += [f"{name}: not fused\n    {reason}" for name, reason in self.unseen.items()]
         if not lines:
             return "no spiking layer ran"
-        said = "" if self.as_given else ", as accelerate(compile=True) would run it"
+        said = "" if self.as_given else f", as accelerate{self._how} would run it"
         lines.append(f"kernels of neurons: {self.kernels}{said}")
         lines += dict.fromkeys(f"window: {graph.window}" for graph in self.graphs if graph.window)
         if len(self.graphs) > 1:
@@ -84,15 +88,16 @@ class Explanation:
 def explain(net: Callable[..., Any], *inputs: Any, **options: Any) -> Explanation:
     """Runs `net` once and counts for each spiking layer its steps and the calls they became; says why not fewer.
 
-    What is accelerated runs as it is, with its own options where none are given here: what is recorded once before, so
-    that its loops are known. Anything else runs as `accelerate(compile=True)` would have it. It is a copy that runs, or
+    What is accelerated runs as it is, with its own options where none are given here, anything else as `accelerate`
+    would have it with these options. What is recorded runs twice before, so that its loops are known. Neurons of your
+    own that were found in a loop are named by their surrogate gradients. It is a copy that runs, or
     where there is none `net` itself, whose attributes and tensors are put back: state, buffers, gradients and random
     generators stay as they are. An inner backend is left out: it compiles the same calls.
 
     Args:
         net: a module or function as it is given to `torch.compile`, `accelerate`d or not.
         inputs: what it is called with.
-        options: as in `accelerate(compile=True)`.
+        options: `compile=True`, and those that go with it, as in `accelerate`.
 
     Returns:
         An `Explanation`, to be printed.
@@ -106,15 +111,18 @@ def explain(net: Callable[..., Any], *inputs: Any, **options: Any) -> Explanatio
         >>> report.kernels, [layer.fused for layer in report.layers]
         (1, [True])
     """
+    compiled = options.pop("compile", bool(options))
     make_options(**options)
     net = getattr(net, "_orig_mod", net)
     limits_met = [] if options else _limits_met(net)
-    settings = None if options else recording.settings_of(net)
+    settings = None if compiled else recording.settings_of(net)
     with trial(net, inputs, in_place=bool(limits_met)) as (one, given):
         count = _Count(one, given)
         if settings is not None:
-            return _of_recorded(count, one, given, settings)
+            return _of_recorded(count, one, given, settings, as_given=True)
         as_given = isinstance(one, nn.Module) and any("_accelerated" in vars(module) for module in one.modules())
+        if not (compiled or as_given or limits_met):
+            return _of_recorded(count, one, given, Settings(default_numbers()), as_given=False)
         if not isinstance(one, nn.Module):
             one = captured(one, getattr(one, "__name__", type(one).__name__), options, [])
         elif options or not as_given:
@@ -124,14 +132,22 @@ def explain(net: Callable[..., Any], *inputs: Any, **options: Any) -> Explanatio
         return count.explanation(as_given, limits_met)
 
 
-def _of_recorded(count: "_Count", one: Callable, given: tuple, settings) -> Explanation:
+def _of_recorded(count: "_Count", one: Callable, given: tuple, settings: Settings, as_given: bool) -> Explanation:
     """What a run comes to whose loops are known from one before it."""
     count.recorded = True
-    with recording.region(settings):
-        one(*given)
+    for _ in range(2):  # a cell is traced in the first
+        with recording.region(settings):
+            one(*given)
+    before = _own_neurons()
     with ops.listening(count.heard), recording.region(settings):
         one(*given)
-    return count.explanation(True, [])
+    count.own_neurons(before, _own_neurons())
+    return count.explanation(as_given, [])
+
+
+def _own_neurons() -> dict[tuple[str, str], list]:
+    """What is told of neurons of the user's own, by the loop's place and name."""
+    return {(place, name): list(told) for place, story in stories.items() for name, told in story.own.items()}
 
 
 def _limits_met(net) -> list[str]:
@@ -189,6 +205,8 @@ class _Count:
         if steps == ops.NO_NEURON:
             return
         name, where = self._of_node() if self.running else self._of_frame()
+        if operator == "cell" and self.recorded and not isinstance(self.modules.get(name), SpikingNeuron):
+            return  # found in a loop: `own_neurons`
         if self.recorded and steps is not None:
             # A recorded sequence is computed where its values are asked for, which is no call of the layer's.
             where = ""
@@ -199,6 +217,16 @@ class _Count:
             layer.alone += 1 if steps is None else steps
         if not self.running and not self.recorded and steps is None and not _is_captured():
             layer.why.append(STEPPED)
+
+    def own_neurons(self, before: dict, after: dict) -> None:
+        """Neurons of the user's own that were found in recorded loops."""
+        for key, (*now, why, where) in after.items():
+            steps, calls, alone = (one - other for one, other in zip(now, before.get(key, (0, 0, 0)), strict=False))
+            if steps:
+                layer = LayerReport(f"a neuron of your own, {key[1]}", where=where)
+                layer.steps, layer.calls, layer.alone = steps, calls + alone, alone
+                layer.why = [Reason(why, OWN)] if why else []
+                self._layers[layer.layer] = layer
 
     def _of_node(self) -> tuple[str, str]:
         """Layer and line of the node that runs: by the layer's own tensors, else by the name that torch has for it."""
@@ -241,9 +269,11 @@ class _Count:
                     self._layers[self._paths[path]].why += reasons
         self._add_plain_layers()
         for layer in self._layers.values():
+            if self.recorded and layer.alone <= layer.calls - layer.alone:
+                layer.alone = 0  # a loop's first step runs as it is written
             layer.why = self._causes(layer, breaks)
         unseen = {name: why for name, module in self.modules.items() if (why := self._why_unseen(name, module))}
-        return Explanation(list(self._layers.values()), unseen, self.operators, graphs, breaks, as_given)
+        return Explanation(list(self._layers.values()), unseen, self.operators, graphs, breaks, as_given, self.recorded)
 
     def _add_plain_layers(self) -> None:
         """Layers whose steps were captured as plain PyTorch, beneath which nothing is heard."""
@@ -263,7 +293,7 @@ class _Count:
         if layer.alone and breaks and STEPPED not in layer.why:
             apart = [reason for reason in layer.why if reason is not ONE_STEP]
             return [*apart, *(Reason(f"its steps are in different graphs: {cause}", NO_CAPTURE) for cause in breaks)]
-        if layer.alone and self.recorded:
+        if layer.alone and self.recorded and not layer.why:
             return [Reason(cause, advice) for cause, advice in self._why_not_recorded()]
         if layer.alone and not layer.why:
             return [Reason("torch ran it as it is and did not say why", NO_CAPTURE)]

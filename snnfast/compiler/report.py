@@ -35,6 +35,7 @@ ONE_STEP = Reason(
 )
 STATE = "hand the state that one step returned to the next step as it is, and let one layer have one state"
 WAY_BACK = "send its spikes back through one linear layer and nothing else, as RLeaky does"
+OWN = "snnfast.Cell and snnfast.scan say what a step must be like to run as one kernel"
 LOOP = "what runs in a circle from step to step stays a loop; break the circle, or leave it: the rest is fused"
 
 

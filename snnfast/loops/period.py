@@ -70,7 +70,7 @@ class Operation:
     its input and its states. is_mark: whether it is one of the latter two, with which a loop may begin.
     nested: which arguments are lists whose tensors have slots of their own; names: those of keyword arguments.
     several: the type of a result that is a tuple; None for a tensor. same_as: the slot that the result is, itself.
-    writes: slots whose memory it writes, as batch-norm does.
+    writes: slots whose memory it writes, as batch-norm does. where: file:line of an autograd function's call.
     """
 
     function: object
@@ -81,6 +81,7 @@ class Operation:
     modes: tuple
     same_as: int | None
     writes: tuple[int, ...]
+    where: str = ""
     slots: list[Slot] = ()
     start: int = 0
     count: int = 0
@@ -202,6 +203,7 @@ class Logged(NamedTuple):
     modes: tuple
     same_as: int | None
     writes: tuple[int, ...]
+    where: str = ""
 
 
 class Period:
@@ -215,7 +217,7 @@ class Period:
         for earlier, logged in zip(before, now, strict=True):
             operation = Operation(
                 logged.function, logged.nested, logged.names, [Like.of(out) for out in logged.outs],
-                logged.several, logged.modes, logged.same_as, logged.writes,
+                logged.several, logged.modes, logged.same_as, logged.writes, logged.where,
             )  # fmt: skip
             self.operations.append(operation)
             places.append((earlier, logged))

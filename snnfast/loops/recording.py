@@ -110,7 +110,7 @@ def call(function: type, args: tuple):
     recorder = getattr(_of_thread, "recorder", None)
     if recorder is not None and recorder.is_busy:
         return NotImplemented
-    if recorder is None or not (recorder.learning or recorder.expects(function)):
+    if recorder is None or (recorder.learning is None and not recorder.expects(function)):
         if not is_on or not functions.may_wait(function) or torch.compiler.is_compiling():
             return NotImplemented
         landmark = functions.caller()

@@ -33,8 +33,9 @@ class Story:
         self.seconds = 0.0
         self.operations, self.ends = Counter(), Counter()
         self.layers: dict[str, list[int]] = {}
-        self.alone: dict[str, str] = {}
-        """Of neurons of the user's own that run step by step, why."""
+        self.own: dict[str, list] = {}
+        """Of neurons of the user's own, found by their surrogate gradients: steps, calls over time, single steps, why
+        these, and file:line."""
         self.differences: list[str] = []
 
     def count(self, window, first) -> None:
@@ -45,14 +46,17 @@ class Story:
             self.operations["plain"] += alone
             if operation.is_mark:
                 size = "x".join(map(str, operation.outputs[0].shape[1:])) or "1"
-                told = self.layers.setdefault(f"{operation.name} of {size}", [0, 0, 0])
+                name = f"{operation.name} of {size}"
+                if operation.is_step:
+                    told = self.layers.setdefault(name, [0, 0, 0])
+                else:
+                    told = self.own.setdefault(name, [0, 0, 0, "", operation.where])
+                    told[3] = next((cell.why for cell in window.period.cells.values() if operation in cell.shift), "")
                 told[0] += operation.count
                 told[1] += calls
                 told[2] += alone
             if operation is first:
                 self.recorded += operation.count
-
-        self.alone.update({cell.name: cell.why for cell in window.period.cells.values() if cell.why})
 
     @property
     def advice(self) -> str:
@@ -66,12 +70,10 @@ class Story:
             f"({self.operations['fused']} calls over time, {self.operations['plain']} of single steps, "
             f"{self.seconds:.3g} s)"
         ]
-        for layer, (steps, calls, alone) in self.layers.items():
-            how = (
-                f"{steps} steps in {calls} calls" if not alone else f"{steps} steps in {calls} calls and {alone} alone"
-            )
-            lines.append(f"  {layer}: {how}")
-        lines += [f"  {name} runs step by step: {why}" for name, why in self.alone.items()]
+        for layer, (steps, calls, alone, *why) in (*self.layers.items(), *self.own.items()):
+            apart = f" and {alone} alone" if alone else ""
+            reason = f": {why[0]}" if why and why[0] else ""
+            lines.append(f"  {layer}: {steps} steps in {calls} calls{apart}{reason}")
         if self.ends:
             ends = ", ".join(f"{what} ({count})" for what, count in self.ends.most_common(4))
             lines.append(f"  values were asked for by {ends}")

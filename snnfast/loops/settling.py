@@ -1,0 +1,73 @@
+"""What placeholders become when their window has been computed."""
+
+import sys
+
+from torch import Tensor
+
+from . import known, pieces
+from .packing import Window
+from .period import Operation
+from .placeholder import Pending
+
+
+def values(window: Window, alive: dict, used: set[int]) -> list[tuple[Pending, Tensor]]:
+    """Each placeholder with its value, a tensor that is nobody else's; used: ids of tensors that are somebody's."""
+    found = []
+    for operation, steps in alive.items():
+        by_output = {}
+        for step, outputs in steps:
+            for output, placeholder in outputs:
+                by_output.setdefault(output, []).append((step, placeholder))
+        for output, wanted in by_output.items():
+            found += _pieces_of(window, operation, output, wanted, used)
+    return found
+
+
+def _pieces_of(window: Window, operation: Operation, output: int, wanted: list, used: set[int]) -> list:
+    made = []
+    series = window.series.get((operation, output))
+    for step, placeholder in wanted:
+        if step == operation.count - 1 and (operation, output) in window.last:
+            value = window.last[operation, output]
+        elif series.is_steady:
+            value = _once_more(operation, series.steady)
+        elif series._stack is not None and len(wanted) < 3:
+            value = series.stack()[step]
+        else:
+            value = series.apart()[step]
+        if id(value) in used and operation.function is not known.set_item:
+            value = value.view_as(value)
+        used.add(id(value))
+        made.append((placeholder, value))
+        stack = None if series is None else series._stack
+        if stack is not None or operation.is_step or series is None or series.is_steady:
+            is_inner = (operation, output) in window.inner
+            pieces.note(placeholder, stack, step, _whose_gradient(operation, output, series, is_inner))
+    return made
+
+
+def _once_more(operation: Operation, steady: Tensor) -> Tensor:
+    """What an operation gives when it is run again: a view of the same memory, or other memory."""
+    return steady.view_as(steady) if operation.function in known.VIEWS and steady._is_view() else steady.clone()
+
+
+def _whose_gradient(operation: Operation, output: int, series, is_inner: bool) -> int:
+    if series is None or series.is_apart:
+        return pieces.OWN
+    of_state = is_inner or (operation.is_step and output in operation.state_outputs())
+    return pieces.NOBODYS if of_state or series.is_steady else pieces.WHOLE
+
+
+def alive(operation: Operation) -> list:
+    """For each step the placeholders that others than the recorder have: (step, [(output, placeholder)])."""
+    found = []
+    for step, outs in enumerate(operation.made):
+        held = []
+        for output in operation.numbers:
+            out = outs[output]
+            # Referred to by its tuple, by `out`, and by the call that counts.
+            if sys.getrefcount(out) > 3 and type(out) is Pending:
+                held.append((output, out))
+        if held:
+            found.append((step, held))
+    return found
