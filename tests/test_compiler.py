@@ -1156,7 +1156,7 @@ def test_loops_that_cannot_be_fused_stay_right(name, products, capsys):
 @pytest.mark.parametrize("name", APART)
 def test_what_cannot_be_fused_is_named(name, capsys):
     row = APART[name]
-    said = said_of(snn.explain(row.build(), *row.inputs()))
+    said = said_of(snn.explain(row.build(), *row.inputs(), compile=True))
     for layer, reason in row.why.items():
         assert re.search(reason, said[layer]), said
     # A layer without a name is one that torch.compile took for itself after a graph break.
@@ -1166,7 +1166,7 @@ def test_what_cannot_be_fused_is_named(name, capsys):
 @pytest.mark.parametrize("name", ["printed_each_step", "stopped_when_silent"])
 def test_graph_breaks_are_named(name, capsys):
     row = APART[name]
-    assert "torch.compile broke the forward into" in str(snn.explain(row.build(), *row.inputs()))
+    assert "torch.compile broke the forward into" in str(snn.explain(row.build(), *row.inputs(), compile=True))
 
 
 def test_explain_changes_nothing():
@@ -1174,7 +1174,7 @@ def test_explain_changes_nothing():
     net, inputs = row.build(), row.inputs()
     net.lif1(normal(B, 8))
     before, mem, generator = copy.deepcopy(net.state_dict()), net.lif1.mem.clone(), torch.get_rng_state()
-    explanation = snn.explain(net, *inputs)
+    explanation = snn.explain(net, *inputs, compile=True)
     layers = [f"{name}: fused over time: {T} steps in 1 sequence call" for name in ("lif1", "lif2")]
     assert [str(layer).split(" (")[0] for layer in explanation.layers] == layers
     assert str(explanation).startswith("\n".join(map(str, explanation.layers)))
@@ -1187,8 +1187,8 @@ def test_explain_changes_nothing():
 def test_explain_takes_a_function_and_an_accelerated_network():
     row = FUSED["linear"]
     net, inputs = snn.accelerate(row.build(), compile=True), row.inputs()
-    assert all(layer.fused for layer in snn.explain(net, *inputs).layers)
-    assert all(layer.fused for layer in snn.explain(lambda x: net.loop(net, x), *inputs).layers)
+    assert all(layer.fused for layer in snn.explain(net, *inputs, compile=True).layers)
+    assert all(layer.fused for layer in snn.explain(lambda x: net.loop(net, x), *inputs, compile=True).layers)
     assert all(layer.fused for layer in snn.explain(net, *inputs, window=2, products="per-step").layers)
 
 
@@ -1217,7 +1217,7 @@ def test_a_loop_outside_the_network_stays_right_and_is_named(hidden):
             spk_rec.append(spk)
         return torch.stack(spk_rec), mem
 
-    said = said_of(snn.explain(net, x[0], *(() if hidden else (normal(B, 8),))))
+    said = said_of(snn.explain(net, x[0], *(() if hidden else (normal(B, 8),)), compile=True))
     assert said and all("a loop over time must be inside what is compiled" in text for text in said.values())
     expected = everything_of(net, outside, (x,))
     snn.accelerate(net, compile=True)
@@ -1266,7 +1266,7 @@ def test_products_per_step_keep_recurrent_products_and_say_so():
     explanation = snn.explain(row.build(), *row.inputs(), products="per-step")
     assert str(explanation).startswith(f"cell: not fused: {T} steps, one call each (")
     assert 'its recurrent products would round otherwise in one call: products="per-step"' in str(explanation)
-    fused = str(snn.explain(row.build(), *row.inputs()))
+    fused = str(snn.explain(row.build(), *row.inputs(), compile=True))
     assert fused.startswith(f"cell: fused over time: {T} steps in 1 sequence call (")
 
 
@@ -1337,7 +1337,7 @@ def test_recurrent_products_in_half_precision_stay_the_loops():
     net, x, labels = norse_tutorial()
     with torch.autocast("cpu", torch.bfloat16):
         expected = voltages_and_gradients(net, x, labels)
-        said = said_of(snn.explain(net, x))
+        said = said_of(snn.explain(net, x, compile=True))
         found = voltages_and_gradients(snn.accelerate(net, products="per-step", compile=True), x, labels)
     assert "in another dtype than its states" in said["l1"] and "fused over time" in said["out"]
     assert torch.equal(found[0]["voltages"], expected[0]["voltages"])
@@ -1498,7 +1498,7 @@ def test_published_loops_on_own_neurons_stay_right(name, device):
 
 def test_zero_reset_on_leaky_is_fused_with_its_own_surrogate():
     loop, net, x, targets = published("zero-reset-fc", snn)
-    layers = snn.explain(net, x).layers
+    layers = snn.explain(net, x, compile=True).layers
     assert [layer.layer for layer in layers] == ["lif1", "lif2", "lif3"] and all(layer.fused for layer in layers)
     _, theirs, *_ = published("zero-reset-fc", snntorch)
     expected, _ = iteration(theirs, loop, x, targets)

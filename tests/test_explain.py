@@ -162,7 +162,7 @@ def test_what_is_counted_is_what_the_profiler_sees(name):
     with profile(activities=[ProfilerActivity.CPU]) as events:
         net(x)
     seen = Counter({e.key: e.count for e in events.key_averages() if e.key.startswith("snnfast::")})
-    if name in ("Unroll", "inner backend"):
+    if name == "inner backend":
         seen["snnfast::leaky_seq"] = 2  # around the kernel, where this backend alone captured the call
     explanation = snn.explain(net, x)
     assert {layer.layer: (layer.steps, layer.calls) for layer in explanation.layers} == expected, str(explanation)
@@ -189,7 +189,7 @@ def test_every_layer_has_its_line():
 
 
 def test_a_graph_break_is_told_as_torch_has_it_with_its_line_and_what_to_do():
-    explanation = snn.explain(Broken(), torch.rand(T, B, 5))
+    explanation = snn.explain(Broken(), torch.rand(T, B, 5), compile=True)
     (line,) = lines_of(Broken.forward, "isenabled")
     for layer in explanation.layers:
         cause = " ".join(layer.reasons)
@@ -210,7 +210,7 @@ def test_what_keeps_its_place_is_named():
                 spikes.append(spk)
             return torch.stack(spikes)
 
-    (layer,) = snn.explain(Switched(), torch.rand(T, B, 5)).layers
+    (layer,) = snn.explain(Switched(), torch.rand(T, B, 5), compile=True).layers
     assert not layer.fused and "_set_grad_enabled" in layer.reasons[0], str(layer)
     # torch says of a switch no line; the next one that it says is that of the product or of the layer.
     lines = lines_of(Switched.forward, "step * 2", "lif1(")
@@ -230,9 +230,9 @@ def test_what_is_left_step_by_step_is_listed():
 
 def test_the_window_and_its_reason():
     x = torch.rand(T, B, 5)
-    assert f"{T} steps at a time: each step keeps 192 B for backward" in str(snn.explain(Stepped(), x))
+    assert f"{T} steps at a time: each step keeps 192 B for backward" in str(snn.explain(Stepped(), x, compile=True))
     assert "2 steps at a time: as asked" in str(snn.explain(Stepped(), x, window=2))
-    large = snn.explain(Stepped(), torch.rand(50, 400, 5))
+    large = snn.explain(Stepped(), torch.rand(50, 400, 5), compile=True)
     assert re.search(r"\d+ and \d+ steps at a time: each step keeps \d+(\.\d+)? KiB for backward", str(large))
 
 
@@ -241,17 +241,27 @@ class Inverted(snn.Leaky):
         return input_ - self.beta * self.mem
 
 
+def test_overridden_methods_are_a_neuron_of_the_users_own():
+    """Which a recorded loop runs as one, within Unroll too."""
+    net, x = Stepped(), torch.rand(3 * T, B, 5)
+    net.lif1 = Inverted(0.5)
+    unrolled = snn.Unroll(nn.Linear(5, 6), Inverted(0.5))
+    for explained in (snn.explain(net, x), snn.explain(unrolled, x)):
+        (own,) = [layer for layer in explained.layers if "Inverted of 6" in layer.layer]
+        assert own.fused and own.steps > 2 * T, str(explained)
+
+
 @pytest.mark.parametrize("accelerated", [True, False])
 def test_overridden_methods_are_the_cause(accelerated):
     net = Stepped()
     net.lif1 = Inverted(0.5)
     x = torch.rand(T, B, 5)
-    explained = snn.explain(snn.accelerate(net, compile=True) if accelerated else net, x)
+    explained = snn.explain(snn.accelerate(net, compile=True), x) if accelerated else snn.explain(net, x, compile=True)
     layers = {layer.layer: layer for layer in explained.layers}
     assert (layers["lif1"].steps, layers["lif1"].calls) == (T, 0) and "test_explain.py" in layers["lif1"].where
     assert layers["lif1"].reasons == ["Inverted._base_state_function is not snnfast's"]
     assert layers["lif2"].fused
-    unrolled = snn.explain(snn.Unroll(nn.Linear(5, 6), Inverted(0.5)), x)
+    unrolled = snn.explain(snn.Unroll(nn.Linear(5, 6), Inverted(0.5)), x, compile=True)
     assert unrolled.unseen == {"1": "Inverted._base_state_function is not snnfast's"}
 
 
@@ -345,10 +355,11 @@ def test_a_function_and_what_it_is_given():
 
 
 def test_a_recorded_loop_is_explained_as_it_runs():
-    """By calls that were counted: the first step's, which runs as written, and the others'; no line is told as a
-    layer's that is none of its calls'."""
+    """By calls that were counted; the line is that of the layer's steps, not of where their values are asked for."""
     explained = snn.explain(snn.accelerate(Stepped()), torch.rand(3 * T, 2, 5))
-    assert [(layer.layer, layer.steps, layer.calls, layer.where) for layer in explained.layers] == [
-        ("lif1", 3 * T, 2, ""),
-        ("lif2", 3 * T, 2, ""),
+    assert [(layer.layer, layer.steps, layer.calls) for layer in explained.layers] == [
+        ("lif1", 3 * T, 1),
+        ("lif2", 3 * T, 1),
     ]
+    lines = lines_of(Stepped.forward, "lif1(", "lif2(")
+    assert [layer.where.rpartition(":")[2] for layer in explained.layers] == [str(line) for line in lines]

@@ -173,7 +173,7 @@ def test_own_neurons_run_as_one_cell(neuron, network):
     net = network(neuron)
     accelerated = snn.accelerate(copy.deepcopy(net))
     assert_trains_alike(net, accelerated, [torch.rand(steps, B, 5) for steps in (T, T, 2 * T, T)])
-    told = calls_of("Spike") + calls_of("SteepSpike")
+    told = calls_of(neuron.__name__)
     assert told and all(calls < steps / 3 for steps, calls, _ in told), report.summary()
 
 
@@ -183,7 +183,7 @@ def test_exact_numbers_are_the_loops(dtype):
     accelerated = snn.accelerate(copy.deepcopy(net), numbers="exact")
     xs = [torch.rand(T, B, 5, dtype=dtype) for _ in range(3)]
     assert_trains_alike(net, accelerated, xs, exact=True)
-    assert any(calls for _, calls, _ in calls_of("Spike"))
+    assert any(calls for _, calls, _ in calls_of("ZeroReset"))
 
 
 def test_a_function_and_a_region():
@@ -194,7 +194,7 @@ def test_a_function_and_a_region():
         with snn.accelerated():
             for _ in range(3):
                 assert torch.equal(run(x), expected)
-    assert sum(calls for _, calls, _ in calls_of("Spike")) >= 6
+    assert sum(calls for _, calls, _ in calls_of("ZeroReset")) >= 6
 
 
 def test_beside_layers_of_snnfast():
@@ -214,7 +214,7 @@ def test_beside_layers_of_snnfast():
     net = Mixed()
     accelerated = snn.accelerate(copy.deepcopy(net))
     assert_trains_alike(net, accelerated, [torch.rand(T, B, 5) for _ in range(3)])
-    assert all(calls < steps / 3 for steps, calls, _ in calls_of("Spike") + calls_of("Leaky"))
+    assert all(calls < steps / 3 for steps, calls, _ in calls_of("ZeroReset") + calls_of("Leaky"))
 
 
 def test_two_nets_with_one_surrogate_take_turns():
@@ -223,7 +223,7 @@ def test_two_nets_with_one_surrogate_take_turns():
     for _ in range(3):
         for net, one in zip(nets, accelerated, strict=True):
             assert_trains_alike(net, one, [torch.rand(T, B, 5)])
-    assert len(calls_of("Spike")) and len(calls_of("SteepSpike"))
+    assert len(calls_of("ZeroReset")) and len(calls_of("Learnt"))
 
 
 def with_function(spike, constant=None):
@@ -345,7 +345,7 @@ def test_a_loss_of_the_users_own_is_no_loop():
             found.append((loss, one.fc1.weight.grad))
         assert torch.equal(found[0][0], found[1][0])
         torch.testing.assert_close(found[0][1], found[1][1])
-    assert all(calls < steps / 3 for steps, calls, _ in calls_of("Spike"))
+    assert all(calls < steps / 3 for steps, calls, _ in calls_of("ZeroReset"))
 
 
 def test_without_a_compiler_its_steps_run_as_written(monkeypatch, tmp_path):
@@ -360,7 +360,7 @@ def test_without_a_compiler_its_steps_run_as_written(monkeypatch, tmp_path):
     net = ForwardPass(with_function(Unbuilt))
     accelerated = snn.accelerate(copy.deepcopy(net))
     assert_trains_alike(net, accelerated, [torch.rand(T + 1, B + 1, 5) for _ in range(2)])
-    assert all(not calls for _, calls, _ in calls_of("Unbuilt"))
+    assert all(not calls for _, calls, _ in calls_of("Neuron"))
     assert "which is not to be found" in report.summary()
 
 
@@ -496,7 +496,7 @@ def test_inputs_that_were_one_tensor_and_are_two():
 
 def test_explain_names_neurons_of_the_users_own():
     (found,) = snn.explain(ForwardPass(ZeroReset), torch.rand(T, B, 5)).layers
-    assert found.fused and found.steps == 2 * T and "Spike of 7" in found.layer
+    assert found.fused and found.steps == 2 * T and "ZeroReset of 7" in found.layer
     assert found.where.startswith("test_found.py:")
     cells = snn.explain(snn.accelerate(Cells()), torch.rand(T, B, 5)).layers
     assert [(layer.layer, layer.steps, layer.calls, layer.fused) for layer in cells] == [

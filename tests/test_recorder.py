@@ -1687,3 +1687,28 @@ def test_a_layer_whose_own_spikes_are_its_current():
         assert torch.equal(plain.norm.running_mean, recorded.norm.running_mean)
     assert net.lif._loops.story.recorded > STEPS
     assert not any(period.as_written for _, period in net.lif._loops.periods)
+
+
+def test_what_a_step_returned_is_kept_as_it_is():
+    """In the tuple in which it came, which nobody takes apart before the loop has ended."""
+    fc, lif = nn.Linear(5, 6), snn.Leaky(0.9)
+    x = torch.rand(STEPS, B, 5)
+
+    def kept(x):
+        outs = [(None, lif.init_leaky())]
+        for step in x:
+            outs.append(lif(fc(step), outs[-1][1]))
+        return outs[1:]
+
+    def crossed(x):
+        a = b = torch.zeros(B, 6), torch.zeros(B, 6)
+        for step in x:
+            a, b = lif(fc(step) + b[0], b[1]), lif(fc(step) - a[0], a[1])
+        return [a, b]
+
+    for loop in (kept, crossed):
+        expected = loop(x)
+        for _ in range(3):
+            with snn.accelerated():
+                found = loop(x)
+            assert all(map(torch.equal, sum(found, ()), sum(expected, ())))

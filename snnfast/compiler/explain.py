@@ -136,7 +136,7 @@ def _of_recorded(count: "_Count", one: Callable, given: tuple, settings: Setting
     """What a run comes to whose loops are known from one before it."""
     count.recorded = True
     for _ in range(2):  # a cell is traced in the first
-        with recording.region(settings):
+        with ops.listening(count.passed), recording.region(settings):
             one(*given)
     before = _own_neurons()
     with ops.listening(count.heard), recording.region(settings):
@@ -166,7 +166,7 @@ class _Count:
         self._owner = _owners(self.modules)
         self.operators = Counter()
         self._layers, self._graphs, self._breaks = {}, {}, []
-        self._paths = {}
+        self._paths, self._lines = {}, {}
         self._captured = Counter()
         self.running = None
         self.recorded = False
@@ -195,6 +195,12 @@ class _Count:
                 self._captured[path, where] += calls
         return _Counted(fused.graph_module, self).run(*inputs)
 
+    def passed(self, operator: str, arguments: tuple, steps: int | None) -> None:
+        """An operator was called in a run that is not counted: where single steps are called."""
+        if steps is None:
+            name, where = self._of_frame()
+            self._lines.setdefault(name, where)
+
     def heard(self, operator: str, arguments: tuple, steps: int | None) -> None:
         """An operator was called; as `ops.listening` has it."""
         # What is being captured is called on tensors without data.
@@ -207,9 +213,9 @@ class _Count:
         name, where = self._of_node() if self.running else self._of_frame()
         if operator == "cell" and self.recorded and not isinstance(self.modules.get(name), SpikingNeuron):
             return  # found in a loop: `own_neurons`
-        if self.recorded and steps is not None:
-            # A recorded sequence is computed where its values are asked for, which is no call of the layer's.
-            where = ""
+        if self.recorded and recording.is_computing():
+            # It is computed where its values are asked for, which is no call of the layer's.
+            where = self._lines.get(name, "")
         layer = self._layers.setdefault(name, LayerReport(name, where=where))
         layer.steps += 1 if steps is None else steps
         layer.calls += operator != "reference"
@@ -269,8 +275,8 @@ class _Count:
                     self._layers[self._paths[path]].why += reasons
         self._add_plain_layers()
         for layer in self._layers.values():
-            if self.recorded and layer.alone <= layer.calls - layer.alone:
-                layer.alone = 0  # a loop's first step runs as it is written
+            if self.recorded and layer.calls > layer.alone and 3 * layer.alone <= layer.steps:
+                layer.alone = 0  # a loop's first and last step may run as they are written
             layer.why = self._causes(layer, breaks)
         unseen = {name: why for name, module in self.modules.items() if (why := self._why_unseen(name, module))}
         return Explanation(list(self._layers.values()), unseen, self.operators, graphs, breaks, as_given, self.recorded)

@@ -181,47 +181,69 @@ def run(window, cell: Cell, early: set | None, held: set | None) -> bool:
     """
     operations = cell.operations
     first = max(map(cell.first, operations))
-    ends = {cell.first(operation) + operation.count for operation in operations}
-    steps = max(ends) - first
-    if cell.why or len(ends) > 1 or steps < 2 or len({operation.modes for operation in operations}) > 1:
+    end = min(cell.first(operation) + operation.count for operation in operations)
+    if cell.why or end - first < 2 or len({operation.modes for operation in operations}) > 1:
         return False
     before = [_given_before(cell, key, first) for key in cell.states]
     if not _goes_on(cell, first) or any(state is None for state in before):
         return False
-    given = _Inputs(window, cell, first, steps)
+    given = _Inputs(window, cell, first, end - first)
     if given.why or (window.exact and any(tensor.requires_grad for tensor in given.constants)):
         cell.why = given.why
         return False
-    outputs = [
-        (operation, output)
-        for operation in operations
-        for output in operation.numbers
-        if held is None
-        or (operation, output) in cell.taken | early
-        or ((operation, output) in held and (operation, output) not in cell.states)
-    ]
+    outputs = _outputs(cell, early, held)
     with in_modes(operations[0].modes):
-        made = window.steps_alone(operations, cell.shift, first)
+        made = window.steps_alone(operations, cell.shift, end=first)
         states = [
-            made[key[0], first - 1 - cell.shift[key[0]]][key[1]] if state is MADE else state
-            for key, state in zip(cell.states, before, strict=True)
+            made[maker, first - 1 - cell.shift[maker]][output] if state is MADE else state
+            for (maker, output), state in zip(cell.states, before, strict=True)
         ]
         found = cell.computed(given, outputs, states)
-    if found is None:
-        return False
-    outs, last = found
+        if found is None:
+            return False
+        outs, last = found
+        for (maker, output), state in zip(cell.states, last, strict=True):
+            values = made.setdefault((maker, end - 1 - cell.shift[maker]), [None] * len(maker.outputs))
+            values[output] = state
+        window.steps_alone(operations, cell.shift, start=end, made=made)
     for (operation, output), out in zip(outputs, outs, strict=True):
-        start = first - cell.shift[operation]
-        leads = [made[operation, period][output] for period in range(operation.start, start)]
-        series = Series(start, steps, stack=out)
-        window.series[operation, output] = series.after(leads) if leads else series
-    window.last.update(zip(cell.states, last, strict=True))
+        window.series[operation, output] = _series(cell, operation, output, out, made, first, end)
+    _keep_last(window, cell, made)
     window.inner |= cell.inner
     for operation in operations:
-        window.done[operation] = 0, first - cell.first(operation)
+        window.done[operation] = 0, operation.count - (end - first)
     marks = [operation for operation in operations if operation.is_call] or operations
     window.done[marks[0]] = 1, window.done[marks[0]][1]
     return True
+
+
+def _outputs(cell: Cell, early: set | None, held: set | None) -> list[tuple[Operation, int]]:
+    """What of all steps is wanted outside the cell."""
+    every = [(operation, output) for operation in cell.operations for output in operation.numbers]
+    if held is None:
+        return every
+    return [key for key in every if key in cell.taken or key in early or (key in held and key not in cell.states)]
+
+
+def _series(cell: Cell, operation: Operation, output: int, out: Tensor, made: dict, first: int, end: int) -> Series:
+    """An output's values: of steps before those that ran as one, of these, and of steps after them."""
+    start = first - cell.shift[operation]
+    stop, last = end - cell.shift[operation], operation.start + operation.count
+    leads = [made[operation, period][output] for period in range(operation.start, start)]
+    rest = [made[operation, period][output] for period in range(stop, last)]
+    if not leads and not rest:
+        return Series(operation.start, operation.count, stack=out)
+    parts = [torch.stack(steps) for steps in (leads, rest) if steps]
+    parts.insert(bool(leads), out)
+    return Series(operation.start, operation.count, stack=torch.cat(parts))
+
+
+def _keep_last(window, cell: Cell, made: dict) -> None:
+    """What the last step of each operation gave, where that is known without a stack."""
+    for operation in cell.operations:
+        for output, value in enumerate(made.get((operation, operation.start + operation.count - 1), ())):
+            if value is not None:
+                window.last[operation, output] = value
 
 
 def _goes_on(cell: Cell, first: int) -> bool:

@@ -10,6 +10,7 @@ import weakref
 import torch
 from torch import nn
 
+from .. import surrogate
 from .report import Loops
 
 apply = vars(torch.autograd.Function)["apply"]
@@ -33,10 +34,17 @@ def is_one(function) -> bool:
     return isinstance(function, type) and issubclass(function, torch.autograd.Function)
 
 
+def may_wait(function: type, args: tuple) -> bool:
+    """Whether a call reads its arguments and gives new tensors, and nothing else."""
+    if function is surrogate._Spike:
+        return getattr(args[1], "key", None) is not None
+    return _is_pure_by_code(function)
+
+
 @functools.lru_cache(maxsize=1024)
-def may_wait(function: type) -> bool:
-    """Whether it reads its arguments and gives new tensors, by its code: it draws nothing, keeps nothing but in its
-    `ctx`, and reads nothing that could be another thing a step later."""
+def _is_pure_by_code(function: type) -> bool:
+    """Whether it draws nothing, keeps nothing but in its `ctx`, and reads nothing that could be another thing a step
+    later."""
     if function.__module__.partition(".")[0] in ("torch", "snnfast"):
         return False
     methods = [vars(cls) for cls in function.__mro__ if cls is not torch.autograd.Function and is_one(cls)]
@@ -92,14 +100,12 @@ def _last_of(loaded):
 
 def caller():
     """The module that calls an autograd function, else the code that does, of the user's."""
-    frame, code = sys._getframe(1), None
+    frame, code, depth = sys._getframe(1), None, 0
     own = __file__.rpartition("/")[0]
-    for _ in range(_DEPTH):
-        if frame is None:
-            break
+    while frame is not None and depth < _DEPTH:
         called = frame.f_code
         if not called.co_filename.startswith(own):
-            code = code or called
+            code, depth = code or called, depth + 1
             if called.co_argcount and isinstance(module := frame.f_locals.get(called.co_varnames[0]), nn.Module):
                 return module
         frame = frame.f_back

@@ -166,7 +166,9 @@ class Learning:
             Logged(function, nested, tuple(kwargs), leaves, sources, tuple(outs), several, modes(), same_as, writes)
         )
         if functions.is_one(function):
-            self._log[-1] = self._log[-1]._replace(where=place_of_caller())
+            owner = functions.caller()
+            label = type(owner).__name__ if isinstance(owner, nn.Module) else function.__name__
+            self._log[-1] = self._log[-1]._replace(where=place_of_caller(), label=label)
         if same_as is None:
             for output, out in enumerate(outs):
                 self._made[id(out)] = number, output

@@ -120,7 +120,7 @@ class Window:
     def _runs_as_sequence(self, operation: Operation) -> bool:
         """Whether one launch gives a layer's steps to the bit: those with products in them are tried once."""
         layer = operation.function
-        if self.exact and any(parameter.requires_grad for parameter in layer._parameters_of_model()):
+        if self.exact and operation.modes[0] and any(one.requires_grad for one in layer._parameters_of_model()):
             # One sum over all steps is none of those that a loop adds up.
             return False
         if not layer._sums_otherwise_in_sequence():
@@ -278,15 +278,26 @@ class Window:
                 apart = [outs[output] for outs in steps]
                 self.series[operation, output] = Series(operation.start, operation.count, apart=apart)
 
-    def steps_alone(self, operations: list[Operation], shift: dict, end: int | None = None) -> dict:
+    def steps_alone(
+        self,
+        operations: list[Operation],
+        shift: dict,
+        start: int | None = None,
+        end: int | None = None,
+        made: dict | None = None,
+    ) -> dict:
         """What steps give as written, by operation and period, in the order of the operations.
 
-        shift: of each operation how much later than its period its step is; end: the first step that is not run.
+        Args:
+            shift: of each operation how much later than its period its step is.
+            start, end: the first step that is run, and the first that is not.
+            made: what is known of earlier steps.
         """
-        made = {}
-        first = min(operation.start + shift[operation] for operation in operations)
+        made = {} if made is None else made
+        steps = [operation.start + shift[operation] for operation in operations]
+        first = min(steps) if start is None else start
         if end is None:
-            end = max(operation.start + shift[operation] + operation.count for operation in operations)
+            end = max(step + operation.count for step, operation in zip(steps, operations, strict=True))
         inputs = {operation: self._inputs_from_outside(operation, operations) for operation in operations}
         for number, operation in itertools.product(range(first, end), operations):
             period = number - shift[operation]

@@ -70,7 +70,8 @@ class Operation:
     its input and its states. is_mark: whether it is one of the latter two, with which a loop may begin.
     nested: which arguments are lists whose tensors have slots of their own; names: those of keyword arguments.
     several: the type of a result that is a tuple; None for a tensor. same_as: the slot that the result is, itself.
-    writes: slots whose memory it writes, as batch-norm does. where: file:line of an autograd function's call.
+    writes: slots whose memory it writes, as batch-norm does. where: file:line of an autograd function's call;
+    label: the module that calls it.
     """
 
     function: object
@@ -82,6 +83,7 @@ class Operation:
     same_as: int | None
     writes: tuple[int, ...]
     where: str = ""
+    label: str = ""
     slots: list[Slot] = ()
     start: int = 0
     count: int = 0
@@ -156,6 +158,8 @@ class Operation:
 
     @property
     def name(self) -> str:
+        if self.label:
+            return self.label
         return type(self.function).__name__ if self.is_step else getattr(self.function, "__name__", str(self.function))
 
 
@@ -204,6 +208,7 @@ class Logged(NamedTuple):
     same_as: int | None
     writes: tuple[int, ...]
     where: str = ""
+    label: str = ""
 
 
 class Period:
@@ -217,7 +222,7 @@ class Period:
         for earlier, logged in zip(before, now, strict=True):
             operation = Operation(
                 logged.function, logged.nested, logged.names, [Like.of(out) for out in logged.outs],
-                logged.several, logged.modes, logged.same_as, logged.writes, logged.where,
+                logged.several, logged.modes, logged.same_as, logged.writes, logged.where, logged.label,
             )  # fmt: skip
             self.operations.append(operation)
             places.append((earlier, logged))
@@ -239,7 +244,7 @@ class Period:
         self.unordered = self.out_of_order() if exact else []
         self.length = None
         self._windows = {}
-        self.windows = self.steps = 0
+        self.windows = self.steps = self.fused = 0
         self.seconds = 0.0
         self.as_written = False
         self.steady = {}

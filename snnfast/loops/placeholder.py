@@ -20,7 +20,14 @@ _DESCRIBED = [
 DESCRIPTIONS = frozenset(
     [getattr(Tensor, name).__get__ for name in _DESCRIBED if hasattr(getattr(Tensor, name), "__get__")]
     + [getattr(Tensor, name) for name in ("size", "dim", "numel", "nelement", "ndimension", "__len__", "element_size")]
-    + [Tensor.is_floating_point, Tensor.is_complex, Tensor.get_device, Tensor.__hash__, torch.is_floating_point]
+    + [
+        Tensor.is_floating_point,
+        Tensor.is_complex,
+        Tensor.is_inference,
+        Tensor.get_device,
+        Tensor.__hash__,
+        torch.is_floating_point,
+    ]
     + [torch.is_complex, torch.numel, Tensor.type, Tensor.requires_grad.__get__]
 )
 """What a placeholder can tell of its value without computing it."""

@@ -102,7 +102,8 @@ class Recorder(TorchFunctionMode):
         operation, outs = found
         for name, output in operation.kept:
             layer._keep(name, outs[output])
-        return outs if layer._returns_states() else outs[0]
+        # A tuple of its own: what only the recorder's refers to is nobody's any more.
+        return (*outs,) if layer._returns_states() else outs[0]
 
     def _take_settings(self, chosen: Settings) -> None:
         if chosen is not self.settings and chosen != self.settings:
@@ -220,7 +221,7 @@ class Recorder(TorchFunctionMode):
             and (outs := self._record(operation := self.operations[self.place], args)) is not None
         ):
             return _result(operation, outs)
-        if not functions.is_layer(self.first) and (functions.caller() or function) is self.first:
+        if functions.caller() is self.first:
             return self.begin_at(self.first, function, args, self.settings)
         return NotImplemented if self.learning is None else self._learnt_call(function, args)
 
@@ -544,6 +545,7 @@ class Recorder(TorchFunctionMode):
             story.verified += 1
             window = self._verified(window, story)
         story.count(window, self.operations[0])
+        self.period.fused += sum(calls for one, (calls, _) in window.done.items() if one.is_mark or not exact)
         return window
 
     def _verified(self, window: Window, story: Story) -> Window:
@@ -564,10 +566,18 @@ class Recorder(TorchFunctionMode):
     def _judge(self) -> None:
         """Sees whether the waiting was worth it."""
         period = self.period
-        if period is not None and period.windows >= 8 and period.steps < 2.5 * period.windows:
+        if period is None:
+            return
+        why = ""
+        if period.windows >= 8 and period.steps < 2.5 * period.windows:
+            why = "it looks at values too often"
+        elif period.windows >= 4 and not period.fused:
+            exact = self.settings.numbers == "exact"
+            why = "with exact numbers no layer's steps run as one" if exact else "none of its steps run as one"
+        if why:
             loops = functions.loops_of(self.first)
             loops.drop(period)
-            self._give_up(loops, "it looks at values too often")
+            self._give_up(loops, why)
 
 
 def _without(shape: torch.Size, dim: int) -> tuple:
@@ -578,4 +588,4 @@ def _without(shape: torch.Size, dim: int) -> tuple:
 def _result(operation: Operation, outs: tuple):
     """What a call gives whose outputs are these."""
     kind = operation.several
-    return outs[0] if kind is None else list(outs) if kind is list else outs if kind is tuple else kind(outs)
+    return outs[0] if kind is None else list(outs) if kind is list else (*outs,) if kind is tuple else kind(outs)

@@ -53,6 +53,12 @@ def of_this_thread():
     return getattr(_of_thread, "recorder", None)
 
 
+def is_computing() -> bool:
+    """Whether this thread's recorder computes what waited."""
+    recorder = of_this_thread()
+    return recorder is not None and recorder.packing
+
+
 def passes(layer) -> bool:
     """Whether the loops of a layer are not recorded for a while, as they could not be the last time; counts a step."""
     loops = layer._loops
@@ -111,7 +117,7 @@ def call(function: type, args: tuple):
     if recorder is not None and recorder.is_busy:
         return NotImplemented
     if recorder is None or (recorder.learning is None and not recorder.expects(function)):
-        if not is_on or not functions.may_wait(function) or torch.compiler.is_compiling():
+        if not is_on or not functions.may_wait(function, args) or torch.compiler.is_compiling():
             return NotImplemented
         landmark = functions.caller()
         chosen = _chosen(landmark)
@@ -123,7 +129,7 @@ def call(function: type, args: tuple):
             recorder = _of_thread.recorder = Recorder()
         with torch._C.DisableTorchFunction():
             return recorder.begin_at(landmark, function, args, chosen)
-    if not _is_plain_place() or not functions.may_wait(function):
+    if not _is_plain_place() or not functions.may_wait(function, args):
         return NotImplemented
     with torch._C.DisableTorchFunction():
         return recorder.call(function, args)
