@@ -59,13 +59,12 @@ class Entry:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with `-dirty` when tracked files differ from it."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--match="],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
+    """The checkout's commit, with `-dirty` when tracked files differ from it; None where there is no telling."""
+    command = ["git", "describe", "--always", "--dirty", "--match="]
+    try:
+        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
     return described.stdout.strip() or None
 
 

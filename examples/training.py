@@ -71,13 +71,14 @@ class Run:
         library: one of the recipe's.
         digits: the data, on the device of `world`.
         world: where to train, and with which other processes.
+        graphs: whether snnfast's steps on a GPU are CUDA graphs.
 
     Attributes:
         history: one dict per epoch done, of numbers.
         losses: training loss of every iteration done.
     """
 
-    def __init__(self, settings: Settings, library: str, digits: Digits, world: World) -> None:
+    def __init__(self, settings: Settings, library: str, digits: Digits, world: World, graphs: bool = True) -> None:
         self.settings, self.library, self.digits, self.world = settings, library, digits, world
         self.recipe = RECIPES[settings.recipe]
         self.encoder = self.recipe.encoders[settings.encoder]
@@ -98,7 +99,7 @@ class Run:
             scores=self.readout.scores,
             generators=[self.spikes],
             # The loops of other libraries run as their authors run them.
-            max_graphs=4 if library == "snnfast" else 0,
+            max_graphs=4 if graphs and library == "snnfast" else 0,
         )
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []

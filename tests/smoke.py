@@ -1,4 +1,4 @@
-"""What has to work under any torch and Python, without pytest and without snnTorch: python tests/smoke.py
+"""What has to work under any torch and Python, without pytest and without snnTorch: python tests/smoke.py [cuda]
 
 Layers, sequences, gradients, `Unroll`, `accelerate` and the encoders, held to the reference loop.
 """
@@ -50,25 +50,25 @@ def check(name, ours, theirs):
     print(f"{name}: same")
 
 
-def main():
+def main(device="cpu"):
     torch.manual_seed(0)
-    x = torch.rand(6, 3, 5) * 2
+    x = torch.rand(6, 3, 5).to(device) * 2
     for name, make in LAYERS.items():
-        layer = make()
+        layer = make().to(device)
         fused = with_gradients(layer.unroll, x, layer)
         with snn.use_reference():
             check(name, fused, with_gradients(layer.unroll, x, layer))
         layer(x[0], *layer.reset_mem() if isinstance(layer.reset_mem(), tuple) else (layer.reset_mem(),))
-    loop = Loop()
+    loop = Loop().to(device)
     expected = with_gradients(loop, x, loop)
     unrolled = snn.Unroll(nn.Sequential(loop.linear, loop.first, loop.second))
     check("Unroll", with_gradients(unrolled, x, loop), expected)
     check("accelerate", with_gradients(snn.accelerate(loop), x, loop), expected)
-    data = torch.rand(2, 5)
+    data = torch.rand(2, 5).to(device)
     spk = [snn.encoding.rate(data, 4), snn.encoding.latency(data, 4), snn.encoding.delta(data, 0.1)]
     assert all(((s == 0) | (s == 1)).all() for s in spk) and all(s.any() for s in spk)
     print(f"encoders: spikes\nsnnfast under torch {torch.__version__}, Python {platform.python_version()}: works")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))
