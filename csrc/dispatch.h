@@ -4,6 +4,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <array>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -49,6 +50,12 @@ template <typename F>
 void dispatch_bool(bool value, F&& f) {
   value ? f(std::true_type()) : f(std::false_type());
 }
+
+inline constexpr std::array<std::pair<std::string_view, Reset>, 3> kResets{{
+    {"subtract", Reset::kSubtract},
+    {"zero", Reset::kZero},
+    {"none", Reset::kNone},
+}};
 
 inline Reset reset_named(std::string_view name) {
   std::string names;

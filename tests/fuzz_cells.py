@@ -22,7 +22,7 @@ from torch import Tensor
 
 import snnfast
 from cells import Atan, Logistic, Super
-from snnfast.cells import building, program, scanning
+from snnfast.cells import building, kernel, program, scanning
 from snnfast.loops import functions
 
 UNARY = {
@@ -193,7 +193,7 @@ def wrong(seeds, recorded: bool = False) -> list[str]:
     batch, found = Batch(), []
     with (
         warnings.catch_warnings(),
-        patch.object(program, "library", batch.library),
+        patch.object(kernel, "library", batch.library),
         patch.object(program.Program, "_try", lambda *_: None),
         patch.object(scanning, "_programs", OrderedDict()),
     ):

@@ -17,7 +17,7 @@ struct Probe {
   using Neuron = Leaky<float, kDelay>;
 
   static Neuron neuron(const Array& params, int reset, bool inclusive) {
-    return Neuron(params.data(), {kResets[reset].second, inclusive});
+    return Neuron(params.data(), {static_cast<Reset>(reset), inclusive});
   }
 
   // x, mem [n] -> spk, mem, charge [n]

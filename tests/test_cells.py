@@ -75,7 +75,7 @@ def results(run, cell, x, state, with_last):
     out, last = run(cell, x_given, state_given)
     generator = torch.Generator().manual_seed(1)
     roots = [t for t in leaves_of(out, last if with_last else ()) if t.requires_grad]
-    grads = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in roots]
+    grads = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in roots]
     params = list(cell.parameters()) if isinstance(cell, nn.Module) else []
     wanted = leaves_of(x, state)
     found = torch.autograd.grad(roots, [*wanted, *params], grads, allow_unused=True)
@@ -95,9 +95,12 @@ def assert_equal(cell, x, state, with_last=True):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_numbers_are_the_loops(name, dtype):
+def test_numbers_are_the_loops(name, dtype, device):
     cell, ins, state = cells.cases(7, dtype)[name]
-    xs = [torch.randn(6, 3, 7, dtype=dtype) * 1.5 for _ in range(ins)]
+    cell = cell.to(device) if isinstance(cell, nn.Module) else cell
+    leaves, form = trees.flatten(state)
+    state = trees.unflatten(form, [leaf if leaf is None else leaf.to(device) for leaf in leaves])
+    xs = [(torch.randn(6, 3, 7, dtype=dtype) * 1.5).to(device) for _ in range(ins)]
     x = xs[0] if ins == 1 else tuple(xs)
     for with_last in (True, False):
         assert_equal(cell, x, state, with_last)

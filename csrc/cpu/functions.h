@@ -1,10 +1,11 @@
 // ATen's elementwise operators as its CPU kernels compute them, for generated cells (snnfast/cells/operators.py).
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#include "../neuron/functions.h"
 
 namespace snnfast::aten {
 
@@ -28,21 +29,6 @@ T at_least(T a, T low) {
 template <typename T>
 T at_most(T a, T high) {
   return high < a ? high : a;
-}
-
-template <typename T>
-T sign(T a) {
-  return (a > T(0) ? T(1) : T(0)) - (a < T(0) ? T(1) : T(0));
-}
-
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
-
-// Rounded to the nearest bfloat16, ties to even.
-inline float as_bfloat16(float a) {
-  const uint32_t bits = std::bit_cast<uint32_t>(a);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
-  return a != a ? a : std::bit_cast<float>(rounded);
 }
 
 inline float as_float16(float a) { return static_cast<float>(static_cast<_Float16>(a)); }

@@ -62,13 +62,6 @@ void launch(const torch::stable::Tensor& on, const Grid& grid, void (*kernel)(Pa
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args...));
 }
 
-// A block's dynamic shared memory.
-template <typename T>
-__device__ T* shared_memory() {
-  extern __shared__ __align__(16) unsigned char snnfast_shared[];
-  return reinterpret_cast<T*>(snnfast_shared);
-}
-
 // Asks for what will be read soon.
 __device__ inline void prefetch([[maybe_unused]] const void* address) {
 #ifdef __CUDA_ARCH__

@@ -3,22 +3,13 @@
 
 #include <torch/headeronly/macros/Macros.h>
 
-#include <array>
 #include <bit>
 #include <cstdint>
-#include <string_view>
 #include <type_traits>
-#include <utility>
 
 namespace snnfast {
 
 enum class Reset { kSubtract, kZero, kNone };
-
-inline constexpr std::array<std::pair<std::string_view, Reset>, 3> kResets{{
-    {"subtract", Reset::kSubtract},
-    {"zero", Reset::kZero},
-    {"none", Reset::kNone},
-}};
 
 struct NeuronOptions {
   Reset reset_mechanism;

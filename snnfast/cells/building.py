@@ -1,4 +1,4 @@
-"""Shared libraries from generated C++, by the system's compiler, kept on disk from process to process.
+"""Shared libraries from generated C++, by the system's compiler; what is built is kept on disk from process to process.
 
 The cache is `$SNNFAST_CACHE`, else `$XDG_CACHE_HOME/snnfast`, else `~/.cache/snnfast`; where nothing can be written
 there, a folder that this process deletes at its end. `CXX` names another compiler than c++ or g++.
@@ -17,7 +17,9 @@ import subprocess
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -30,6 +32,9 @@ _SECONDS = 120
 _lock = threading.Lock()
 
 
+_Built = TypeVar("_Built")
+
+
 class BuildFailed(Exception):
     """Why there is no library, in one line."""
 
@@ -38,15 +43,28 @@ class BuildFailed(Exception):
 def library(source: str) -> ctypes.CDLL:
     """The library of this C++ file: found in the cache, or built. Raises BuildFailed."""
     with _lock:
-        name = hashlib.sha256("\0".join([source, *_circumstances()]).encode()).hexdigest()[:32] + ".so"
-        for folder in (_kept_folder(), None):
-            folder = folder or _own_folder()
-            try:
-                return _found(folder / name) or _built(source, folder / name)
-            except OSError as error:
-                # The folder's fault: another one may do.
-                cause = error
-        raise BuildFailed(f"nothing can be written to {_own_folder()}: {cause.strerror or cause}")
+        return kept([source, *_circumstances()], ".so", _loaded, lambda path: _build(source, path))
+
+
+def kept(key: Iterable[str], suffix: str, load: Callable[[Path], _Built], build: Callable[[Path], None]) -> _Built:
+    """What is built once of the same strings: loaded from the cache, where it can be, else built into it.
+
+    Args:
+        load: of a file; raises OSError for a damaged one.
+        build: writes the file; raises OSError where it cannot be written, BuildFailed for the rest.
+
+    Raises:
+        BuildFailed: it cannot be built, or nowhere be written to.
+    """
+    name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:32] + suffix
+    for folder in (_kept_folder(), None):
+        folder = folder or _own_folder()
+        try:
+            return _found(folder / name, load) or _put(folder / name, load, build)
+        except OSError as error:
+            # The folder's fault: another one may do.
+            cause = error
+    raise BuildFailed(f"nothing can be written to {_own_folder()}: {cause.strerror or cause}")
 
 
 def _circumstances() -> list[str]:
@@ -54,18 +72,20 @@ def _circumstances() -> list[str]:
     command = compiler()
     program = Path(shutil.which(command[0])).resolve()
     about = program.stat()
-    headers = [path.read_text() for path in sorted(_headers().rglob("*.h")) if path.parent.name in _INCLUDED]
     return [
         *command,
         *_FLAGS,
         f"{program} {about.st_size} {about.st_mtime_ns}",
         torch.__version__,
         _processor(),
-        *headers,
+        *contents("cpu", "op", "neuron"),
     ]
 
 
-_INCLUDED = ("cpu", "op", "neuron")
+def contents(*folders: str) -> list[str]:
+    """Of all headers in these folders of csrc."""
+    paths = sorted(path for folder in folders for path in (headers() / folder).glob("*.*h"))
+    return [path.read_text() for path in paths]
 
 
 @functools.cache
@@ -92,7 +112,7 @@ def compiler() -> list[str]:
 
 
 @functools.cache
-def _headers() -> Path:
+def headers() -> Path:
     """csrc, as it is installed with the package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
     return next(path for path in (package / "csrc", package.parent / "csrc") if path.is_dir())
@@ -135,14 +155,27 @@ def _say_not_kept(why: str) -> None:
     )
 
 
-def _found(path: Path) -> ctypes.CDLL | None:
+def _found(path: Path, load: Callable[[Path], _Built]) -> _Built | None:
     if not path.exists():
         return None
     try:
-        return _loaded(path)
+        return load(path)
     except OSError:
         # Cut off, or somebody else's: built anew.
         return None
+
+
+def _put(target: Path, load: Callable[[Path], _Built], build: Callable[[Path], None]) -> _Built:
+    # Of this process and thread, and put in its place at once: others build the same.
+    with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent) as folder:
+        made = Path(folder, target.name)
+        build(made)
+        try:
+            found = load(made)
+        except OSError as error:
+            raise BuildFailed(f"what was built does not load: {error}") from error
+        os.replace(made, target)
+        return found
 
 
 def _loaded(path: Path) -> ctypes.CDLL:
@@ -152,33 +185,25 @@ def _loaded(path: Path) -> ctypes.CDLL:
     return loaded
 
 
-def _built(source: str, target: Path) -> ctypes.CDLL:
-    """Raises OSError where the folder cannot be written to, BuildFailed for the rest."""
-    # Of this process and thread, and put in its place at once: others build the same.
-    with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent) as folder:
-        file, made = Path(folder, "cell.cpp"), Path(folder, "cell.so")
-        file.write_text(source)
-        command = [*compiler(), *_FLAGS, f"-I{_headers()}", f"-I{_torchs_headers()}", str(file), "-o", str(made)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, cwd=folder)
-        except OSError as error:
-            raise BuildFailed(f"{command[0]} does not run: {error}") from error
-        except subprocess.TimeoutExpired as error:
-            raise BuildFailed(f"{command[0]} took longer than {_SECONDS} s") from error
-        if done.returncode != 0 or not made.exists():
-            _raise_if_full(folder)
-            said = (done.stderr or done.stdout).strip().splitlines()
-            lines = [line for line in said if "error" in line] or said or ["it said nothing"]
-            raise BuildFailed(f"{command[0]} failed: {lines[0]}")
-        try:
-            loaded = _loaded(made)
-        except OSError as error:
-            raise BuildFailed(f"what {command[0]} made does not load: {error}") from error
-        os.replace(made, target)
-        return loaded
+def _build(source: str, made: Path) -> None:
+    folder = made.parent
+    file = folder / "cell.cpp"
+    file.write_text(source)
+    command = [*compiler(), *_FLAGS, f"-I{headers()}", f"-I{_torchs_headers()}", str(file), "-o", str(made)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, cwd=folder)
+    except OSError as error:
+        raise BuildFailed(f"{command[0]} does not run: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BuildFailed(f"{command[0]} took longer than {_SECONDS} s") from error
+    if done.returncode != 0 or not made.exists():
+        _raise_if_full(folder)
+        said = (done.stderr or done.stdout).strip().splitlines()
+        lines = [line for line in said if "error" in line] or said or ["it said nothing"]
+        raise BuildFailed(f"{command[0]} failed: {lines[0]}")
 
 
-def _raise_if_full(folder: str) -> None:
+def _raise_if_full(folder: Path) -> None:
     """Raises OSError where a compiler cannot have had room for its output."""
     with open(Path(folder, "room"), "wb") as file:
         file.write(bytes(1 << 20))

@@ -6,47 +6,32 @@ import torch
 from torch.fx import Node
 
 from .lanes import Lanes
-from .operators import OPERATORS, RowFunction, call_of, literal
+from .operators import RowFunction, call_of, fuses, literal
 
 _ROUNDED = {torch.bfloat16: "aten::as_bfloat16", torch.float16: "aten::as_float16"}
-_TYPES = {torch.float32: "float", torch.float64: "double"}
+TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 class Emitter:
-    """Writes one step: loops over the neurons of rows, with the calls of row functions between them.
+    """Writes one step: what every neuron computes, in order.
 
     Args:
         lanes: of the step.
-        params: which of its nodes the rows of parameters hold, in order.
-        stores: what is stored, and in which rows; None: nothing, for which an absent gradient stands.
-        symbols: of libraries' functions, by their numbers in `rows.functions`; added to.
+        params: which of its nodes the places of parameters hold, in order.
+        stores: what is stored, and in which places; None: nothing, for which an absent gradient stands.
     """
 
-    def __init__(
-        self, lanes: Lanes, params: Sequence[Node], stores: Sequence[tuple[Node | None, str]], symbols: list[str]
-    ):
-        self._lanes, self._stores, self._symbols = lanes, stores, symbols
-        order = lanes.needed(node for node, _ in stores)
+    fuses: bool
+    """Whether ATen's kernels fuse multiply-adds within an operator."""
+
+    def __init__(self, lanes: Lanes, params: Sequence[Node], stores: Sequence[tuple[Node | None, str]]):
+        self._lanes, self._stores = lanes, stores
+        self._order = order = lanes.needed(node for node, _ in stores)
         self._number = {node: k for k, node in enumerate(order)}
         self._rows = {node: row for node, row in lanes.rows.items() if node in self._number}
         self._rows |= {node: f"rows.params[{params.index(node)}]" for node in order if lanes.kind[node] == "param"}
         self._computed = [node for node in order if lanes.kind[node] == "lane" and node not in self._rows]
-        self._pointers: dict[str, str] = {}
         self._used: list[Node] = []
-        self._divide()
-
-    @property
-    def reads(self) -> set[str]:
-        """The rows that the step reads."""
-        return set(self._rows.values())
-
-    def text(self) -> str:
-        """The body of a function of `rows` and `width`."""
-        loops = [self._loop(part) for part in range(self._parts)]
-        kept = [f"alignas(kLine) Row<T> r{self._number[node]};" for node in self._computed if self._is_kept(node)]
-        kept += [f"alignas(kLine) Row<T> a{self._number[node]};" for node in self._computed if _is_row_function(node)]
-        pointers = [f"auto* const __restrict {name} = {row};" for row, name in self._pointers.items()]
-        return "\n".join([*pointers, *kept, *loops])
 
     def number(self, value) -> str:
         """An argument of an operator, as a number."""
@@ -62,18 +47,70 @@ class Emitter:
         text = self._named(value)
         return text if _is_truth(value) else f"({text} != T(0))"
 
+    def fused(self, a: str, b: str, c: str) -> str:
+        """a * b + c, as ATen's kernels round it within an operator."""
+        return f"aten::fused<T>({a}, {b}, {c})" if self.fuses else f"({a} * {b} + {c})"
+
     def _named(self, node: Node) -> str:
         if self._lanes.kind[node] == "constant":
-            return f"({OPERATORS[node.target](self, node, *node.args, **node.kwargs)})"
+            return f"({self._expression(node)})"
         self._used.append(node)
         return f"v{self._number[node]}"
+
+    def _expression(self, node: Node) -> str:
+        text = self._lanes.operators[node.target](self, node, *node.args, **node.kwargs)
+        rounded = _ROUNDED.get(node.meta["val"].dtype)
+        return f"{rounded}({text})" if rounded else text
+
+    def _defined(self, node: Node, value: str) -> str:
+        return f"const {'bool' if _is_truth(node) else 'T'} v{self._number[node]} = {value};"
+
+    def _loaded(self, node: Node, place: str) -> str:
+        return self._defined(node, f"{place} != T(0)" if _is_truth(node) else place)
+
+    def _stored(self, node: Node | None) -> str:
+        return "-T(0)" if node is None else self.number(node)
+
+
+class LaneEmitter(Emitter):
+    """Writes a step of one neuron, for a GPU's threads."""
+
+    fuses = True
+
+    def text(self) -> str:
+        """The body of a function of `rows`, whose places are numbers."""
+        loads = [self._loaded(node, self._rows[node]) for node in self._order if node in self._rows]
+        body = [self._defined(node, self._expression(node)) for node in self._computed]
+        return "\n".join([*loads, *body, *(f"{row} = {self._stored(node)};" for node, row in self._stores)])
+
+
+class RowEmitter(Emitter):
+    """Writes a step of many neurons: loops over the neurons of rows, with the calls of row functions between them.
+
+    Args:
+        symbols: of libraries' functions, by their numbers in `rows.functions`; added to.
+    """
+
+    def __init__(self, lanes: Lanes, params, stores, symbols: list[str]):
+        super().__init__(lanes, params, stores)
+        self.fuses, self._symbols = fuses(), symbols
+        self._pointers: dict[str, str] = {}
+        self._divide()
+
+    def text(self) -> str:
+        """The body of a function of `rows` and `width`."""
+        loops = [self._loop(part) for part in range(self._parts)]
+        kept = [f"alignas(kLine) Row<T> r{self._number[node]};" for node in self._computed if self._is_kept(node)]
+        kept += [f"alignas(kLine) Row<T> a{self._number[node]};" for node in self._computed if self._is_row(node)]
+        pointers = [f"auto* const __restrict {name} = {row};" for row, name in self._pointers.items()]
+        return "\n".join([*pointers, *kept, *loops])
 
     def _divide(self) -> None:
         """Into loops: the result of a row function is there for those after the one that fills its row."""
         self._part: dict[Node, int] = {}
 
         def ready(node: Node) -> int:
-            return self._part.get(node, 0) + (node in self._part and _is_row_function(node))
+            return self._part.get(node, 0) + (node in self._part and self._is_row(node))
 
         for node in self._computed:
             self._part[node] = max(map(ready, node.all_input_nodes), default=0)
@@ -88,7 +125,7 @@ class Emitter:
 
     def _is_kept(self, node: Node) -> bool:
         """Whether its value has a row: a loop after its own reads it."""
-        return _is_row_function(node) or self._read_until[node] > self._part[node]
+        return self._is_row(node) or self._read_until[node] > self._part[node]
 
     def _loop(self, part: int) -> str:
         self._used = []
@@ -96,32 +133,27 @@ class Emitter:
         for node in self._computed:
             if self._part[node] == part:
                 body += self._statements(node)
-                if _is_row_function(node):
+                if self._is_row(node):
                     calls += self._call(node)
         for (node, row), at in zip(self._stores, self._stored_in, strict=True):
             if at == part:
-                body.append(f"{self._pointer(row)}[i] = {'-T(0)' if node is None else self.number(node)};")
+                body.append(f"{self._pointer(row)}[i] = {self._stored(node)};")
         loads = [self._load(node) for node in dict.fromkeys(self._used) if self._is_loaded(node, part)]
         text = "\n".join(["#pragma GCC ivdep", "for (int i = 0; i < width; ++i) {", *loads, *body, "}"])
         return "\n".join([text, *calls]) if body else ""
 
     def _is_loaded(self, node: Node, part: int) -> bool:
-        return node in self._rows or self._part[node] < part or _is_row_function(node)
+        return node in self._rows or self._part[node] < part or self._is_row(node)
 
     def _load(self, node: Node) -> str:
-        number = self._number[node]
-        value = f"{self._pointer(self._rows[node])}[i]" if node in self._rows else f"r{number}[i]"
-        return f"const bool v{number} = {value} != T(0);" if _is_truth(node) else f"const T v{number} = {value};"
+        row = self._pointer(self._rows[node]) if node in self._rows else f"r{self._number[node]}"
+        return self._loaded(node, f"{row}[i]")
 
     def _statements(self, node: Node) -> list[str]:
-        number, operator = self._number[node], OPERATORS[node.target]
-        if _is_row_function(node):
+        number = self._number[node]
+        if self._is_row(node):
             return [f"a{number}[i] = {self.number(node.args[0])};"]
-        text = operator(self, node, *node.args, **node.kwargs)
-        dtype = node.meta["val"].dtype
-        if dtype in _ROUNDED:
-            text = f"{_ROUNDED[dtype]}({text})"
-        found = [f"const {'bool' if _is_truth(node) else 'T'} v{number} = {text};"]
+        found = [self._defined(node, self._expression(node))]
         if self._is_kept(node):
             found.append(f"r{number}[i] = {self._as_number(node)};")
         return found
@@ -131,7 +163,7 @@ class Emitter:
         return f"{name} ? T(1) : T(0)" if _is_truth(node) else name
 
     def _call(self, node: Node) -> list[str]:
-        number, function = self._number[node], OPERATORS[node.target]
+        number, function = self._number[node], self._lanes.operators[node.target]
         place = len(self._symbols)
         at = f"rows.functions[{place}]"
         symbol, call = call_of(function, self._lanes.dtype, at, f"a{number}", f"r{number}")
@@ -143,16 +175,15 @@ class Emitter:
             )
         return lines
 
+    def _is_row(self, node: Node) -> bool:
+        return isinstance(self._lanes.operators.get(node.target), RowFunction)
+
     def _pointer(self, row: str) -> str:
         return self._pointers.setdefault(row, f"p{len(self._pointers)}")
 
 
 def _is_truth(node: Node) -> bool:
     return node.meta["val"].dtype == torch.bool
-
-
-def _is_row_function(node: Node) -> bool:
-    return isinstance(OPERATORS.get(node.target), RowFunction)
 
 
 _FORWARD = """\
@@ -206,7 +237,7 @@ using T = {type};
 
 def forward_source(dtype: torch.dtype, counts: dict[str, int], body: str) -> str:
     """The file of a step. counts: ins, outs, states, params."""
-    return _FRAME.format(type=_TYPES[dtype], cell=_FORWARD.format(**counts, body=body))
+    return _FRAME.format(type=TYPES[dtype], cell=_FORWARD.format(**counts, body=body))
 
 
 def backward_source(dtype: torch.dtype, counts: dict[str, int], bodies: Sequence[str], terms: Sequence[int]) -> str:
@@ -222,4 +253,4 @@ def backward_source(dtype: torch.dtype, counts: dict[str, int], bodies: Sequence
             f"static void back_{k}(CellRows<Cell>& rows, int width) {{\n{body}\n}}" for k, body in enumerate(bodies)
         ),
     )
-    return _FRAME.format(type=_TYPES[dtype], cell=cell)
+    return _FRAME.format(type=TYPES[dtype], cell=cell)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from .operators import IN_PLACE, OPERATORS, VIEWS, aten
+from .operators import IN_PLACE, VIEWS, aten
 from .tracing import Refused
 
 _SUMS = (aten.sum.dim_IntList, aten.sum.default)
@@ -31,13 +31,14 @@ class Lanes:
         module: the graph.
         names: of its placeholders that are lanes, the row that each is read from; None: a tensor of the surroundings.
         shape: of a step.
+        operators: the table that they are written by.
 
     Raises:
         Refused: an operator, a dtype or a shape that no lane can have.
     """
 
-    def __init__(self, module: GraphModule, names: Sequence[str | None], shape: torch.Size):
-        self.module, self.graph, self.shape = module, module.graph, shape
+    def __init__(self, module: GraphModule, names: Sequence[str | None], shape: torch.Size, operators: dict):
+        self.module, self.graph, self.shape, self.operators = module, module.graph, shape, operators
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         self.rows = {node: name for node, name in zip(placeholders, names, strict=True) if name is not None}
         self.tensors = [node for node, name in zip(placeholders, names, strict=True) if name is None]
@@ -114,7 +115,7 @@ class Lanes:
         same = value.shape == self.shape
         if (target in _SUMS or target in VIEWS) and not same:
             return "sum"
-        if target not in OPERATORS:
+        if target not in self.operators:
             raise Refused(f"{target} is not elementwise, or is not computed to the same bit")
         if not same:
             raise Refused(f"{target} gives shape {tuple(value.shape)}, a step has {tuple(self.shape)}")

@@ -1,4 +1,5 @@
-"""ATen's operators in C++, each rounded as ATen's CPU kernels round it (tests/test_cells.py compares every one).
+"""ATen's operators in C++, each rounded as ATen's CPU kernels round it (tests/test_cells.py compares every one), and
+for a GPU as its CUDA kernels do.
 
 What is not in the table is refused by name: an operator that is no elementwise one, or one that ATen rounds in a way
 that depends on where in memory a value lies (softplus, silu, pow with other exponents than the table's).
@@ -42,13 +43,14 @@ def literal(value) -> str:
 
 
 class Writer:
-    """What an operator's function is given to write its arguments with: `number` and `truth` (`emission.Emitter`)."""
-
-    dtype: torch.dtype
+    """What an operator's function is given to write its arguments with (`emission.Emitter`)."""
 
     def number(self, value) -> str: ...
 
     def truth(self, value) -> str: ...
+
+    def fused(self, a: str, b: str, c: str) -> str:
+        """a * b + c, as ATen's kernels round it within an operator."""
 
 
 Write = Callable[..., str]
@@ -84,8 +86,8 @@ def _refuse_options(node: Node, options: dict) -> None:
         raise Refused(f"{node.target} with {', '.join(options)}")
 
 
-def _fuses() -> bool:
-    """Whether ATen's kernels fuse multiply-adds here."""
+def fuses() -> bool:
+    """Whether ATen's CPU kernels fuse multiply-adds here."""
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
@@ -96,13 +98,9 @@ def _sum(sign: int) -> Write:
         a, b = writer.number(a), writer.number(b)
         if alpha == 1:
             return f"{a} {'+' if sign > 0 else '-'} {b}"
-        return _fused(b, literal(sign * alpha), a)
+        return writer.fused(b, literal(sign * alpha), a)
 
     return write
-
-
-def _fused(a: str, b: str, c: str) -> str:
-    return f"aten::fused({a}, {b}, {c})" if _fuses() else f"({a} * {b} + {c})"
 
 
 def _reversed_difference(writer, node, a, b, alpha=1):
@@ -172,12 +170,12 @@ def _threshold_backward(writer, node, grad, value, threshold):
 
 def _tanh_backward(writer, node, grad, result):
     grad, result = writer.number(grad), writer.number(result)
-    return f"{grad} * {_fused(f'-{result}', result, 'T(1)')}"
+    return f"{grad} * {writer.fused(f'-{result}', result, 'T(1)')}"
 
 
 def _product_added(writer, node, a, b, c, value=1):
     product = writer.number(b) if value == 1 else f"({literal(value)} * {writer.number(b)})"
-    return _fused(product, writer.number(c), writer.number(a))
+    return writer.fused(product, writer.number(c), writer.number(a))
 
 
 def _quotient_added(writer, node, a, b, c, value=1):
@@ -189,8 +187,8 @@ def _interpolated(writer, node, start, end, weight):
         raise Refused(f"{node.target} with a tensor for weight")
     start, end = writer.number(start), writer.number(end)
     if abs(weight) < 0.5:
-        return _fused(literal(weight), f"({end} - {start})", start)
-    return _fused(f"-({end} - {start})", f"(T(1) - {literal(weight)})", end)
+        return writer.fused(literal(weight), f"({end} - {start})", start)
+    return writer.fused(f"-({end} - {start})", f"(T(1) - {literal(weight)})", end)
 
 
 def _leaky_relu(writer, node, a, slope=0.01):
@@ -310,6 +308,63 @@ OPERATORS: dict[torch._ops.OpOverload, Write | RowFunction] = {
         "T(1) / (T(1) + std::exp(-{0}))",
     ),
 }
+
+
+def _divided(writer, node, a, b):
+    """By a number, or a tensor of one that is on the CPU, ATen multiplies with its reciprocal."""
+    a, single = writer.number(a), not isinstance(b, Node)
+    b_value = None if single else b.meta["val"]
+    if single or (b_value.dim() == 0 and b_value.device.type == "cpu" and node.meta["val"].device.type == "cuda"):
+        return f"{a} * (T(1) / {writer.number(b)})"
+    return f"{a} / {writer.number(b)}"
+
+
+def _quotient_fused(writer, node, a, b, c, value=1):
+    return writer.fused(literal(value), f"({writer.number(b)} / {writer.number(c)})", writer.number(a))
+
+
+def _clamped_at_once(writer, node, a, low=None, high=None):
+    """Both of a GPU's bounds are maxima and minima of numbers."""
+    text = writer.number(a)
+    for bound, name in ((low, "maximum"), (high, "minimum")):
+        if bound is not None:
+            text = f"aten::{name}<T>({text}, {writer.number(bound)})"
+    return text
+
+
+def _power_on_cuda(writer, node, a, exponent):
+    if exponent == -1:
+        raise Refused(f"{node.target} with exponent -1, which is no division on a GPU")
+    return _power(writer, node, a, exponent)
+
+
+def _of_cuda(operator: torch._ops.OpOverload, write: Write | RowFunction) -> Write:
+    """What CUDA's kernels compute in the place of a function on whole rows: the one of that name."""
+    if not isinstance(write, RowFunction):
+        return write
+    name = operator._schema.name.removeprefix("aten::")
+    return _of_numbers("aten::sigmoid<T>({})" if name == "sigmoid" else f"std::{name}({{}})")
+
+
+CUDA_OPERATORS: dict[torch._ops.OpOverload, Write] = {
+    **{operator: _of_cuda(operator, write) for operator, write in OPERATORS.items()},
+    aten.div.Tensor: _divided,
+    aten.div.Scalar: _divided,
+    aten.addcdiv.default: _quotient_fused,
+    aten.pow.Tensor_Scalar: _power_on_cuda,
+    aten.relu.default: lambda w, n, a: _clamped_at_once(w, n, a, 0),
+    aten.hardtanh.default: lambda w, n, a, low=-1, high=1: _clamped_at_once(w, n, a, low, high),
+    aten.clamp.default: _clamped_at_once,
+    aten.clamp.Tensor: _clamped_at_once,
+    aten.clamp_min.default: _clamped_at_once,
+    aten.clamp_min.Tensor: _clamped_at_once,
+    aten.clamp_max.default: lambda w, n, a, high: _clamped_at_once(w, n, a, None, high),
+    aten.clamp_max.Tensor: lambda w, n, a, high: _clamped_at_once(w, n, a, None, high),
+}
+"""For a GPU: written for one neuron, rounded as ATen's CUDA kernels round, which fuse multiply-adds within an operator.
+
+What a GPU of one's own computes is compared with its loop all the same, before it is used (`Program`).
+"""
 
 VIEWS = {
     aten.expand.default,

@@ -1,7 +1,5 @@
 """A traced cell as two kernels over whole sequences, and their autograd."""
 
-import ctypes
-import math
 import threading
 import warnings
 from collections.abc import Sequence
@@ -11,15 +9,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from .. import ops, transforms
-from .building import BuildFailed, address, library
-from .emission import Emitter, backward_source, forward_source
+from .building import BuildFailed
+from .cuda import CudaKernel
+from .kernel import NO_ROWS, CpuKernel, Kernel, contiguous, rows
 from .lanes import Lanes
-from .operators import OPERATORS, RowFunction, lanes_of
 from .surroundings import Surroundings
 from .tracing import Present, Refused, Step, Tracer
 
-_GRAIN = 32768
-"""Elements that ATen's elementwise kernels leave to one thread."""
+KERNELS: dict[str, type[Kernel]] = {"cpu": CpuKernel, "cuda": CudaKernel}
+"""By type of device."""
 
 _STEPS_TRIED = 3
 
@@ -41,8 +39,9 @@ class Program:
     """
 
     def __init__(self, step: Step, xs: Sequence[Tensor], states: Sequence[Tensor], surroundings: Surroundings):
-        self.shape = xs[0].shape
+        self.shape, self.device = xs[0].shape, xs[0].device
         self._check(xs, states)
+        self.kernels = KERNELS[self.device.type]
         self._tracer = Tracer(xs, states, surroundings.tensors)
         self._traced = self._tracer.forward(step, surroundings)
         if self._tracer.forward(step, surroundings).module.code != self._traced.module.code:
@@ -50,9 +49,8 @@ class Program:
         ins, count = len(xs), len(states)
         self._names = [*(f"rows.x[{k}]" for k in range(ins)), *(f"rows.previous[{k}]" for k in range(count))]
         self._names += [None] * len(surroundings.tensors)
-        self._lanes = Lanes(self._traced.module, self._names, self.shape)
+        self._lanes = Lanes(self._traced.module, self._names, self.shape, self.kernels.operators)
         self.dtype = self._lanes.dtype
-        self._in_dtypes = [tensor.dtype for tensor in (*xs, *states)]
         self.places = self._traced.out_is_state
         outs = len(self.places)
         self._out_dtypes = [node.meta["val"].dtype for node in self._lanes.outputs]
@@ -61,9 +59,11 @@ class Program:
         if self._lanes.written:
             self._refuse_written(ins)
         own = [node for node, place in zip(self._lanes.outputs[:outs], self.places, strict=True) if place is None]
+        self.in_dtype = self.kernels.storage([x.dtype for x in xs], self.dtype)
+        self.out_dtype = self.kernels.storage([node.meta["val"].dtype for node in own], self.dtype)
         stores = [(node, f"rows.out[{k}]") for k, node in enumerate(own)]
         stores += [(node, f"rows.next[{k}]") for k, node in enumerate(self._lanes.outputs[outs:])]
-        self._forward = _Kernel([self._lanes], [stores], self._counts)
+        self._forward = self.kernel([self._lanes], [stores], self._counts)
         self._joints = {}
         self._backwards = {}
         self._differentiated = None
@@ -79,8 +79,10 @@ class Program:
 
     def _check(self, xs, states) -> None:
         for tensor in (*xs, *states):
-            if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            if tensor.device.type not in KERNELS or tensor.layout != torch.strided:
                 raise Refused(f"it runs on {tensor.device.type}")
+            if tensor.device != self.device:
+                raise Refused(f"an input or state is on {tensor.device}, another on {self.device}")
             if tensor.shape != self.shape:
                 raise Refused(f"an input or state has shape {tuple(tensor.shape)}, another {tuple(self.shape)}")
 
@@ -90,6 +92,10 @@ class Program:
         shared = [node for node in self._lanes.outputs[: len(self.places)] if node in self._lanes.rows]
         if shared or any(place is not None for place in self.places):
             raise Refused("its step writes in place to states that it has given out")
+
+    def kernel(self, variants: Sequence[Lanes], stores: Sequence[list], counts: dict, terms=None) -> Kernel:
+        """A kernel of this program's."""
+        return self.kernels(variants, stores, counts, terms, (self.in_dtype, self.out_dtype), self.device)
 
     def run(self, cell: Cell, xs: Sequence[Tensor], states: Sequence[Tensor], heads: Sequence[Tensor] = ()):
         """All steps: outputs [T, ...] and the last states.
@@ -160,7 +166,7 @@ class Program:
     def _gradients_tried(outs, leaves) -> list[Tensor | None]:
         generator = torch.Generator().manual_seed(0)
         roots = [out for out in outs if out.requires_grad]
-        grads = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in roots]
+        grads = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out) for out in roots]
         leaves = [leaf for leaf in leaves if leaf.requires_grad]
         if not roots:
             return []
@@ -168,9 +174,13 @@ class Program:
 
     def forward(self, xs, states, tensors, heads, keep: bool):
         """Outputs, last states, and with keep the states of all steps, some behind heads, in the program's dtype."""
-        xs, states = [_rows(x, self.dtype) for x in xs], [_contiguous(state, self.dtype) for state in states]
-        steps, empty, before = xs[0].steps, xs[0].kept.new_empty, int(bool(heads))
-        own = [empty((before + steps, *self.shape)) for place in self.places if place is None]
+        xs, states = [rows(x, self.in_dtype) for x in xs], [contiguous(state, self.dtype) for state in states]
+        steps, before = xs[0].steps, int(bool(heads))
+
+        def empty(shape, dtype=self.dtype):
+            return torch.empty(shape, dtype=dtype, device=self.device)
+
+        own = [empty((before + steps, *self.shape), self.out_dtype) for place in self.places if place is None]
         given = {place for place in self.places if place is not None}
         whole = {k: empty((before + steps, *self.shape)) for k in given}
         kept = {k: empty((steps, *self.shape)) for k in range(len(states)) if keep and k not in given}
@@ -178,10 +188,11 @@ class Program:
         last = [empty(self.shape) for _ in states]
         if steps and self.shape.numel():
             self._forward.run(
-                _Call(steps=steps, neurons=self.shape.numel(), whole=self._forward.whole(self.shape)),
+                steps,
+                self.shape,
+                tensors,
                 x=xs,
                 initial=states,
-                params=self._forward.periodic(tensors, self.shape, self.dtype),
                 out=[out[before:] for out in own],
                 states=seqs,
                 last=last,
@@ -205,7 +216,7 @@ class Program:
                 rest = iter(self._out_names)
                 names = [*self._names, *(next(rest) if p is None else "rows.unused" for p in self.places)]
                 names += [f"rows.grad_next[{k}]" for k in range(count)] + [f"rows.outer[{k}]" for k in range(count)]
-                lanes = Lanes(joint.module, names, self.shape)
+                lanes = Lanes(joint.module, names, self.shape, self.kernels.operators)
                 grads = lanes.outputs[: ins + count + len(self.learns)]
                 for k, node in enumerate(lanes.outputs[len(grads) :]):
                     # Read, not computed again: the step after it has just had it.
@@ -252,74 +263,6 @@ class Program:
         return [None if grad is None else grad.to(tensor.dtype) for grad, tensor in zip(found, inputs, strict=True)]
 
 
-class _Kernel:
-    """A built step: lanes with what they store, one set for each variant."""
-
-    def __init__(
-        self, variants: Sequence[Lanes], stores: Sequence[list], counts: dict, terms: Sequence[int] | None = None
-    ):
-        self._variants = variants
-        self._nodes = [lanes.params(node for node, _ in stored) for lanes, stored in zip(variants, stores, strict=True)]
-        symbols, bodies, first = [], [], 0
-        for lanes, stored, nodes in zip(variants, stores, self._nodes, strict=True):
-            params = [None] * first + nodes
-            bodies.append(Emitter(lanes, params, stored, symbols).text())
-            first += len(nodes)
-        functions = {
-            node.target
-            for lanes, stored in zip(variants, stores, strict=True)
-            for node in lanes.needed(node for node, _ in stored)
-            if isinstance(OPERATORS.get(node.target), RowFunction)
-        }
-        self._tails = [function for function in functions if OPERATORS[function].tail]
-        self._dtype = dtype = variants[0].dtype
-        self._functions = (ctypes.c_void_p * max(1, len(symbols)))()
-        for place, symbol in enumerate(symbols):
-            self._functions[place] = address(symbol)
-            if self._functions[place] is None:
-                raise Refused(f"{', '.join(map(str, functions))}: this torch has no {symbol}")
-        counts = {**counts, "params": first}
-        if terms is None:
-            source = forward_source(dtype, counts, bodies[0])
-        else:
-            source = backward_source(dtype, counts, bodies, terms)
-        self._library = library(source)
-
-    def whole(self, shape: torch.Size) -> int:
-        """How many of a step's values fill whole vectors in ATen's kernels: the others may be rounded otherwise.
-
-        Raises Refused where several threads have such others.
-        """
-        size, count = 2 * lanes_of(self._dtype), shape.numel()
-        if size == 0:
-            return 0
-        threads = min(torch.get_num_threads(), math.ceil(count / _GRAIN))
-        if self._tails and threads > 1 and (math.ceil(count / threads) % size or count % size):
-            names = ", ".join(map(str, self._tails))
-            raise Refused(f"{names}: ATen rounds them otherwise at the ends of its {threads} threads' shares")
-        return count - count % size
-
-    def periodic(self, tensors: Sequence[Tensor], shape: torch.Size, dtype: torch.dtype) -> "_Params":
-        """The parameters that the kernel reads, computed from the surroundings' tensors."""
-        with torch.no_grad():
-            values = [
-                value
-                for lanes, nodes in zip(self._variants, self._nodes, strict=True)
-                for value in lanes.computed(nodes, tensors, {})
-            ]
-            return _Params([_trailing(value, shape, dtype) for value in values])
-
-    def run(self, call: "_Call", *, params: "_Params", **places) -> None:
-        call.params = ctypes.cast(params.array, ctypes.c_void_p)
-        call.functions = ctypes.cast(self._functions, ctypes.c_void_p)
-        call.parallel_for = address("torch_parallel_for")
-        arrays = {name: _array(values) for name, values in places.items()}
-        for name, array in arrays.items():
-            setattr(call, name, ctypes.cast(array, ctypes.c_void_p))
-        if self._library.run(ctypes.byref(call)) != 0:
-            raise RuntimeError("a generated neuron's kernel failed in torch's parallel_for")
-
-
 class _Backward:
     """Backward for one choice of gradients that are there: variants of a step, the last ones first.
 
@@ -353,42 +296,50 @@ class _Backward:
             stores.append(stored)
             first += len(terms)
         self.has_x = [any(grads[k] is not None for _, grads in self._variants) for k in range(ins)]
-        self._kernel = _Kernel([lanes for lanes, _ in self._variants], stores, counts, [*map(len, self._terms)])
+        variants = [lanes for lanes, _ in self._variants]
+        self._kernel = program.kernel(variants, stores, counts, [*map(len, self._terms)])
 
     def run(self, xs, states, seqs, tensors, grad_outs, grad_last, wants_x, headed: bool):
         """Gradients of inputs, states and tensors. headed: gradients of outputs have a row before the first step's."""
         program, shape, dtype = self._program, self._program.shape, self._program.dtype
         steps = len(xs[0])
         sequence = (steps, *shape)
-        grad_outs = [_rows(grad, dtype) for grad in grad_outs]
+        grad_outs = [
+            rows(grad, program.out_dtype if place is None else dtype)
+            for grad, place in zip(grad_outs, program.places, strict=True)
+        ]
         if headed:
             grad_outs = [grad.without_first() for grad in grad_outs]
         own = [grad for grad, place in zip(grad_outs, program.places, strict=True) if place is None]
-        outer = [_NO_ROWS] * len(states)
+        outer = [NO_ROWS] * len(states)
         for grad, place in zip(grad_outs, program.places, strict=True):
             if place is not None:
                 outer[place] = grad
-        states = [_contiguous(state, dtype) for state in states]
-        new = torch.empty
+
+        def new(shape, dtype=dtype):
+            return torch.empty(shape, dtype=dtype, device=program.device)
+
         grad_x = [
-            new(sequence, dtype=dtype) if wanted and has else None
+            new(sequence, program.in_dtype) if wanted and has else None
             for wanted, has in zip(wants_x, self.has_x, strict=True)
         ]
-        grad_initial = [new(shape, dtype=dtype) for _ in states]
-        totals = [new(shape, dtype=dtype) for terms in self._terms for _ in terms]
+        grad_initial = [new(shape) for _ in states]
+        totals = [new(shape) for terms in self._terms for _ in terms]
         if steps and shape.numel():
             self._kernel.run(
-                _Call(steps=steps, neurons=shape.numel(), whole=self._kernel.whole(shape), headed=headed),
-                x=[_rows(x, dtype) for x in xs],
-                initial=states,
+                steps,
+                shape,
+                tensors,
+                headed=headed,
+                x=[rows(x, program.in_dtype) for x in xs],
+                initial=[contiguous(state, dtype) for state in states],
                 states=[seq[len(seq) - steps :] for seq in seqs],
                 grad_out=own,
                 outer=outer,
-                grad_last=[_contiguous(grad, dtype) for grad in grad_last],
+                grad_last=[contiguous(grad, dtype) for grad in grad_last],
                 grad_x=grad_x,
                 grad_initial=grad_initial,
                 terms=totals,
-                params=self._kernel.periodic(tensors, shape, dtype),
             )
         present = self.has_initial[min(steps, self._steps_to) - 1]
         grad_initial = [grad if has else None for grad, has in zip(grad_initial, present, strict=True)]
@@ -477,81 +428,6 @@ def run_loop(step: Step, xs: Sequence[Tensor], states: Sequence[Tensor]):
         outs, states = step(inputs, tuple(states))
         columns.append(outs)
     return tuple(map(torch.stack, zip(*columns, strict=True))), tuple(states)
-
-
-class _Rows(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_int64)]
-
-
-class _Periodic(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("period", ctypes.c_int64)]
-
-
-class _Call(ctypes.Structure):
-    """CellCall of csrc/cpu/cell.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("steps", "neurons", "whole")),
-        *((name, ctypes.c_void_p) for name in ("parallel_for", "functions", "x", "initial", "params", "out", "states")),
-        *((name, ctypes.c_void_p) for name in ("last", "grad_out", "outer")),
-        ("headed", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("grad_last", "grad_x", "grad_initial", "terms")),
-    ]
-
-
-class _Sequenced:
-    """A sequence as kernels read it, and the tensor that holds it."""
-
-    def __init__(self, kept: Tensor | None, stride: int, steps: int):
-        self.kept, self.steps = kept, steps
-        self.rows = _Rows(None if kept is None else kept.data_ptr(), stride)
-
-    def without_first(self) -> "_Sequenced":
-        if self.kept is None:
-            return self
-        found = _Sequenced(self.kept, self.rows.stride, self.steps - 1)
-        found.rows.data = self.kept.data_ptr() + self.rows.stride * self.kept.element_size()
-        return found
-
-
-_NO_ROWS = _Sequenced(None, 0, 0)
-
-
-def _rows(sequence: Tensor | None, dtype: torch.dtype) -> _Sequenced:
-    if sequence is None:
-        return _NO_ROWS
-    steps = len(sequence)
-    if steps > 1 and sequence.stride(0) == 0:
-        return _Sequenced(_contiguous(sequence[0], dtype), 0, steps)
-    kept = sequence.detach().to(dtype)
-    if not steps or not kept[0].is_contiguous():
-        kept = kept.contiguous()
-    return _Sequenced(kept, kept.stride(0), steps)
-
-
-def _contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to(dtype).contiguous()
-
-
-class _Params:
-    def __init__(self, values: Sequence[Tensor]):
-        self._values = values
-        self.array = (_Periodic * max(1, len(values)))(*(_Periodic(v.data_ptr(), max(1, v.numel())) for v in values))
-
-
-def _trailing(value: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A parameter laid out over the trailing dimensions that it differs in."""
-    value = value.detach().to(dtype)
-    if value.numel() == 1:
-        return value.contiguous()
-    inner = value.dim() - next(k for k, size in enumerate(value.shape) if size != 1)
-    return value.reshape(value.shape[-inner:]).expand(shape[len(shape) - inner :]).contiguous()
-
-
-def _array(values: Sequence):
-    if any(isinstance(value, _Sequenced) for value in values):
-        return (_Rows * len(values))(*(value.rows for value in values))
-    return (ctypes.c_void_p * max(1, len(values)))(*(None if value is None else value.data_ptr() for value in values))
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

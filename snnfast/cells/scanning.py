@@ -15,7 +15,7 @@ from .. import ops, transforms
 from ..functional import runs_reference
 from . import trees
 from .building import BuildFailed
-from .program import Program
+from .program import KERNELS, Program
 from .surroundings import Surroundings, surroundings_of
 from .tracing import Refused, Step
 
@@ -248,7 +248,7 @@ def _left_to_loop(call: _Call) -> str | None:
     """Why no cell is fused here: "" where somebody asked for plain PyTorch; None: this one may be."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or runs_reference() or transforms.at_work():
         return ""
-    devices = {x.device.type for x in call.xs} - {"cpu"}
+    devices = {x.device.type for x in call.xs} - {*KERNELS}
     return f"on {' and '.join(sorted(devices))} there are no kernels of generated cells" if devices else None
 
 

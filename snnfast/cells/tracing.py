@@ -92,7 +92,8 @@ class Tracer:
         told = {}
 
         def like(tensors):
-            return [self._mode.from_tensor(torch.empty(t.shape, dtype=t.dtype), static_shapes=True) for t in tensors]
+            with self._mode:
+                return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
 
         def run(xs, states, tensors, grad_outs, grad_states, outers):
             learn = [tensor.requires_grad for tensor in surroundings.tensors]
