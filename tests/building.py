@@ -12,11 +12,11 @@ TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
 
 CPU_SOURCES = ("ops.cpp", *sorted(str(path.relative_to(CSRC)) for path in CSRC.glob("cpu/*.cpp")))
-# The CUDA kernels whose operators' tests run on the CPU; products are the CPU's own.
+# All CUDA kernels, for which their operators' tests run on the CPU; products are the CPU's own.
 EMULATED_SOURCES = (
     "ops.cpp",
     *(f"cpu/{name}.cpp" for name in ("fresh", "memory", "module", "product")),
-    *(f"cuda/{name}.cu" for name in ("alif", "bits", "encode", "lapicque", "leaky", "lif", "rleaky")),
+    *sorted(str(path.relative_to(CSRC)) for path in CSRC.glob("cuda/*.cu") if path.stem != "device"),
 )
 
 

@@ -270,6 +270,10 @@ def test_values_may_lie_between_two_addresses_of_their_type():
     expected = outcome(MODELS[0], x, rec, states, params, x)
     found = outcome(MODELS[0], apart(x), rec, list(map(apart, states)), list(map(apart, params)), apart(x))
     assert all(map(torch.equal, found, expected))
+    for operator, arguments in other_calls("cpu"):
+        expected = operator(*arguments)
+        moved = [apart(a) if isinstance(a, torch.Tensor) and a.dtype == torch.float32 else a for a in arguments]
+        assert operator(*moved).equal(expected), operator
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
