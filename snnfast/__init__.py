@@ -8,7 +8,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from . import encoding, functional, reference, surrogate
+from . import encoding, functional, products, reference, surrogate
 from . import snntorchs as _snntorchs
 from .accelerate import accelerate, accelerated
 from .auto import install, load_ipython_extension, uninstall, unload_ipython_extension
@@ -49,6 +49,7 @@ __all__ = [
     "functional",
     "install",
     "load_ipython_extension",
+    "products",
     "record",
     "reference",
     "reset",

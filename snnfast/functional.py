@@ -305,18 +305,6 @@ def run_dense(
     return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
 
 
-def spike_linear(spk: Tensor, weight: Tensor) -> Tensor:
-    """`torch.nn.functional.linear` of inputs that are mostly zeros: on a CPU, at the cost of those that are not.
-
-    spk [..., in], weight [out, in]. A zero multiplies nothing: an infinite weight behind a silent input makes no NaN.
-    """
-    fits = spk.dim() > 1 and spk.shape[-1] == weight.shape[-1] and spk.dtype == weight.dtype
-    on_cpu = spk.device.type == weight.device.type == "cpu" and spk.dtype in (torch.float32, torch.float64)
-    if not fits or not on_cpu or torch.is_autocast_enabled("cpu") or runs_reference() or transforms.at_work():
-        return torch.nn.functional.linear(spk, weight)
-    return ops.spike_linear(spk, weight)
-
-
 def spike_height(
     model: Model, spk: Tensor, params: tuple, surrogate, state_quant=False, inhibition: bool = False
 ) -> Tensor | None:

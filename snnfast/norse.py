@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import surrogate, transforms
-from .functional import check_count, check_current, check_data, run, run_dense, spike_linear
+from . import products, surrogate, transforms
+from .functional import check_count, check_current, check_data, run, run_dense
 from .loops import recording
 from .ops import Options, Recurrence
 from .reference import LI as LI_MODEL
@@ -474,7 +474,7 @@ def _weighted(x: Tensor, weights: Tensor, unroll: bool) -> Tensor:
     x = check_current(x, unroll)
     if x.dim() == 0 or x.shape[-1] != weights.shape[-1]:
         raise ValueError(f"input_tensor must have {weights.shape[-1]} features last, got shape {tuple(x.shape)}")
-    return spike_linear(x, weights) if unroll else F.linear(x, weights)
+    return products.linear(x, weights) if unroll else F.linear(x, weights)
 
 
 class LIFRecurrentCell(_Neuron):

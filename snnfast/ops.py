@@ -458,30 +458,36 @@ def _grad_weight(grad: Tensor, spk: Tensor) -> Tensor:
     return torch.atleast_2d(grad).flatten(0, -2).T @ torch.atleast_2d(spk).flatten(0, -2)
 
 
-def spike_linear(spk: Tensor, weight: Tensor) -> Tensor:
-    """spk [..., in] @ weight.T [in, out] on a CPU, at the cost of what is not zero."""
-    if _differentiated((spk, weight)):
-        return _SpikeLinear.apply(spk, weight)
-    return _call("spike_linear", spk, weight)
+def spike_linear(spk: Tensor, weight: Tensor, bias: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+    """spk [..., in] @ weight.T [in, out] + bias [out] on a CPU, at the cost of what is not zero.
+
+    values: what the product is taken to be, where that is known; gradients are the product's all the same.
+    """
+    tensors = (spk, weight) if bias is None else (spk, weight, bias)
+    if _differentiated(tensors):
+        return _SpikeLinear.apply(spk, weight, bias, values)
+    return _call("spike_linear", spk, weight, bias) if values is None else values
 
 
 class _SpikeLinear(torch.autograd.Function):
     """As `torch.nn.functional.linear`; what is differentiated again are products that autograd knows."""
 
     @staticmethod
-    def forward(ctx, spk, weight):
-        ctx.save_for_backward(spk, weight)
-        return _call("spike_linear", spk, weight)
+    def forward(ctx, spk, weight, bias, values):
+        ctx.save_for_backward(spk if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
+        return _call("spike_linear", spk, weight, bias) if values is None else values
 
     @staticmethod
     def backward(ctx, grad):
         spk, weight = ctx.saved_tensors
-        grad_spk = grad @ weight if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return grad_spk, None
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return grad_spk, grad.flatten(0, -2).T @ spk.flatten(0, -2)
-        return grad_spk, _grad_weight(grad, spk)
+        grad_spk = None if weight is None else grad @ weight
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
+        if spk is None:
+            return grad_spk, None, grad_bias, None
+        if torch.is_grad_enabled() or transforms.functional() or transforms.any_batched((grad,), legacy=True):
+            return grad_spk, rows.T @ spk.reshape(-1, spk.shape[-1]), grad_bias, None
+        return grad_spk, _call("spike_linear_grad", grad, spk), grad_bias, None
 
 
 def encode_rate(x, seed, steps, silent, gain, offset, dtype) -> Tensor:
@@ -754,7 +760,7 @@ def _fake_encode_delta(x, threshold, padding, off_spike, dtype):
 
 
 _FAKES |= {
-    "spike_linear": lambda spk, weight: spk.new_empty(*spk.shape[:-1], len(weight)),
+    "spike_linear": lambda spk, weight, bias: spk.new_empty(*spk.shape[:-1], len(weight)),
     "spike_linear_grad": lambda grad, spk: grad.new_empty(grad.shape[-1], spk.shape[-1]),
     "encode_rate": _fake_encode_rate,
     "encode_latency": _fake_encode_latency,

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.prune import BasePruningMethod
 
+from . import products
 from .capture import constant
 
 OBSERVERS = ("ObserverBase", "FakeQuantizeBase")
@@ -30,11 +31,18 @@ def run(layer: nn.Module, x: Tensor) -> Tensor:
         return _by_step(layer, x)
     told = by_step(layer)
     if told is None:
-        return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return _at_once(layer, x.flatten(0, 1)).unflatten(0, x.shape[:2])
     # A normalisation holds up no layer but itself.
     if not isinstance(layer, _NormBase):
         _say_once(type(layer).__name__, *told)
     return _by_step([layer] * len(x), x)
+
+
+def _at_once(layer: nn.Module, x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return layer(x)
+    with products.BehindSpikes():
+        return layer(x)
 
 
 def by_step(layer: nn.Module) -> tuple[str, str] | None:

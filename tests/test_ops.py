@@ -233,7 +233,7 @@ def other_calls(device):
     bits = torch.ops.snnfast.pack_spikes(torch.ones(12, device=device))
     yield torch.ops.snnfast.unpack_spikes, (bits, torch.rand(4, device=device), [3, 4])
     if device == "cpu":
-        yield torch.ops.snnfast.spike_linear, (data, torch.randn(6, 4))
+        yield torch.ops.snnfast.spike_linear, (data, torch.randn(6, 4), None)
         yield torch.ops.snnfast.spike_linear_grad, (torch.randn(5, 3, 6), data)
 
 

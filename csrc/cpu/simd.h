@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -10,7 +11,25 @@
 
 namespace snnfast {
 
+// Where a row is not zero, and its values there: both outputs need kFoundAtOnce places more than the row has entries.
+inline constexpr int kFoundAtOnce = 16;
+
+template <typename T>
+int find_nonzero_plain(const T* row, int64_t size, int* index, T* value, int64_t first = 0, int count = 0) {
+  for (int64_t j = first; j < size; ++j) {
+    index[count] = static_cast<int>(j);
+    value[count] = row[j];
+    count += row[j] != T(0);
+  }
+  return count;
+}
+
 #ifdef SNNFAST_AVX512
+
+inline bool has_avx2() {
+  static const bool found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return found;
+}
 
 inline bool has_avx512() {
   static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -30,13 +49,11 @@ template <typename Body>
 
 template <typename Body>
 void vectorized(const Body& body) {
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (has_avx512()) return run_avx512(body);
-  if (avx2) return run_avx2(body);
+  if (has_avx2()) return run_avx2(body);
   body();
 }
 
-// Where a row is not zero, and its values there; both outputs need 16 places more than the row has entries.
 [[gnu::target(SNNFAST_AVX512)]] inline int find_nonzero_avx512(const float* row, int64_t size, int* index,
                                                                float* value) {
   int count = 0;
@@ -50,6 +67,50 @@ void vectorized(const Body& body) {
     count += __builtin_popcount(found);
   }
   return count;
+}
+
+// body of those vectors' bytes, as a std::integral_constant.
+template <typename Body>
+void vectorized_by_width(const Body& body) {
+  if (has_avx512()) return run_avx512([&] { body(std::integral_constant<int, 64>()); });
+  if (has_avx2()) return run_avx2([&] { body(std::integral_constant<int, 32>()); });
+  body(std::integral_constant<int, 16>());
+}
+
+// For every byte, the places of its bits, one in each byte of a word.
+struct PlacesOfBits {
+  uint64_t words[256] = {};
+
+  constexpr PlacesOfBits() {
+    for (int byte = 0; byte < 256; ++byte) {
+      for (int bit = 0, found = 0; bit < 8; ++bit) {
+        if (byte >> bit & 1) words[byte] |= static_cast<uint64_t>(bit) << 8 * found++;
+      }
+    }
+  }
+};
+
+inline constexpr PlacesOfBits kPlacesOfBits;
+
+[[gnu::target("avx2,fma")]] inline int find_nonzero_avx2(const float* row, int64_t size, int* index, float* value) {
+  int count = 0;
+  int64_t first = 0;
+  for (; first + 8 <= size; first += 8) {
+    const __m256 values = _mm256_loadu_ps(row + first);
+    const int found = _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+    const __m256i places = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(kPlacesOfBits.words[found]));
+    const __m256i at = _mm256_add_epi32(places, _mm256_set1_epi32(static_cast<int>(first)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(index + count), at);
+    _mm256_storeu_ps(value + count, _mm256_permutevar8x32_ps(values, places));
+    count += __builtin_popcount(found);
+  }
+  return find_nonzero_plain(row, size, index, value, first, count);
+}
+
+inline int find_nonzero(const float* row, int64_t size, int* index, float* value) {
+  if (has_avx512()) return find_nonzero_avx512(row, size, index, value);
+  if (has_avx2()) return find_nonzero_avx2(row, size, index, value);
+  return find_nonzero_plain(row, size, index, value);
 }
 
 // Eight 64-bit words, for code that is written for one.
@@ -80,6 +141,11 @@ struct Words {
 
 #else
 
+inline bool has_avx2() {
+  static const bool found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return found;
+}
+
 inline bool has_avx512() { return false; }
 
 template <typename Body>
@@ -87,7 +153,14 @@ void vectorized(const Body& body) {
   body();
 }
 
-inline int find_nonzero_avx512(const float*, int64_t, int*, float*) { return 0; }
+template <typename Body>
+void vectorized_by_width(const Body& body) {
+  body(std::integral_constant<int, 16>());
+}
+
+inline int find_nonzero(const float* row, int64_t size, int* index, float* value) {
+  return find_nonzero_plain(row, size, index, value);
+}
 
 #endif
 

@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from .. import products
 from . import graph as g
 
 
@@ -125,13 +126,20 @@ def leading(call: Call) -> Batched | None:
     return _again(call, exact=False)
 
 
+def linear(call: Call) -> Batched | None:
+    """`F.linear` of one weight, whose input may be spikes."""
+    if not _only_first_stacked(call) or stacked(call)[0].rank < 1:
+        return None
+    return Batched("call_function", products.linear, call.args, call.kwargs, exact=False)
+
+
 def matrix_product(call: Call) -> Batched | None:
-    """`x @ weight` with one weight for all steps."""
+    """`x @ weight` with one weight for all steps, whose input may be spikes."""
     if not _only_first_stacked(call) or len(call.args) != 2 or not isinstance(call.args[1], Node):
         return None
     if g.value(call.args[1]).dim() != 2:
         return None
-    return Batched("call_function", torch.matmul, call.args, {}, exact=False)
+    return Batched("call_function", products.matmul, call.args, {}, exact=False)
 
 
 def folding(rank: int, exact: bool = False) -> Callable[[Call], Batched | None]:
@@ -318,7 +326,8 @@ TABLE = {
     **dict.fromkeys(functions(POINTWISE, torch), pointwise),
     **dict.fromkeys(functions(ACTIVATIONS, torch, F), pointwise),
     **dict.fromkeys(functions(OPERATORS, operator), pointwise),
-    **dict.fromkeys((F.linear, torch._C._nn.linear, F.layer_norm), leading),
+    **dict.fromkeys((F.linear, torch._C._nn.linear), linear),
+    F.layer_norm: leading,
     **dict.fromkeys((operator.matmul, torch.matmul, torch.mm), matrix_product),
     **dict.fromkeys((F.conv1d, torch.conv1d), folding(3)),
     **dict.fromkeys((F.conv2d, torch.conv2d), folding(4)),

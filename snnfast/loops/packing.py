@@ -1,5 +1,6 @@
 """Packing: what is pending of a period is computed, one call for all steps wherever that is known to do."""
 
+import dataclasses
 import itertools
 import operator
 from collections import Counter
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
+from .. import products
 from ..compiler import graph as g
 from ..compiler import rules
 from ..compiler.emission import ALIGNMENT, own_memory
@@ -234,17 +236,29 @@ class Window:
         batched = operation.by_steps[key]
         if batched is None or (self.exact and not batched.exact):
             return False
-        stacks = [given for given in inputs if isinstance(given, Series)]
-        out = run_batched(batched, {number: series for number, series in enumerate(stacks)})
+        stacks = dict(enumerate(given for given in inputs if isinstance(given, Series)))
         if operation.function in known.PRODUCTS:
-            compared = operation.by_steps.get(key[0], 0)
-            if compared < ENOUGH and not operation.alone:
-                operation.by_steps[key[0]] = compared + self._compare(operation, inputs, out)
-            if operation.alone:
-                out = _WithValues.apply(out, self._values_of_steps(operation, inputs))
+            out = self._product(operation, inputs, batched, stacks)
+        else:
+            out = run_batched(batched, stacks)
         self.done[operation] = 1, 0
         self.series[operation, 0] = Series(operation.start, operation.count, stack=out)
         return True
+
+    def _product(self, operation: Operation, inputs: list, batched, stacks: dict[int, Series]) -> Tensor:
+        """One product for all steps, of the values that they have alone: only its gradients may not be torch's."""
+        factors = products.factors(batched.target, *_filled(batched, stacks))
+        out = None
+        if not (operation.alone and factors):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not factors):
+                out = run_batched(dataclasses.replace(batched, target=products.torchs(batched.target)), stacks)
+            compared = operation.by_steps.get(operation.count, 0)
+            if compared < ENOUGH and not operation.alone:
+                operation.by_steps[operation.count] = compared + self._compare(operation, inputs, out)
+        if operation.alone:
+            values = self._values_of_steps(operation, inputs)
+            out = values if factors else _WithValues.apply(out, values)
+        return products.with_values(out, *factors) if factors else out
 
     @torch.no_grad()
     def _compare(self, operation: Operation, inputs: list, out: Tensor) -> int:
@@ -442,6 +456,12 @@ def _sample(like) -> Tensor:
 
 def run_batched(batched, series: dict[int, Series]) -> Tensor:
     """A rule's call, on the series of a window."""
+    out = g.run(batched.op, batched.target, *_filled(batched, series))
+    return batched.after(out) if batched.after else out
+
+
+def _filled(batched, series: dict[int, Series]) -> tuple[tuple, dict]:
+    """A rule's arguments, on the series of a window."""
 
     def fill(leaf):
         if isinstance(leaf, rules.Stacked):
@@ -451,6 +471,4 @@ def run_batched(batched, series: dict[int, Series]) -> Tensor:
             return leaf.meta["value"] if "value" in leaf.meta else series[leaf.meta["series"]].steady
         return leaf
 
-    args, kwargs = tree_map(fill, (batched.args, batched.kwargs), is_leaf=rules.is_stacked)
-    out = g.run(batched.op, batched.target, args, kwargs)
-    return batched.after(out) if batched.after else out
+    return tree_map(fill, (batched.args, batched.kwargs), is_leaf=rules.is_stacked)
