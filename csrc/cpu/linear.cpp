@@ -309,42 +309,91 @@ bool write_columns(const float* sums, int64_t count, int64_t width, float* out, 
 // out [outputs, inputs] = grad [rows, outputs]^T spk [rows, inputs]; whether all that went in and came out is finite.
 bool multiply_transposed_by_lists(const float* grad, const float* spk, const Shape& shape, int64_t outputs,
                                   int64_t block, float* out) {
-  constexpr int64_t kInputs = 1024;
-  const int64_t inputs = shape.columns;
-  std::vector<Lists> lists(divided_up(shape.rows, block));
-  torch::stable::parallel_for(0, lists.size(), 1, [&](int64_t begin, int64_t end) {
-    Lists by_row;
-    vectorized([&] {
-      for (int64_t k = begin; k < end; ++k) {
-        const int64_t rows = std::min(block, shape.rows - k * block);
-        by_row.find_rows(spk + k * block * inputs, inputs, rows, inputs);
-        lists[k].turn(by_row, rows, inputs);
-      }
-    });
-  });
+  // Lists are made of so many spikes at once at most.
+  constexpr int64_t kInputs = 1024, kEntries = 1 << 24;
+  const int64_t inputs = shape.columns, blocks = divided_up(shape.rows, block);
+  const int64_t at_once = std::clamp<int64_t>(kEntries / (block * inputs), 1, blocks);
+  std::vector<Lists> lists(at_once);
   // Every part of the inputs copies the gradient anew: as few as there are threads to be busy.
   const int64_t parts_of_outputs = divided_up(outputs, kWidth), threads = torch::stable::get_num_threads();
   const int64_t parts = std::max(divided_up(inputs, kInputs), std::min(divided_up(threads, parts_of_outputs), inputs));
   const int64_t part = divided_up(inputs, parts);
+  const Scratch all_sums(parts_of_outputs * parts * part * kWidth);
   std::atomic<bool> finite = true;
-  torch::stable::parallel_for(0, parts_of_outputs * parts, 1, [&](int64_t begin, int64_t end) {
-    const Scratch dense(block * kWidth), sums(part * kWidth);
-    bool all = true;
-    vectorized_by_width([&]<int kBytes>(std::integral_constant<int, kBytes>) {
-      for (int64_t task = begin; task < end && all; ++task) {
-        const int64_t output = task / parts * kWidth, input = std::min(task % parts * part, inputs);
-        const int64_t width = std::min(kWidth, outputs - output), count = std::min(part, inputs - input);
-        for (int64_t k = 0; k < static_cast<int64_t>(lists.size()); ++k) {
-          const int64_t rows = std::min(block, shape.rows - k * block);
-          all &= copy_block(grad + k * block * outputs + output, outputs, rows, width, dense.data());
-          lists[k].multiply<kBytes>(dense.data(), whole_lanes(width), input, input + count, k > 0, sums.data());
+  for (int64_t first = 0; first < blocks && finite; first += at_once) {
+    const int64_t last = std::min(first + at_once, blocks);
+    const auto rows_of = [&](int64_t k) { return std::min(block, shape.rows - k * block); };
+    torch::stable::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
+      Lists by_row;
+      vectorized([&] {
+        for (int64_t k = begin; k < end; ++k) {
+          by_row.find_rows(spk + k * block * inputs, inputs, rows_of(k), inputs);
+          lists[k - first].turn(by_row, rows_of(k), inputs);
         }
-        all &= write_columns(sums.data(), count, width, out + output * inputs + input, inputs);
+      });
+    });
+    torch::stable::parallel_for(0, parts_of_outputs * parts, 1, [&](int64_t begin, int64_t end) {
+      const Scratch dense(block * kWidth);
+      bool all = true;
+      vectorized_by_width([&]<int kBytes>(std::integral_constant<int, kBytes>) {
+        for (int64_t task = begin; task < end && all; ++task) {
+          const int64_t output = task / parts * kWidth, input = std::min(task % parts * part, inputs);
+          const int64_t width = std::min(kWidth, outputs - output), count = std::min(part, inputs - input);
+          float* sums = all_sums.data() + task * part * kWidth;
+          for (int64_t k = first; k < last; ++k) {
+            all &= copy_block(grad + k * block * outputs + output, outputs, rows_of(k), width, dense.data());
+            lists[k - first].multiply<kBytes>(dense.data(), whole_lanes(width), input, input + count, k > 0, sums);
+          }
+          if (last == blocks) all &= write_columns(sums, count, width, out + output * inputs + input, inputs);
+        }
+      });
+      if (!all) finite = false;
+    });
+  }
+  return finite;
+}
+
+// The same for at most kLanes outputs: so few that to add to all sums, which lie in caches, costs less than lists of
+// columns. Rows are taken in parts, whose number does not depend on that of threads.
+bool multiply_few_transposed(const float* grad, const float* spk, const Shape& shape, int64_t outputs, float* out) {
+  constexpr int64_t kRows = 64, kMostParts = 32;
+  const int64_t inputs = shape.columns, size = inputs * kLanes;
+  const int64_t part = divided_up(divided_up(shape.rows, kMostParts), kRows) * kRows;
+  const int64_t parts = divided_up(shape.rows, part);
+  const Scratch totals(parts * size);
+  std::atomic<bool> finite = true;
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    const Scratch dense(kRows * kLanes), sums(size);
+    std::vector<int> index(inputs + kFoundAtOnce);
+    std::vector<float> height(inputs + kFoundAtOnce);
+    bool all = true;
+    std::fill(totals.data() + begin * size, totals.data() + end * size, 0.0f);
+    vectorized_by_width([&]<int kBytes>(std::integral_constant<int, kBytes>) {
+      using Vector = typename VectorOf<kBytes>::type;
+      constexpr int kVectors = kLanes * sizeof(float) / kBytes;
+      for (int64_t first = begin * part; first < std::min(end * part, shape.rows) && all; first += kRows) {
+        const int64_t rows = std::min(kRows, shape.rows - first);
+        all &= copy_block(grad + first * outputs, outputs, rows, outputs, dense.data());
+        std::fill_n(sums.data(), size, 0.0f);
+        for (int64_t row = 0; row < rows; ++row) {
+          const int found = find_nonzero(spk + (first + row) * inputs, inputs, index.data(), height.data());
+          Vector added[kVectors];
+          std::memcpy(added, dense.data() + row * kLanes, sizeof(added));
+          for (int k = 0; k < found; ++k) {
+            Vector* to = reinterpret_cast<Vector*>(sums.data() + index[k] * kLanes);
+            for (int v = 0; v < kVectors; ++v) to[v] += height[k] * added[v];
+          }
+        }
+        float* total = totals.data() + first / part * size;
+        for (int64_t i = 0; i < size; ++i) total[i] += sums.data()[i];
       }
     });
     if (!all) finite = false;
   });
-  return finite;
+  for (int64_t k = 1; k < parts; ++k) {
+    for (int64_t i = 0; i < size; ++i) totals.data()[i] += totals.data()[k * size + i];
+  }
+  return write_columns(totals.data(), inputs, outputs, out, inputs) && finite;
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -391,11 +440,15 @@ Tensor spike_linear_grad(Tensor grad, Tensor spk) {
   };
   if (!is_float(spk)) return by_torch();
   const Tensor spikes = readable(spk);
-  const int64_t block = chosen_block(data<float>(spikes), shape, outer.columns, kCostOfColumns, shape.rows);
+  const int64_t block = chosen_block(data<float>(spikes), shape, outer.columns,
+                                     outer.columns <= kLanes ? kCostOfRows : kCostOfColumns, shape.rows);
   if (block == 0) return by_torch();
   const Tensor grads = readable(grad), out = fresh(spk, std::array{outer.columns, shape.columns}, ScalarType::Float);
-  const bool finite = multiply_transposed_by_lists(data<float>(grads), data<float>(spikes), shape, outer.columns, block,
-                                                   mutable_data<float>(out));
+  const float *from = data<float>(grads), *rows = data<float>(spikes);
+  const bool finite =
+      outer.columns <= kLanes
+          ? multiply_few_transposed(from, rows, shape, outer.columns, mutable_data<float>(out))
+          : multiply_transposed_by_lists(from, rows, shape, outer.columns, block, mutable_data<float>(out));
   return finite ? out : by_torch();
 }
 
