@@ -403,11 +403,14 @@ class OnmBench(LeakyBench):
     cuda_sizes = tuple(Size(500, 16, n) for n in (512, 4096, 8192, 16384))
     quick_sizes = (Size(10, 4, 64),)
 
-    def __init__(self, size: Size, matmul: str, device: torch.device):
-        self.size, self.matmul, self.device = size, matmul, device
+    def __init__(self, size: Size, matmul: str, device: torch.device, density: float | None = None):
+        self.size, self.matmul, self.device, self.density = size, matmul, device, density
         self.dtype = torch.float32
         generator = torch.Generator(device).manual_seed(0)
-        self.x = torch.randn(size.T, size.B, size.N, generator=generator, device=device)
+        draw = torch.randn if density is None else torch.rand
+        self.x = draw(size.T, size.B, size.N, generator=generator, device=device)
+        if density is not None:
+            self.x = (self.x < density).to(self.dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self._linear = nn.Linear(size.N, size.N, device=device)
@@ -418,10 +421,11 @@ class OnmBench(LeakyBench):
 
     @classmethod
     def chosen(cls, options) -> Iterator["OnmBench"]:
-        """One bench for each size and kind of product."""
+        """One bench for each size, kind of product and input: the benchmark's own, or spikes of a density."""
         sizes = [size for size in cls._sizes(options) if not cls.hinders(size, torch.float32, options)]
         matmuls = [matmul for matmul in options.matmul if options.device.type in MATMULS[matmul].devices]
-        return (cls(size, matmul, options.device) for size in sizes for matmul in matmuls)
+        runs = itertools.product(sizes, matmuls, options.density or [None])
+        return (cls(size, matmul, options.device, density) for size, matmul, density in runs)
 
     @classmethod
     def left_out(cls, options):
@@ -448,7 +452,8 @@ class OnmBench(LeakyBench):
             torch.set_float32_matmul_precision(before)
 
     def described(self):
-        return {"matmul": self.matmul, **super().described()}
+        density = {} if self.density is None else {"density": self.density}
+        return {"matmul": self.matmul, **density, **super().described()}
 
     def _workload(self, network, reset, linear):
         return OnmWorkload(network.to(self.device), reset, linear, self.x, self.neuron_dtype)

@@ -123,6 +123,7 @@ def _lif(rows, title):
 
 def _onm(rows, title):
     """Time against n, a panel per kind of product, T and B."""
+    rows = [row for row in rows if row.get("density") is None]
     panels = _by(rows, lambda row: (row["matmul"], row["T"], row["B"]))
     titles = [f"{matmul}, T={steps}, B={batch}" for matmul, steps, batch in panels]
     labels = ("n", "ms, forward + backward")

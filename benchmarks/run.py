@@ -244,6 +244,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--loops", nargs="+", choices=LOOPS, default=list(LOOPS), help="those of the bench loops (all)")
     add("--dtype", nargs="+", choices=DTYPES, help="instead of every bench's; onm's is float32 with --matmul")
     add("--matmul", nargs="+", choices=MATMULS, default=list(MATMULS), help="how onm's products are computed (all)")
+    add("--density", nargs="+", type=float, help="onm on spikes of these densities (its own input: normal numbers)")
     add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, help="CPU threads of torch")
     add("--rounds", type=int, default=30, help="rounds at most per size (default 30)")

@@ -94,7 +94,8 @@ def load(results: Path) -> list[dict]:
 
 def _grouped(rows, *keys):
     def key(row):
-        return tuple(row[each] for each in keys)
+        # Not every row of a bench has a density.
+        return tuple(row.get(each, 0) for each in keys)
 
     return [list(group) for _, group in itertools.groupby(sorted(rows, key=key), key=key)]
 
@@ -185,7 +186,11 @@ def _newest_run(rows):
 
 
 # What tells a bench's runs apart, beside its hardware and dtype.
-RUN_KEYS = {"onm": ("T", "B", "N", "matmul"), "encoding": ("encoder", "T", "B", "N"), "loops": ("loop", "T", "B")}
+RUN_KEYS = {
+    "onm": ("T", "B", "N", "matmul", "density"),
+    "encoding": ("encoder", "T", "B", "N"),
+    "loops": ("loop", "T", "B"),
+}
 
 
 def newest_runs(rows: list[dict]) -> list[list[list[dict]]]:
@@ -316,7 +321,7 @@ def _onm_lines(rows):
     return [
         [
             _size(row),
-            row["matmul"],
+            _product(row),
             _name(row),
             _number(row["forward_ms"]),
             _number(row["backward_ms"]),
@@ -329,8 +334,13 @@ def _onm_lines(rows):
     ]
 
 
+def _product(row):
+    density = row.get("density")
+    return row["matmul"] if density is None else f"{row['matmul']}, {density:.0%} spikes"
+
+
 def _onm_size(row):
-    return f"{_size(row)}, {row['matmul']}"
+    return f"{_size(row)}, {_product(row)}"
 
 
 def _calls_table(rows):

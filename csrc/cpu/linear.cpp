@@ -88,14 +88,19 @@ class Lists {
     for (int64_t k = 0; k < count; ++k) ++begin_[by_row.index_[k] + 1];
     for (int64_t column = 0; column < columns; ++column) begin_[column + 1] += begin_[column];
     ends_.assign(begin_.begin(), begin_.end() - 1);
+    are_ones_ = by_row.are_ones_;
     for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t k = by_row.begin_[row]; k < by_row.begin_[row + 1]; ++k) {
-        const int64_t to = ends_[by_row.index_[k]]++;
-        index_[to] = static_cast<int>(row);
-        height_[to] = by_row.height_[k];
+      const int64_t first = by_row.begin_[row], last = by_row.begin_[row + 1];
+      if (are_ones_) {
+        for (int64_t k = first; k < last; ++k) index_[ends_[by_row.index_[k]]++] = static_cast<int>(row);
+      } else {
+        for (int64_t k = first; k < last; ++k) {
+          const int64_t to = ends_[by_row.index_[k]]++;
+          index_[to] = static_cast<int>(row);
+          height_[to] = by_row.height_[k];
+        }
       }
     }
-    are_ones_ = by_row.are_ones_;
   }
 
   // sums [last - first, width] of the lists from first to last: (+)= height * dense's row [width], over the spikes.
@@ -128,6 +133,11 @@ class Lists {
     multiply<kBytes, kColumns, false>(dense, first, last, add, sums);
   }
 
+  template <bool kOnes>
+  float height_at(int64_t k) const {
+    return kOnes ? 1.0f : height_[k];
+  }
+
   template <int kBytes, int64_t kColumns, bool kOnes>
   void multiply(const float* dense, int64_t first, int64_t last, bool add, float* sums) const {
     using Vector = typename VectorOf<kBytes>::type;
@@ -139,7 +149,7 @@ class Lists {
       if (k < end) {
         // One term where their number is odd, else nothing: a branch could not be foretold.
         const int64_t odd = (end - k) % 2;
-        const float height = odd ? height_[k] : 0.0f;
+        const float height = odd ? height_at<kOnes>(k) : 0.0f;
         const Vector* from = reinterpret_cast<const Vector*>(dense + index_[k] * kColumns);
         for (int v = 0; v < kVectors; ++v) sum[v] = height * from[v];
         k += odd;
@@ -148,7 +158,7 @@ class Lists {
         const Vector* one = reinterpret_cast<const Vector*>(dense + index_[k] * kColumns);
         const Vector* two = reinterpret_cast<const Vector*>(dense + index_[k + 1] * kColumns);
         for (int v = 0; v < kVectors; ++v) {
-          sum[v] += kOnes ? one[v] + two[v] : height_[k] * one[v] + height_[k + 1] * two[v];
+          sum[v] += height_at<kOnes>(k) * one[v] + height_at<kOnes>(k + 1) * two[v];
         }
       }
       Vector* to = reinterpret_cast<Vector*>(sums);
