@@ -31,12 +31,6 @@
 namespace snnfast {
 namespace {
 
-// A vector of so many bytes: of those that the machine has, since a compiler keeps longer ones in memory.
-template <int kBytes>
-struct VectorOf {
-  using type [[gnu::vector_size(kBytes)]] = float;
-};
-
 // Columns of a block of the dense matrix are a multiple of kLanes, at most kWidth.
 constexpr int64_t kLanes = 16, kWidth = 4 * kLanes;
 
@@ -140,7 +134,7 @@ class Lists {
 
   template <int kBytes, int64_t kColumns, bool kOnes>
   void multiply(const float* dense, int64_t first, int64_t last, bool add, float* sums) const {
-    using Vector = typename VectorOf<kBytes>::type;
+    using Vector = typename VectorOf<float, kBytes>::type;
     constexpr int kVectors = kColumns * sizeof(float) / kBytes;
     for (int64_t list = first; list < last; ++list, sums += kColumns) {
       Vector sum[kVectors] = {};
@@ -379,7 +373,7 @@ bool multiply_few_transposed(const float* grad, const float* spk, const Shape& s
     bool all = true;
     std::fill(totals.data() + begin * size, totals.data() + end * size, 0.0f);
     vectorized_by_width([&]<int kBytes>(std::integral_constant<int, kBytes>) {
-      using Vector = typename VectorOf<kBytes>::type;
+      using Vector = typename VectorOf<float, kBytes>::type;
       constexpr int kVectors = kLanes * sizeof(float) / kBytes;
       for (int64_t first = begin * part; first < std::min(end * part, shape.rows) && all; first += kRows) {
         const int64_t rows = std::min(kRows, shape.rows - first);

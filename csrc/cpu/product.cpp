@@ -17,31 +17,29 @@
 namespace snnfast {
 namespace {
 
-// Vectors are named here, not left to the compiler, which takes these loops apart instead of keeping sums in registers.
-template <typename T>
-using Vector [[gnu::vector_size(64)]] = T;
+constexpr int kBlock = 64;  // bytes
 
 // f<count>() for a count of 1 to kMost; nothing for 0.
 template <int kMost, typename F>
-void with_vectors(int64_t count, const F& f) {
+void with_blocks(int64_t count, const F& f) {
   if (count == kMost) return f.template operator()<kMost>();
-  if constexpr (kMost > 1) with_vectors<kMost - 1>(count, f);
+  if constexpr (kMost > 1) with_blocks<kMost - 1>(count, f);
 }
 
-// out [kRows, width] = the sum over k of factor(r, k) * row(k), of which a block of kVectors vectors holds all of
-// width. Terms come in parts, whose sums lose less than one long sum.
-template <int kRows, int kVectors, typename T, typename Factor, typename Row>
+// out [kRows, width] = the sum over k of factor(r, k) * row(k), of which so many blocks hold all of width. Terms come
+// in parts, whose sums lose less than one long sum.
+template <int kBytes, int kRows, int kBlocks, typename T, typename Factor, typename Row>
 void multiply_block(int64_t terms, const Factor& factor, const Row& row, T* out, int64_t columns, int64_t width) {
+  using Vector = typename VectorOf<T, kBytes>::type;
   constexpr int64_t kTerms = 64;
-  Vector<T> total[kRows][kVectors] = {};
+  constexpr int kVectors = kBlocks * kBlock / kBytes;
+  Vector total[kRows][kVectors] = {};
   for (int64_t begin = 0; begin < terms; begin += kTerms) {
-    Vector<T> sum[kRows][kVectors] = {};
+    Vector sum[kRows][kVectors] = {};
     for (int64_t k = begin; k < std::min(begin + kTerms, terms); ++k) {
-      const T* from = row(k);
+      const Vector* from = reinterpret_cast<const Vector*>(row(k));
       for (int v = 0; v < kVectors; ++v) {
-        Vector<T> values;
-        std::memcpy(&values, __builtin_assume_aligned(from + v * Matrix<T>::kLanes, 64), sizeof(values));
-        for (int r = 0; r < kRows; ++r) sum[r][v] += factor(r, k) * values;
+        for (int r = 0; r < kRows; ++r) sum[r][v] += factor(r, k) * from[v];
       }
     }
     for (int r = 0; r < kRows; ++r) {
@@ -49,7 +47,7 @@ void multiply_block(int64_t terms, const Factor& factor, const Row& row, T* out,
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    if (width == kVectors * Matrix<T>::kLanes) {
+    if (width == kBlocks * Matrix<T>::kLanes) {
       std::memcpy(out + r * columns, total[r], sizeof(total[r]));
     } else {
       std::memcpy(out + r * columns, total[r], width * sizeof(T));
@@ -58,27 +56,28 @@ void multiply_block(int64_t terms, const Factor& factor, const Row& row, T* out,
 }
 
 // out [kRows, columns] = the sum over k of factor(r, k) * row(k), a matrix's, in blocks whose sums fit the registers.
-template <int kRows, typename T, typename Factor, typename Row>
+template <int kBytes, int kRows, typename T, typename Factor, typename Row>
 void multiply_rows(int64_t terms, const Factor& factor, const Row& row, T* out, int64_t columns) {
-  const auto block = [&]<int kVectors>(int64_t first) {
+  constexpr int kMost = kBytes == kBlock ? 4 : 4 / kRows;
+  const auto block = [&]<int kBlocks>(int64_t first) {
     const auto from = [&](int64_t k) { return row(k) + first; };
-    const int64_t width = std::min<int64_t>(kVectors * Matrix<T>::kLanes, columns - first);
-    multiply_block<kRows, kVectors>(terms, factor, from, out + first, columns, width);
+    const int64_t width = std::min<int64_t>(kBlocks * Matrix<T>::kLanes, columns - first);
+    multiply_block<kBytes, kRows, kBlocks>(terms, factor, from, out + first, columns, width);
   };
-  constexpr int64_t kWidth = 4 * Matrix<T>::kLanes;
+  constexpr int64_t kWidth = kMost * Matrix<T>::kLanes;
   int64_t first = 0;
-  for (; first + kWidth <= columns; first += kWidth) block.template operator()<4>(first);
-  with_vectors<4>(divided_up(columns - first, Matrix<T>::kLanes),
-                  [&]<int kVectors>() { block.template operator()<kVectors>(first); });
+  for (; first + kWidth <= columns; first += kWidth) block.template operator()<kMost>(first);
+  with_blocks<kMost>(divided_up(columns - first, Matrix<T>::kLanes),
+                     [&]<int kBlocks>() { block.template operator()<kBlocks>(first); });
 }
 
-template <typename T>
+template <int kBytes, typename T>
 void multiply_dense(const T* a, const Matrix<T>& matrix, int64_t rows, int64_t inner, T* out) {
   const int64_t columns = matrix.columns();
   const auto row = [&](int64_t k) { return matrix.row(k); };
   const auto some = [&]<int kRows>(int64_t first) {
     const auto factor = [&](int r, int64_t k) { return a[(first + r) * inner + k]; };
-    multiply_rows<kRows>(inner, factor, row, out + first * columns, columns);
+    multiply_rows<kBytes, kRows>(inner, factor, row, out + first * columns, columns);
   };
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) some.template operator()<4>(r);
@@ -94,10 +93,11 @@ class Events {
   void find(const T* row, int64_t size) { count_ = found_in(row, size, index_.data(), height_.data()); }
 
   // out [columns] = the sum over the events of their height times their row of the matrix.
+  template <int kBytes>
   void sum_rows(const Matrix<T>& matrix, T* out) const {
     const auto factor = [&](int, int64_t k) { return height_[k]; };
     const auto row = [&](int64_t k) { return matrix.row(index_[k]); };
-    multiply_rows<1>(count_, factor, row, out, matrix.columns());
+    multiply_rows<kBytes, 1>(count_, factor, row, out, matrix.columns());
   }
 
  private:
@@ -118,16 +118,17 @@ class Events {
 
 template <typename T>
 void multiply(const T* a, const Matrix<T>& matrix, int64_t rows, int64_t inner, T* out) {
-  vectorized([&] { multiply_dense(a, matrix, rows, inner, out); });
+  vectorized_by_width(
+      [&]<int kBytes>(std::integral_constant<int, kBytes>) { multiply_dense<kBytes>(a, matrix, rows, inner, out); });
 }
 
 template <typename T>
 void multiply_spikes(const T* spk, const Matrix<T>& matrix, int64_t rows, int64_t inner, T* out) {
   Events<T> events(inner);
-  vectorized([&] {
+  vectorized_by_width([&]<int kBytes>(std::integral_constant<int, kBytes>) {
     for (int64_t row = 0; row < rows; ++row) {
       events.find(spk + row * inner, inner);
-      events.sum_rows(matrix, out + row * matrix.columns());
+      events.template sum_rows<kBytes>(matrix, out + row * matrix.columns());
     }
   });
 }

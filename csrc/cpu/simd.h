@@ -11,6 +11,13 @@
 
 namespace snnfast {
 
+// A vector of so many bytes, for loops that name theirs: a compiler takes them apart instead of keeping sums in
+// registers, and keeps longer vectors than the machine has in memory.
+template <typename T, int kBytes>
+struct VectorOf {
+  using type [[gnu::vector_size(kBytes)]] = T;
+};
+
 // Where a row is not zero, and its values there: both outputs need kFoundAtOnce places more than the row has entries.
 inline constexpr int kFoundAtOnce = 16;
 
