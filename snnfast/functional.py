@@ -322,7 +322,12 @@ def spike_height(
 
 def runs_reference() -> bool:
     """Whether every layer runs the reference loop, as `use_reference` and exporters have it."""
-    return _reference_forced or _is_exported()
+    return _reference_forced or is_exported()
+
+
+def is_exported() -> bool:
+    """An exporter wants operations that its runtime knows, not ours."""
+    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
 
 
 def in_place_of_unfit(shape: torch.Size, device: torch.device) -> Tensor | None:
@@ -477,11 +482,6 @@ def _reasons_not_to_fuse(x: Tensor, surrogate, state_quant, inhibition) -> list[
     if transforms.forward_mode():
         reasons.append("forward-mode differentiation")
     return reasons
-
-
-def _is_exported() -> bool:
-    """An exporter wants operations that its runtime knows, not ours."""
-    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
 
 
 @constant

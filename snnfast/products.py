@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from . import ops, transforms
-from .functional import runs_reference
+from .functional import is_exported
 
 WAYS = ("auto", "torch")
 """What may be chosen: "auto": by what is seen of the input; "torch": always torch's own product."""
@@ -79,7 +79,7 @@ def with_values(values: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) 
 def are_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether snnfast computes the product, which may still find that torch's is the faster."""
     given = (x, weight) if bias is None else (x, weight, bias)
-    if _way == "torch" or runs_reference() or transforms.at_work() or torch.compiler.is_compiling():
+    if _way == "torch" or is_exported() or transforms.at_work() or torch.compiler.is_compiling():
         return False
     if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in given):
         return False
