@@ -55,6 +55,7 @@ constexpr const char* kBits[] = {"pack_spikes(Tensor spk) -> Tensor",
 STABLE_TORCH_LIBRARY(snnfast, m) {
   m.def("spike_linear(Tensor spk, Tensor weight, Tensor? bias) -> Tensor");
   m.def("spike_linear_grad(Tensor grad, Tensor spk) -> Tensor");
+  m.def("spike_linear_grad_spk(Tensor grad, Tensor weight) -> Tensor");
   for (const char* encoder : kEncoders) m.def(encoder);
   for (const char* operation : kBits) m.def(operation);
   for (const std::string model : kModels) {

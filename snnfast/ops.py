@@ -480,12 +480,15 @@ class _SpikeLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         spk, weight = ctx.saved_tensors
-        grad_spk = None if weight is None else grad @ weight
+        by_torch = torch.is_grad_enabled() or transforms.functional() or transforms.any_batched((grad,), legacy=True)
         rows = grad.reshape(-1, grad.shape[-1])
+        grad_spk = None
+        if weight is not None:
+            grad_spk = grad @ weight if by_torch else _call("spike_linear_grad_spk", grad, weight)
         grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
         if spk is None:
             return grad_spk, None, grad_bias, None
-        if torch.is_grad_enabled() or transforms.functional() or transforms.any_batched((grad,), legacy=True):
+        if by_torch:
             return grad_spk, rows.T @ spk.reshape(-1, spk.shape[-1]), grad_bias, None
         return grad_spk, _call("spike_linear_grad", grad, spk), grad_bias, None
 
@@ -762,6 +765,7 @@ def _fake_encode_delta(x, threshold, padding, off_spike, dtype):
 _FAKES |= {
     "spike_linear": lambda spk, weight, bias: spk.new_empty(*spk.shape[:-1], len(weight)),
     "spike_linear_grad": lambda grad, spk: grad.new_empty(grad.shape[-1], spk.shape[-1]),
+    "spike_linear_grad_spk": lambda grad, weight: grad.new_empty(*grad.shape[:-1], weight.shape[1]),
     "encode_rate": _fake_encode_rate,
     "encode_latency": _fake_encode_latency,
     "encode_delta": _fake_encode_delta,

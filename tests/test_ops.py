@@ -235,6 +235,7 @@ def other_calls(device):
     if device == "cpu":
         yield torch.ops.snnfast.spike_linear, (data, torch.randn(6, 4), None)
         yield torch.ops.snnfast.spike_linear_grad, (torch.randn(5, 3, 6), data)
+        yield torch.ops.snnfast.spike_linear_grad_spk, (torch.randn(5, 3, 6), torch.randn(6, 4))
 
 
 @pytest.mark.parametrize("model", [*MODELS, None], ids=lambda model: model.name if model else "others")

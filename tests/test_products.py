@@ -121,6 +121,11 @@ def test_every_layout():
     torch.testing.assert_close(ours, torch.autograd.grad(F.linear(x, weight).sum(), weight)[0])
 
 
+def test_a_sequence_too_long_for_all_its_lists_at_once():
+    x, grad = spikes(9000, 2000, share=0.002), normal(9000, 17)
+    torch.testing.assert_close(torch.ops.snnfast.spike_linear_grad(grad, x), grad.T @ x)
+
+
 def test_empty_ones_are_torchs():
     x, weight = spikes(6, 7, 12, share=0.1), normal(5, 12)
     for given, weights in ((x[:0], weight), (x, weight[:0]), (x[..., :0], weight[:, :0])):
@@ -217,11 +222,13 @@ def test_opcheck(share, dtype):
     for bias in (None, normal(30).to(dtype)):
         torch.library.opcheck(torch.ops.snnfast.spike_linear.default, (x, weight, bias))
     torch.library.opcheck(torch.ops.snnfast.spike_linear_grad.default, (grad, x))
+    torch.library.opcheck(torch.ops.snnfast.spike_linear_grad_spk.default, (grad, weight))
 
 
 def test_wrong_arguments_of_the_operators():
     x, weight, grad = torch.zeros(4, 8), torch.zeros(3, 8), torch.zeros(4, 3)
     product, gradient = torch.ops.snnfast.spike_linear, torch.ops.snnfast.spike_linear_grad
+    of_spikes = torch.ops.snnfast.spike_linear_grad_spk
     wrong = [
         (lambda: product(x[0, 0], weight, None), "spk must have a dimension of features"),
         (lambda: product(x, weight[:, :7], None), r"weight must have shape \[outputs, 8\]"),
@@ -229,6 +236,8 @@ def test_wrong_arguments_of_the_operators():
         (lambda: product(x, weight, torch.zeros(4)), "bias must have 3 elements, got 4"),
         (lambda: gradient(grad[:3], x), "grad must have as many rows as spk, 4, got 3"),
         (lambda: gradient(grad.double(), x), "grad must have dtype Float, got Double"),
+        (lambda: of_spikes(grad, weight[:2]), r"weight must have shape \[3, inputs\]"),
+        (lambda: of_spikes(grad, weight.double()), "weight must have dtype Float, got Double"),
     ]
     for call, message in wrong:
         with pytest.raises(RuntimeError, match=message):

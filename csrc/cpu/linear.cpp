@@ -1,10 +1,10 @@
-// The operators of a linear layer behind spikes: forward, and the gradient of its weights.
+// The operators of a linear layer behind spikes: forward, and the gradients of its weights and of the spikes.
 //
-// Both are products of a matrix that is mostly zeros with a dense one: spikes [rows, inputs] with weights, and the same
-// spikes, transposed, with the gradient of the outputs. Either is computed from lists of what is not zero. A block of
-// 64 of the dense matrix's columns and of as many of its rows as hold some 25 spikes stays in the nearest caches, the
-// sums of a spikes' row in registers. Where spikes are many, sizes small, or a number infinite or none, the product is
-// torch's.
+// The first two are products of a matrix that is mostly zeros with a dense one: spikes [rows, inputs] with weights, and
+// the same spikes, transposed, with the gradient of the outputs. Either is computed from lists of what is not zero. A
+// block of 64 of the dense matrix's columns and of as many of its rows as hold some 25 spikes stays in the nearest
+// caches, the sums of a spikes' row in registers. Where spikes are many, sizes small, or a number infinite or none, the
+// product is torch's.
 //
 // As in any BLAS, sums have an order of their own, the same for any number of threads, and a multiply and an add may be
 // one. Terms come in pairs and in parts, whose sums lose less than one long sum.
@@ -322,7 +322,9 @@ bool multiply_transposed_by_lists(const float* grad, const float* spk, const Sha
   const int64_t parts_of_outputs = divided_up(outputs, kWidth), threads = torch::stable::get_num_threads();
   const int64_t parts = std::max(divided_up(inputs, kInputs), std::min(divided_up(threads, parts_of_outputs), inputs));
   const int64_t part = divided_up(inputs, parts);
-  const Scratch all_sums(parts_of_outputs * parts * part * kWidth);
+  // Where all lists are made at once, a task's sums are soon written.
+  const bool once = at_once == blocks;
+  const Scratch all_sums(once ? 0 : parts_of_outputs * parts * part * kWidth);
   std::atomic<bool> finite = true;
   for (int64_t first = 0; first < blocks && finite; first += at_once) {
     const int64_t last = std::min(first + at_once, blocks);
@@ -337,13 +339,13 @@ bool multiply_transposed_by_lists(const float* grad, const float* spk, const Sha
       });
     });
     torch::stable::parallel_for(0, parts_of_outputs * parts, 1, [&](int64_t begin, int64_t end) {
-      const Scratch dense(block * kWidth);
+      const Scratch dense(block * kWidth), sums_of_task(once ? part * kWidth : 0);
       bool all = true;
       vectorized_by_width([&]<int kBytes>(std::integral_constant<int, kBytes>) {
         for (int64_t task = begin; task < end && all; ++task) {
           const int64_t output = task / parts * kWidth, input = std::min(task % parts * part, inputs);
           const int64_t width = std::min(kWidth, outputs - output), count = std::min(part, inputs - input);
-          float* sums = all_sums.data() + task * part * kWidth;
+          float* sums = once ? sums_of_task.data() : all_sums.data() + task * part * kWidth;
           for (int64_t k = first; k < last; ++k) {
             all &= copy_block(grad + k * block * outputs + output, outputs, rows_of(k), width, dense.data());
             lists[k - first].multiply<kBytes>(dense.data(), whole_lanes(width), input, input + count, k > 0, sums);
@@ -456,10 +458,27 @@ Tensor spike_linear_grad(Tensor grad, Tensor spk) {
   return finite ? out : by_torch();
 }
 
+// grad [..., out], weight [out, in] -> dL/dspk [..., in]: torch's product, in memory of our own.
+Tensor spike_linear_grad_spk(Tensor grad, Tensor weight) {
+  const Shape shape("grad", grad);
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == shape.columns, "weight must have shape [", shape.columns,
+                  ", inputs]");
+  check_tensor("weight", weight, grad, grad.scalar_type(), weight.numel());
+  std::vector<int64_t> sizes(grad.sizes().begin(), grad.sizes().end());
+  sizes.back() = weight.size(1);
+  const Tensor rows = torch::stable::reshape(grad, {shape.rows, shape.columns});
+  const Tensor out = fresh(grad, std::array{shape.rows, weight.size(1)}, grad.scalar_type());
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(rows), from(weight), from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::reshape(torch::stable::detail::to<Tensor>(stack[0]), sizes);
+}
+
 }  // namespace
 }  // namespace snnfast
 
 STABLE_TORCH_LIBRARY_IMPL(snnfast, CPU, m) {
   m.impl("spike_linear", TORCH_BOX(&snnfast::spike_linear));
   m.impl("spike_linear_grad", TORCH_BOX(&snnfast::spike_linear_grad));
+  m.impl("spike_linear_grad_spk", TORCH_BOX(&snnfast::spike_linear_grad_spk));
 }
