@@ -1,5 +1,5 @@
-// Every operator of snnfast: pairs per neuron model, all of one form, the products with spikes, the encoders, and
-// spikes as bits.
+// Every operator of snnfast: pairs per neuron model, all of one form, the products with spikes, convolutions, the
+// encoders, and spikes as bits.
 // snnfast/ops.py is the only caller.
 //
 // Shapes: x [T, ...] when `unroll`, else one step [...]; a neuron's states have x's shape less T; parameters are laid
@@ -46,6 +46,15 @@ constexpr const char* kEncoders[] = {
     "encode_latency(Tensor times, int steps, bool ramp, float on, float off, ScalarType dtype) -> Tensor",
     "encode_delta(Tensor x, float threshold, bool padding, bool off_spike, ScalarType dtype) -> Tensor"};
 
+// Convolutions, and pooling by the largest value, of images [B, C, H, W] that are mostly zeros; cpu/convolution.cpp and
+// cpu/pooling.cpp.
+constexpr const char* kConvolutions[] = {
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor",
+    "conv2d_grad_weight(Tensor grad, Tensor x, int[] weight, int[] stride, int[] padding) -> Tensor",
+    "conv2d_grad_input(Tensor grad, Tensor weight, int[] x, int[] stride, int[] padding) -> Tensor",
+    "max_pool2d(Tensor x, int[] size, int[] stride, int[] padding) -> Tensor[]",
+    "max_pool2d_grad(Tensor grad, Tensor taps, int[] x, int[] size, int[] stride, int[] padding) -> Tensor"};
+
 // Spikes to one bit each and back; op/bits.h says which bit is whose.
 constexpr const char* kBits[] = {"pack_spikes(Tensor spk) -> Tensor",
                                  "unpack_spikes(Tensor bits, Tensor height, int[] shape) -> Tensor"};
@@ -57,6 +66,7 @@ STABLE_TORCH_LIBRARY(snnfast, m) {
   m.def("spike_linear_grad(Tensor grad, Tensor spk) -> Tensor");
   m.def("spike_linear_grad_spk(Tensor grad, Tensor weight) -> Tensor");
   for (const char* encoder : kEncoders) m.def(encoder);
+  for (const char* operation : kConvolutions) m.def(operation);
   for (const char* operation : kBits) m.def(operation);
   for (const std::string model : kModels) {
     m.def((model + kForward).c_str());

@@ -493,6 +493,31 @@ class _SpikeLinear(torch.autograd.Function):
         return grad_spk, _call("spike_linear_grad", grad, spk), grad_bias, None
 
 
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
+    """x [B, C, H, W], weight [outputs, C, rows, columns]: `torch.conv2d`, at the cost of what of x is not zero."""
+    return _call("conv2d", x, weight, bias, stride, padding)
+
+
+def conv2d_grad_weight(grad: Tensor, x: Tensor, weight: tuple, stride: tuple, padding: tuple) -> Tensor:
+    """dL/dweight, of this shape, at the cost of what of x is not zero."""
+    return _call("conv2d_grad_weight", grad, x, weight, stride, padding)
+
+
+def conv2d_grad_input(grad: Tensor, weight: Tensor, x: tuple, stride: tuple, padding: tuple) -> Tensor:
+    """dL/dx, of this shape, at the cost of what of dL/doutput is not zero."""
+    return _call("conv2d_grad_input", grad, weight, x, stride, padding)
+
+
+def max_pool2d(x: Tensor, size: tuple, stride: tuple, padding: tuple) -> list[Tensor]:
+    """The largest values of windows over x [B, C, H, W], and which of its taps each is, counted by rows: uint8."""
+    return _call("max_pool2d", x, size, stride, padding)
+
+
+def max_pool2d_grad(grad: Tensor, taps: Tensor, x: tuple, size: tuple, stride: tuple, padding: tuple) -> Tensor:
+    """dL/dx, of this shape."""
+    return _call("max_pool2d_grad", grad, taps, x, size, stride, padding)
+
+
 def encode_rate(x, seed, steps, silent, gain, offset, dtype) -> Tensor:
     """Random spikes of x [...] for so many `steps`, or of x [T, ...] where they are None; seed: int64 []."""
     return _call("encode_rate", x, seed, steps, silent, gain, offset, dtype, steps=steps)
@@ -762,7 +787,23 @@ def _fake_encode_delta(x, threshold, padding, off_spike, dtype):
     return x.new_empty(x.shape, dtype=dtype)
 
 
+def _fake_max_pool2d(x, size, stride, padding):
+    shape = (*x.shape[:2], *_window_places(x.shape, size, stride, padding))
+    return [x.new_empty(shape), x.new_empty(shape, dtype=torch.uint8)]
+
+
+def _window_places(x, window, stride, padding) -> list:
+    return [(x[2 + dim] + 2 * padding[dim] - window[dim]) // stride[dim] + 1 for dim in (0, 1)]
+
+
 _FAKES |= {
+    "conv2d": lambda x, weight, bias, stride, padding: x.new_empty(
+        (len(x), len(weight), *_window_places(x.shape, weight.shape[2:], stride, padding))
+    ),
+    "conv2d_grad_weight": lambda grad, x, weight, stride, padding: x.new_empty(weight),
+    "conv2d_grad_input": lambda grad, weight, x, stride, padding: grad.new_empty(x),
+    "max_pool2d": _fake_max_pool2d,
+    "max_pool2d_grad": lambda grad, taps, x, size, stride, padding: grad.new_empty(x),
     "spike_linear": lambda spk, weight, bias: spk.new_empty(*spk.shape[:-1], len(weight)),
     "spike_linear_grad": lambda grad, spk: grad.new_empty(grad.shape[-1], spk.shape[-1]),
     "spike_linear_grad_spk": lambda grad, weight: grad.new_empty(*grad.shape[:-1], weight.shape[1]),

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.prune import BasePruningMethod
 
-from . import products
+from . import images, products
 from .capture import constant
 
 OBSERVERS = ("ObserverBase", "FakeQuantizeBase")
@@ -39,10 +39,11 @@ def run(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _at_once(layer: nn.Module, x: Tensor) -> Tensor:
+    run = layer if is_hooked(layer) else images.of(layer)
     if torch.compiler.is_compiling():
-        return layer(x)
+        return run(x)
     with products.BehindSpikes():
-        return layer(x)
+        return run(x)
 
 
 def by_step(layer: nn.Module) -> tuple[str, str] | None:

@@ -7,7 +7,7 @@ whose fastest batched form is known; any other torch operator without effects is
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from .. import products
+from .. import images, products
 from . import graph as g
 
 
@@ -142,8 +142,9 @@ def matrix_product(call: Call) -> Batched | None:
     return Batched("call_function", products.matmul, call.args, {}, exact=False)
 
 
-def folding(rank: int, exact: bool = False) -> Callable[[Call], Batched | None]:
-    """Rule of an operator on [B, ...] of `rank` dimensions that treats samples alike: time is folded into the batch."""
+def folding(rank: int, exact: bool = False, target=None) -> Callable[[Call], Batched | None]:
+    """Rule of an operator on [B, ...] of `rank` dimensions that treats samples alike: time is folded into the batch;
+    target: what is called in its place."""
 
     def rule(call):
         if not _only_first_stacked(call) or not isinstance(g.value(call.lanes[0]), Tensor):
@@ -151,7 +152,8 @@ def folding(rank: int, exact: bool = False) -> Callable[[Call], Batched | None]:
         if (rank and stacked(call)[0].rank != rank) or stacked(call)[0].rank < 2:
             return None
         unfold = unfolding(len(call.lanes))
-        return _again(call, exact and not _shares_gradients(call), lambda leaf: Stacked(leaf.lanes, fold), unfold)
+        again = _again(call, exact and not _shares_gradients(call), lambda leaf: Stacked(leaf.lanes, fold), unfold)
+        return replace(again, target=target) if target else again
 
     return rule
 
@@ -330,11 +332,12 @@ TABLE = {
     F.layer_norm: leading,
     **dict.fromkeys((operator.matmul, torch.matmul, torch.mm), matrix_product),
     **dict.fromkeys((F.conv1d, torch.conv1d), folding(3)),
-    **dict.fromkeys((F.conv2d, torch.conv2d), folding(4)),
+    **dict.fromkeys((F.conv2d, torch.conv2d), folding(4, target=images.conv2d)),
     **dict.fromkeys((F.conv3d, torch.conv3d), folding(5)),
     **dict.fromkeys(functions(POOLS.replace("?", "1"), F, torch), folding(3, exact=True)),
     **dict.fromkeys(functions(POOLS.replace("?", "2"), F, torch, torch._C._nn), folding(4, exact=True)),
     **dict.fromkeys(BATCH_NORMS, batch_norm),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), folding(4, exact=True, target=images.max_pool2d)),
     torch.flatten: flatten,
     torch.reshape: reshape,
     operator.getitem: pick,

@@ -4,13 +4,14 @@ import dataclasses
 import itertools
 import operator
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
-from .. import products
+from .. import images, products
 from ..compiler import graph as g
 from ..compiler import rules
 from ..compiler.emission import ALIGNMENT, own_memory
@@ -439,7 +440,11 @@ def _batched(operation: Operation, inputs: list):
     if not rules.stacked(one):
         return None
     table = rules.METHODS.get(target) if kind == "call_method" else rules.TABLE.get(target)
-    return table(one) if table else None
+    batched = table(one) if table else None
+    if batched is not None and batched.target is images.conv2d:
+        # Spikes are to be the loop's.
+        return replace(batched, kwargs={**batched.kwargs, "steps": operation.count})
+    return batched
 
 
 def _shared(node_of, value: Tensor) -> Node:
