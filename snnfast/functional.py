@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, reference, transforms
+from . import layouts, ops, reference, transforms
 from .annotations import SpikeGrad, StateQuant
 from .capture import constant
 from .loops import recording
@@ -242,8 +242,11 @@ def _run(
         call = reference.Call(*options[:3], state_quant, inhibition)
         result = _run_reference(model, x.to(dtype), rec, states, params, call, options.unroll)
     else:
-        params = _for_kernels(model, params, shape, dtype)
-        result = ops.run(model, x, rec, states, params, options, want_seqs)
+        layout = layouts.of(x, int(options.unroll))
+        x, rec, states = layout.put(x), layout.put(rec), layout.put_steps(states)
+        params = _for_kernels(model, params, shape, dtype, layout)
+        spk, last, seqs = ops.run(model, x, rec, states, params, options, want_seqs)
+        result = Result(layout.back(spk), layout.back_steps(last), seqs and tuple(map(layout.back, seqs)))
     return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
 
 
@@ -300,8 +303,11 @@ def run_dense(
 
         result = _run_reference(model, x, None, states, params, call, True, spk, feed_back)
     else:
-        params = _for_kernels(model, params, shape, dtype)
-        result = ops.run_dense(model, x, recurrence, spk, states, params, options, want_seqs)
+        layout = layouts.of(x, 1, but=1)
+        x, spk, states = layout.put(x), layout.put_step(spk), layout.put_steps(states)
+        params = _for_kernels(model, params, shape, dtype, layout)
+        spk, last, seqs = ops.run_dense(model, x, recurrence, spk, states, params, options, want_seqs)
+        result = Result(layout.back(spk), layout.back_steps(last), seqs and tuple(map(layout.back, seqs)))
     return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
 
 
@@ -444,7 +450,9 @@ def _state_dtype(x: Tensor, states: tuple, params: tuple) -> torch.dtype:
     return torch.float64 if doubled else torch.float32
 
 
-def _for_kernels(model: Model, params: tuple, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _for_kernels(
+    model: Model, params: tuple, shape: torch.Size, dtype: torch.dtype, layout: layouts.Layout
+) -> tuple[Tensor, ...]:
     """Parameters as the kernels read them.
 
     What learns is clamped by torch: whether a gradient passes at a bound is torch's rule, and changed with torch 2.14.
@@ -453,7 +461,8 @@ def _for_kernels(model: Model, params: tuple, shape: torch.Size, dtype: torch.dt
     learns = model.clamped if torch.is_grad_enabled() else ()
     named_params = zip(model.params, params, strict=True)
     clamped = (p.clamp(0, 1) if n in learns and p.requires_grad else p for n, p in named_params)
-    return tuple(_over_trailing_dims(param.to(dtype), shape) for param in clamped)
+    laid_out, shape = (layout.put_param(param.to(dtype), len(shape)) for param in clamped), layout.of_step(shape)
+    return tuple(_over_trailing_dims(param, shape) for param in laid_out)
 
 
 def _over_trailing_dims(param: Tensor, shape: torch.Size) -> Tensor:

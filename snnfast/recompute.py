@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import ops, over_time, transforms
+from . import layouts, ops, over_time, transforms
 from .functional import runs_reference
 from .neurons import RecurrentOneToOne, SpikingNeuron, own
 
@@ -68,8 +68,15 @@ class _Input:
     """A group's input: the tensor itself in forward, later what is made of the bits that were kept of it."""
 
     def __init__(self, x: Tensor, height: Tensor | None):
-        self.height, self.shape, self.requires_grad = height, tuple(x.shape), x.requires_grad
-        self.first, self.kept = (None, x) if height is None else (x, ops.pack_spikes(x.detach()))
+        self.height, self.requires_grad = height, x.requires_grad
+        self.first, self.kept = None, x
+        if height is not None:
+            # What runs again gets them as they lay: sums of products go by that.
+            self.layout = layouts.of(x, 1)
+            if height.numel() > 1:
+                self.height = self.layout.put_param(height, x.dim() - 1).expand(self.layout.of_step(x.shape[1:]))
+            laid_out = self.layout.put(x.detach())
+            self.first, self.shape, self.kept = x, tuple(laid_out.shape), ops.pack_spikes(laid_out)
 
     def take(self, kept: Tensor) -> Tensor:
         if self.height is None:
@@ -77,7 +84,8 @@ class _Input:
         x, self.first = self.first, None
         if x is not None:
             return x
-        return ops.unpack_spikes(kept, self.height, self.shape).requires_grad_(self.requires_grad)
+        spikes = self.layout.back(ops.unpack_spikes(kept, self.height, self.shape))
+        return spikes.requires_grad_(self.requires_grad)
 
 
 def _may_run_again(group: list[nn.Module], x: Tensor) -> bool:
