@@ -1,4 +1,4 @@
-"""Convolutions and pooling of images [B, C, H, W], such as all steps of a loop: torch's functions, at less cost on a CPU.
+"""Convolutions and pooling of images [B, C, H, W], such as all steps of a loop: torch's functions, faster on a CPU.
 
 A convolution behind spikes visits those alone, and so do its gradients; pooling keeps a byte of each window for
 backward. Where that would be no faster, or a call asks for what csrc/cpu/convolution.cpp and pooling.cpp lack (another
@@ -16,7 +16,7 @@ from . import ops, transforms
 from .functional import runs_reference
 
 FEW = 0.25
-"""The share of an input that is not zero up to which forward is faster by visiting that alone: measured on 11 layers."""
+"""The share of an input that is not zero up to which visiting that alone is faster: measured on 11 layers."""
 
 FEW_FOR_WEIGHT = 0.2
 """The same for the weight's gradient."""
@@ -46,12 +46,12 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         steps: the input is so many steps of a loop, [steps * B, ...], and each is to be to the bit what torch gives of
             it alone: where it is not, torch's forward runs on all of them. None: no matter.
     """
-    stride, padding = _pair(stride), _pair(padding)
-    plain = None not in (stride, padding) and _pair(dilation) == (1, 1) and groups == 1
-    if not plain or not _fits(input, weight, bias) or not _is_worth_it(input, weight, stride, padding):
-        return F.conv2d(input, weight, bias, stride or 1, padding or 0, dilation, groups)
-    if not math.isfinite(weight.detach().sum()):
-        return F.conv2d(input, weight, bias, stride, padding)
+    where = _pair(stride), _pair(padding)
+    plain = None not in where and _pair(dilation) == (1, 1) and groups == 1
+    ours = plain and _fits(input, weight, bias) and _is_worth_it(input, weight, *where)
+    if not ours or not math.isfinite(weight.detach().sum()):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    stride, padding = where
     few = _share(input) <= FEW and _may_be_few(input, weight, stride, padding)
     few = few and (steps is None or _same_sums(input, weight, bias, stride, padding, steps))
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (input, weight, bias)):

@@ -1,4 +1,4 @@
-"""Neurons are elementwise: a current in any dense layout passes untouched, with the same numbers, and results keep it."""
+"""Neurons are elementwise: a current in any dense layout passes untouched, with the same numbers; results keep it."""
 
 import itertools
 
@@ -38,7 +38,8 @@ def computed(model, unroll, order, given_order):
     x, rec = leaf(shape, 2.0), leaf(shape) if model.recurrent else None
     states = tuple(leaf(SHAPE) for _ in model.states)
     params = tuple(
-        (torch.rand(size, generator=draw) * 0.5 + 0.4).requires_grad_() for _, size in zip(model.params, sizes)
+        (torch.rand(size, generator=draw) * 0.5 + 0.4).requires_grad_()
+        for _, size in zip(model.params, sizes, strict=False)
     )
     options = ops.Options(surrogate.atan(2.0), "subtract", True, unroll)
     spk, last, seqs = functional.run(model, x, states, params, options, want_seqs=unroll, rec=rec)

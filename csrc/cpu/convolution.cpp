@@ -278,13 +278,14 @@ class WeightGradient {
         taps_x_(shape, 1, shape.width, shape.columns) {}
 
   void run(const Images& grad, const Images& x, int64_t begin, int64_t end, Matrix<float>& total) const {
-    constexpr int64_t kPart = 32;
+    constexpr int64_t kTerms = 128;
+    const int64_t part = std::max<int64_t>(1, kTerms / s_.places());
     Matrix<float> sums(filters(), s_.outputs), grads(s_.places(), s_.outputs);
     grads.clear();
     Events events(s_.width);
-    for (int64_t first = begin; first < end; first += kPart) {
+    for (int64_t first = begin; first < end; first += part) {
       sums.clear();
-      for (int64_t image = first; image < std::min(first + kPart, end); ++image) {
+      for (int64_t image = first; image < std::min(first + part, end); ++image) {
         turn(grad, image, grads);
         for (int64_t c = 0; c < s_.inputs; ++c) add_channel(x, image, c, grads, events, sums);
       }
@@ -396,12 +397,15 @@ class InputGradient {
 
   template <int kVectors>
   void add_place(const Event* begin, const Event* end, int64_t filter, int64_t first, float* to) const {
-    Lanes sums[kVectors];
-    load(sums, to);
+    // A sum of its own loses less than one long sum.
+    Lanes sums[kVectors] = {}, before[kVectors];
     for (const Event* event = begin; event < end; ++event) {
       add(sums, event->height, filters_.row(filter + event->place) + first);
     }
-    store(sums, to);
+    load(before, to);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) before[v] += sums[v];
+    store(before, to);
   }
 
   const Shape& s_;

@@ -1,0 +1,248 @@
+"""Convolutions and pooling behind spikes: what is computed from the values that are not zero is torch's."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import snnfast as snn
+from snnfast import images, ops, use_reference
+
+# C, outputs, filter, image, stride, padding: odd sizes around the vectors, and rows of filters longer than registers.
+LAYERS = [
+    (1, 12, (5, 5), (28, 28), (1, 1), (0, 0)),
+    (9, 17, (3, 2), (7, 11), (2, 3), (1, 0)),
+    (20, 50, (5, 5), (12, 12), (1, 1), (0, 0)),
+    (40, 66, (3, 3), (6, 5), (1, 2), (1, 2)),
+    (3, 130, (1, 1), (5, 5), (1, 1), (0, 0)),
+]
+
+
+def spikes(*shape, share, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(shape[-1])
+    heights = torch.randn(*shape, generator=draw, dtype=torch.float64)
+    return torch.where(torch.rand(*shape, generator=draw) < share, heights, 0.0).to(dtype)
+
+
+def layer(inputs, outputs, filters, image, share, batch=9, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(outputs)
+    weight, bias = (torch.randn(size, generator=draw).to(dtype) for size in ((outputs, inputs, *filters), outputs))
+    return spikes(batch, inputs, *image, share=share, dtype=dtype), weight, bias
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("inputs, outputs, filters, image, stride, padding", LAYERS)
+def test_the_operators(inputs, outputs, filters, image, stride, padding, share):
+    """Float32 errs at most one and a half times as much as torch's own convolution, against that in float64."""
+
+    def results(dtype, ours):
+        x, weight, bias = layer(inputs, outputs, filters, image, share, dtype=dtype)
+        y = F.conv2d(x, weight, bias, stride, padding)
+        grad = spikes(*y.shape, share=max(share, 0.3), dtype=dtype)
+        if ours:
+            return (
+                ops.conv2d(x, weight, bias, stride, padding),
+                ops.conv2d_grad_input(grad, weight, x.shape, stride, padding),
+                ops.conv2d_grad_weight(grad, x, weight.shape, stride, padding),
+            )
+        wanted = True, True, False
+        options = stride, padding, (1, 1), False, (0, 0), 1, wanted
+        return y, *torch.ops.aten.convolution_backward(grad, x, weight, [outputs], *options)[:2]
+
+    exact = results(torch.float64, False)
+    for one, theirs, true in zip(results(torch.float32, True), results(torch.float32, False), exact, strict=True):
+        floor = torch.finfo(torch.float32).eps * true.abs().max()
+        assert (one - true).abs().max() <= 1.5 * (theirs - true).abs().max() + floor
+
+
+def test_huge_tiny_and_cancelling_values():
+    x, weight, bias = layer(4, 16, (3, 3), (8, 8), 0.3)
+    x[0] *= 1e30
+    x[1] *= 1e-42
+    x[2, :2], weight[:, :2] = x[2, 2:], -weight[:, 2:]
+    true = F.conv2d(x.double(), weight.double(), bias.double())
+    found = ops.conv2d(x, weight, bias, (1, 1), (0, 0)), F.conv2d(x, weight, bias)
+    errors = [(one - true).abs().amax((1, 2, 3)) for one in found]
+    assert (errors[0] <= 1.5 * errors[1] + 1e-6 * true.abs().amax((1, 2, 3))).all()
+
+
+def test_threads_give_the_same_sums():
+    x, weight, _ = layer(8, 16, (3, 3), (9, 9), 0.2, batch=70)
+    grad = torch.randn(70, 16, 7, 7)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(ops.conv2d_grad_weight(grad, x, weight.shape, (1, 1), (0, 0)))
+    torch.set_num_threads(before)
+    assert found[0].equal(found[1]) and found[0].equal(found[2])
+
+
+def watched(monkeypatch):
+    """The names of the operators that are called from now on."""
+    called, call = [], ops._call
+    monkeypatch.setattr(ops, "_call", lambda name, *rest, **more: called.append(name) or call(name, *rest, **more))
+    return called
+
+
+def trained(function, x, weight, bias, **options):
+    given = [tensor.detach().clone().requires_grad_() for tensor in (x, weight, bias)]
+    out = function(*given, **options)
+    return out, torch.autograd.grad(out, given, torch.ones_like(out) * (torch.arange(out.shape[-1]) % 3))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.9])
+def test_as_a_function(share, monkeypatch):
+    called = watched(monkeypatch)
+    x, weight, bias = layer(16, 32, (3, 3), (12, 12), share, batch=16)
+    for options in ({}, {"stride": 2, "padding": 1}, {"stride": (1, 2)}, {"padding": "same"}, {"dilation": 2}):
+        ours, theirs = trained(images.conv2d, x, weight, bias, **options), trained(F.conv2d, x, weight, bias, **options)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert ("conv2d" in called) == ("conv2d_grad_weight" in called) == (share < 0.1)
+    grouped = layer(8, 32, (3, 3), (12, 12), share)[1]
+    assert images.conv2d(x, grouped, bias, groups=2).equal(F.conv2d(x, grouped, bias, groups=2))
+
+
+def test_steps_are_the_loop_s_to_the_bit():
+    x, weight, bias = layer(12, 64, (5, 5), (12, 12), 0.1, batch=32)
+    with torch.no_grad():
+        at_once = images.conv2d(x, weight, bias, steps=4)
+        assert at_once.equal(torch.cat([F.conv2d(step, weight, bias) for step in x.chunk(4)]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_reaches_what_it_reaches_in_torch(bad):
+    x, weight, bias = layer(16, 32, (3, 3), (12, 12), 0.05, batch=16)
+    for place in (x, weight):
+        spoilt = place.clone()
+        spoilt[0, 0, 1, 1] = bad
+        given = [spoilt if one is place else one for one in (x, weight)]
+        ours, theirs = (function(*given, bias).isfinite() for function in (images.conv2d, F.conv2d))
+        assert ours.equal(theirs)
+    grads = []
+    for function in (images.conv2d, F.conv2d):
+        learnt = weight.clone().requires_grad_()
+        out = function(x, learnt, bias)
+        grad = torch.ones_like(out)
+        grad[0, 0] = bad
+        grads.append(torch.autograd.grad(out, learnt, grad)[0].isfinite())
+    assert grads[0].equal(grads[1]) and not grads[0].all()
+
+
+@pytest.mark.parametrize("size, stride, padding", [(2, 2, 0), (3, 2, 1), ((2, 3), (1, 2), (1, 0)), (2, 3, 0)])
+def test_pooling(size, stride, padding):
+    x = torch.randn(5, 3, 9, 11).round()
+    x[0, 0, 0, 0], x[1], x[2, 1, 3] = float("nan"), -float("inf"), float("inf")
+    given = [x.clone().requires_grad_() for _ in range(2)]
+    functions = images.max_pool2d, F.max_pool2d
+    ours, theirs = (f(one, size, stride, padding) for f, one in zip(functions, given, strict=True))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    weights = torch.randn_like(ours).requires_grad_()
+    pairs = zip((ours, theirs), given, strict=True)
+    grads = [torch.autograd.grad(out, one, weights, create_graph=True)[0] for out, one in pairs]
+    assert grads[0].equal(grads[1])
+    again = [torch.autograd.grad(grad, weights, torch.ones_like(grad))[0] for grad in grads]
+    assert again[0].equal(again[1])
+
+
+def test_pooling_that_is_torch_s_own():
+    x = torch.randn(2, 3, 9, 11)
+    for options in ({"ceil_mode": True}, {"return_indices": True}, {"dilation": 2}, {"kernel_size": 17, "padding": 8}):
+        options = {"kernel_size": 2, "stride": 2} | options
+        ours, theirs = images.max_pool2d(x, **options), F.max_pool2d(x, **options)
+        assert all(map(torch.equal, ours, theirs)) if isinstance(ours, tuple) else ours.equal(theirs)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert images.max_pool2d(last, 2).is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="pad should be at most half"):
+        images.max_pool2d(x, 2, padding=2)
+
+
+def network(lib, **options):
+    first = nn.Conv2d(1, 8, 3), nn.MaxPool2d(2), lib.Leaky(0.7, **options)
+    second = nn.Conv2d(8, 16, 3), lib.Leaky(0.8, **options)
+    return nn.Sequential(*first, *second, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 4), lib.Leaky(0.9, **options))
+
+
+def test_unroll_runs_convolutions_on_spikes(monkeypatch):
+    called = watched(monkeypatch)
+    net, x = network(snn), torch.rand(6, 64, 1, 14, 14)
+    results = []
+    for way in ("ours", "torch's"):
+        if way != "ours":
+            monkeypatch.setattr(images, "of", lambda layer: layer)
+        net.zero_grad()
+        out = snn.Unroll(net)(x)
+        out.sum().backward()
+        results.append((out, net[0].weight.grad.clone()))
+    assert {"conv2d", "conv2d_grad_weight", "max_pool2d", "max_pool2d_grad"} <= set(called)
+    assert (results[0][0] - results[1][0]).count_nonzero() <= 2
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_recorded_loop_keeps_its_bits(monkeypatch):
+    called = watched(monkeypatch)
+    net, x = network(snn, init_hidden=True), torch.rand(12, 32, 1, 14, 14)
+
+    def run():
+        snn.reset(net)
+        return torch.stack([net(step) for step in x])
+
+    plain = run()
+    with snn.accelerated():
+        recorded = run()
+    assert recorded.equal(plain) and "conv2d" in called
+    recorded.sum().backward()
+    assert "conv2d_grad_weight" in called
+
+
+def test_others_run_torch_s_own(monkeypatch):
+    monkeypatch.setattr(ops, "_call", None)
+    x, weight, bias = layer(16, 32, (3, 3), (12, 12), 0.05, batch=16)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert images.conv2d(last, weight, bias).is_contiguous(memory_format=torch.channels_last)
+    for one, matrix in ((x.double(), weight.double()), (x[:1], weight)):
+        assert images.conv2d(one, matrix).equal(F.conv2d(one, matrix))
+    with use_reference():
+        assert images.conv2d(x, weight, bias).equal(F.conv2d(x, weight, bias))
+    with pytest.raises(RuntimeError, match="expected input"):
+        images.conv2d(x, weight[:, :7])
+
+
+def test_wrong_arguments_of_the_operators():
+    x, weight, grad = torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 3, 3), torch.zeros(2, 4, 6, 6)
+    names = ("conv2d", "conv2d_grad_weight", "conv2d_grad_input", "max_pool2d", "max_pool2d_grad")
+    conv, by_weight, by_input, pool, by_pool = (getattr(torch.ops.snnfast, name) for name in names)
+    one, none = [1, 1], [0, 0]
+    taps = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    wrong = [
+        (lambda: conv(x[0], weight, None, one, none), r"must be \[B, C, H, W\]"),
+        (lambda: conv(x, weight[:, :2], None, one, none), r"must be \[B, C, H, W\]"),
+        (lambda: conv(x, weight, None, none, none), "stride must be 1 or more"),
+        (lambda: conv(x[..., :2], weight, None, one, none), "must not be larger than the padded image"),
+        (lambda: conv(x.double(), weight, None, one, none), "x must have dtype Float, got Double"),
+        (lambda: by_weight(grad[:, :3], x, [4, 3, 3, 3], one, none), "grad must have 288 elements, got 216"),
+        (lambda: by_input(grad, weight.double(), [2, 3, 8, 8], one, none), "weight must have dtype Float, got Double"),
+        (lambda: pool(x, [16, 16], one, [8, 8]), "at most 255 taps, got 256"),
+        (lambda: pool(x, [2, 2], one, [2, 2]), "padding from 0 to half the size"),
+        (lambda: by_pool(torch.zeros(2, 3, 4, 4), taps[:1], [2, 3, 8, 8], [2, 2], [2, 2], none), "taps must have 96"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    assert by_pool(torch.ones(2, 3, 4, 4), taps + 255, [2, 3, 8, 8], [2, 2], [2, 2], none).shape == x.shape
+
+
+def test_operators_follow_torch_s_rules():
+    x, weight, bias = layer(3, 5, (3, 3), (6, 6), 0.3, batch=2)
+    y = F.conv2d(x, weight, bias)
+    one, none = [1, 1], [0, 0]
+    taps = torch.zeros(2, 3, 3, 3, dtype=torch.uint8)
+    calls = [
+        ("conv2d", (x, weight, bias, one, none)),
+        ("conv2d_grad_weight", (y, x, list(weight.shape), one, none)),
+        ("conv2d_grad_input", (y, weight, list(x.shape), one, none)),
+        ("max_pool2d", (x, [2, 2], [2, 2], none)),
+        ("max_pool2d_grad", (torch.ones(2, 3, 3, 3), taps, list(x.shape), [2, 2], [2, 2], none)),
+    ]
+    for name, arguments in calls:
+        torch.library.opcheck(getattr(torch.ops.snnfast, name).default, arguments)
