@@ -53,6 +53,28 @@ def test_windows_grow_by_what_those_after_them_have_freed():
     assert found[-1] < found[-6] < max(found) and len(found) < 10 and sorted(found[1:], reverse=True) == list(found[1:])
 
 
+def convolutional(batch, loops=True):
+    """The stages of a convolution, pooling that keeps a byte of each window, and neurons, twice; and of a readout."""
+    stages, kept = [], 0
+    for made, pooled, weights in ((12 * 24 * 24, 12 * 12 * 12, 300), (64 * 8 * 8, 64 * 4 * 4, 19200)):
+        made, pooled = 4 * batch * made, 4 * batch * pooled
+        stages += [Stage(made, kept, 4 * weights)]
+        stages += [Stage(pooled, pooled // 4, loops=loops * (made + 2 * pooled)), Stage(pooled, pooled, is_step=True)]
+        kept = pooled
+    return [*stages, Stage(40 * batch, kept, 4 * 10240), Stage(40 * batch, 40 * batch, is_step=True)]
+
+
+def test_what_the_loop_keeps_beside_leaves_room_for_longer_windows_all_alike():
+    assert sizes(convolutional(128), 50) == (10,) * 5 and sizes(convolutional(128), 25) == (9, 8, 8)
+    without = sizes(convolutional(128, loops=False), 50)
+    assert sum(without) == 50 and without[-1] < 10
+
+
+def test_windows_are_alike_where_that_is_no_more_of_them():
+    found = sizes(fully_connected(784, 1000, 10, batch=128), 25)
+    assert len(found) == 2 and max(found) - min(found) <= 1
+
+
 def test_without_a_backward_the_cache_is_the_limit():
     stages = [Stage(1 << 20, 0), Stage(1 << 20, 0, is_step=True)]
     assert sizes(stages, 40) == (14,) and Windows((14,)).split(range(40))[-1] == tuple(range(28, 40))

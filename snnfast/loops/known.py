@@ -59,6 +59,9 @@ ELEMENTWISE = frozenset(
 )
 """Those that may be operations of a cell, which the cell's own table has the last word on."""
 
+POOLS_BY_TAPS = frozenset({F.max_pool2d, torch.max_pool2d})
+"""Of whose windows a packed loop keeps a byte each for backward."""
+
 
 def _of_batch_norm(function):
     def written(args, kwargs):

@@ -229,6 +229,7 @@ class Period:
         for operation, (earlier, logged) in zip(self.operations, places, strict=True):
             sources = zip(earlier.leaves, logged.leaves, logged.sources, strict=True)
             operation.connect([self._slot(old, new, source, first) for old, new, source in sources])
+        self._once = set() if exact else self._alike(places)
         self.consumers = {operation: [] for operation in self.operations}
         """For each operation who takes what it makes, and in which slot, its own states aside."""
         for user in self.operations:
@@ -297,6 +298,19 @@ class Period:
             return Slot(LITERAL, new)
         return Slot(NUMBER, type(new))
 
+    def _alike(self, places: list[tuple[Logged, Logged]]) -> set[Operation]:
+        """The operations that were given the same in both periods: they are computed once."""
+        alike = set()
+        for operation, (earlier, logged) in zip(self.operations, places, strict=True):
+            same = all(
+                (slot.what in alike and not slot.lag) if slot.kind == MADE else slot.kind != NUMBER and old is new
+                for slot, old, new in zip(operation.slots, earlier.leaves, logged.leaves, strict=True)
+                if slot.kind != LITERAL
+            )
+            if same and not operation.is_step and not operation.writes:
+                alike.add(operation)
+        return alike
+
     def windows_of(self, length: int | None) -> tuple[int, ...]:
         """The sizes of the windows of a loop of that many periods; None: of one whose length is not known."""
         if length not in self._windows:
@@ -318,9 +332,20 @@ class Period:
                 kept = [slot.like for slot in operation.slots if slot.kind == MADE]
                 made = sum(like.bytes for like in operation.outputs)
             weights = sum(slot.what.nbytes for slot in operation.slots if slot.kind == SAME and _learns(slot.what))
-            kept = sum(like.bytes for like in kept if like.requires_grad)
-            stages.append(Stage(made, kept, weights, operation.is_mark))
+            kept, loops = sum(like.bytes for like in kept if like.requires_grad), 0
+            if operation.function in known.POOLS_BY_TAPS and kept:
+                kept, loops = made // 4, self._kept_by_pool(operation)
+            if operation in self._once:
+                made, kept, loops = 0, 0, loops + kept
+            stages.append(Stage(made, kept, weights, operation.is_mark, loops))
         return stages
+
+    @staticmethod
+    def _kept_by_pool(operation: Operation) -> int:
+        """Bytes that torch's pooling keeps: where each largest value stood, and what a product made for nobody else."""
+        (slot,) = (slot for slot in operation.slots if slot.kind == MADE)
+        for_it_alone = slot.what.function in known.PRODUCTS
+        return 8 * operation.outputs[0].shape.numel() + for_it_alone * slot.like.bytes - operation.outputs[0].bytes // 4
 
 
 def _learns(value) -> bool:

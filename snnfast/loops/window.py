@@ -22,13 +22,14 @@ AT_FIRST = 8
 
 
 class Stage(NamedTuple):
-    """An operation of one step, in bytes: what it makes, what it keeps for backward, its weights that learn; and
-    whether it is a layer's step."""
+    """An operation of one step, in bytes: what it makes, what it keeps for backward, its weights that learn; whether it
+    is a layer's step; and what of it the loop keeps beside."""
 
     made: int
     kept: int
     weights: int = 0
     is_step: bool = False
+    loops: int = 0
 
 
 class Windows(NamedTuple):
@@ -72,10 +73,12 @@ def choose(stages: list[Stage], steps: int | None, device: torch.device) -> tupl
         return _equal(steps, most), limit
     if steps is None:
         return Windows((min(AT_FIRST, most),)), limit
-    sizes = _growing(stages, steps, most, 1)
+    room = spare(stages) + steps * sum(stage.loops for stage in stages)
+    sizes = _growing(stages, steps, most, room, 1)
     for count in range(2, len(sizes) + 3):
         if len(sizes) >= count:
-            sizes = _growing(stages, steps, most, count)
+            sizes = _growing(stages, steps, most, room, count)
+    sizes = _alike(stages, steps, most, room, len(sizes)) or sizes
     why = (
         f"each step keeps {size_of(kept)} for backward, a window holds {size_of(adds)} a step beside, the loop "
         f"{size_of(spare(stages))}, and {limit}"
@@ -83,22 +86,37 @@ def choose(stages: list[Stage], steps: int | None, device: torch.device) -> tupl
     return Windows(tuple(sizes)), why
 
 
-def _growing(stages: list[Stage], steps: int, most: int, count: int) -> list[int]:
+def _growing(stages: list[Stage], steps: int, most: int, room: int, count: int) -> list[int]:
     """Windows, if there are `count`, of which the last takes what the loop does, and each before it that and what those
-    after it have freed."""
-    kept, weights = sum(stage.kept for stage in stages), sum(stage.weights for stage in stages)
-    state = sum(stage.kept for stage in stages if stage.is_step)
-    found, sizes = beside(stages), []
+    after it have freed; room: bytes that the loop holds beside what windows keep."""
+    sizes = []
     while steps:
-        # States with which windows begin are kept beside all others; there is a gradient of this window's first
-        # ones, and, where another window follows it, of its last.
-        states = count - len(sizes) + 1 + bool(sizes)
-        free = spare(stages) - states * state + sum(sizes) * kept
-        there = [weights] * len(found) if sizes else [those for _, those in found]
-        window = min((free - those) // more for (more, _), those in zip(found, there, strict=True) if more > 0)
-        sizes.insert(0, min(max(1, window), most, steps))
+        sizes.insert(0, min(max(1, _longest(stages, room, count, sizes)), most, steps))
         steps -= sizes[0]
     return sizes
+
+
+def _alike(stages: list[Stage], steps: int, most: int, room: int, count: int) -> list[int] | None:
+    """No more windows than `count`, as long as one another to a step: one takes up the memory that another left."""
+    for windows in range(-(-steps // most), count + 1):
+        sizes = [steps // windows + (window < steps % windows) for window in range(windows)]
+        fits = (size <= _longest(stages, room, windows, sizes[place + 1 :]) for place, size in enumerate(sizes))
+        if all(fits):
+            return sizes
+    return None
+
+
+def _longest(stages: list[Stage], room: int, count: int, later: list[int]) -> int:
+    """Steps that one of `count` windows may have, with these after it."""
+    kept, weights = sum(stage.kept for stage in stages), sum(stage.weights for stage in stages)
+    state = sum(stage.kept for stage in stages if stage.is_step)
+    found = beside(stages)
+    # States with which windows begin are kept beside all others; there is a gradient of this window's first ones,
+    # and, where another window follows it, of its last.
+    states = count - len(later) + 1 + bool(later)
+    free = room - states * state + sum(later) * kept
+    there = [weights] * len(found) if later else [those for _, those in found]
+    return min((free - those) // more for (more, _), those in zip(found, there, strict=True) if more > 0)
 
 
 def spare(stages: list[Stage]) -> int:
