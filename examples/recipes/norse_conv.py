@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from recipes.coding import NORSE_ENCODERS, cells_of
 from recipes.recipe import VOLTAGE, Recipe
+from snnfast import images
 
 CHANNELS = (20, 50)
 KERNEL = 5
@@ -45,10 +46,12 @@ class Sequence(ConvNet):
 
     def forward(self, x: Tensor) -> Tensor:
         steps = x.shape[:2]
-        z, _ = self.lif0(self.conv1(x.flatten(0, 1).unsqueeze(1)).unflatten(0, steps))
-        z = F.max_pool2d(z.flatten(0, 1), 2, 2)
-        z, _ = self.lif1((10 * self.conv2(z)).unflatten(0, steps))
-        z = F.max_pool2d(z.flatten(0, 1), 2, 2)
+        z = images.conv2d(x.flatten(0, 1).unsqueeze(1), self.conv1.weight, self.conv1.bias)
+        z, _ = self.lif0(z.unflatten(0, steps))
+        z = images.max_pool2d(z.flatten(0, 1), 2, 2)
+        z = 10 * images.conv2d(z, self.conv2.weight, self.conv2.bias)
+        z, _ = self.lif1(z.unflatten(0, steps))
+        z = images.max_pool2d(z.flatten(0, 1), 2, 2)
         z, _ = self.lif2(self.fc1(z.flatten(1)).unflatten(0, steps))
         voltages, _ = self.li(F.linear(F.relu(z), self.out.input_weights))
         return voltages
