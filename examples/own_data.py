@@ -1,7 +1,7 @@
 """Train a spiking network on data of your own: python examples/own_data.py --data edges.
 
 Two data sets stand here for yours: events of a camera (edges that move in four directions, made on the spot), and a
-table of numbers (scikit-learn's wines). docs/own_data.md says what to change for another one.
+table of numbers (scikit-learn's wines). docs/howto/own_data.md says what to change for another one.
 """
 
 import argparse

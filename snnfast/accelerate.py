@@ -52,7 +52,7 @@ def accelerate(
     Raises:
         TypeError, ValueError: `net` is neither, or an option has a wrong value.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True))
         >>> net = snn.accelerate(net)
         >>> @snn.accelerate
@@ -102,7 +102,7 @@ def accelerated(enabled: bool = True, *, numbers: str | None = None, verify: int
 
     Args: as `accelerate`.
 
-    Example:
+    Examples:
         >>> fc, lif = nn.Linear(4, 8), snn.Leaky(0.9)
         >>> x, mem = torch.rand(16, 4), lif.reset_mem()
         >>> with snn.accelerated():

@@ -126,7 +126,7 @@ def benchmark(
         TypeError: `net` is no module, `loss` gives no scalar tensor. ValueError: `net` cannot be copied, or has no
         neurons, or `seconds` is not positive.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True))
         >>> def run(net, x):
         ...     return torch.stack([net(step) for step in x])

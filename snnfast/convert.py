@@ -21,7 +21,7 @@ def convert(net: Net) -> Net:
     Raises:
         TypeError: `net` is no module.
 
-    Example:
+    Examples:
         >>> import snntorch
         >>> net = nn.Sequential(nn.Linear(4, 8), snntorch.Leaky(beta=0.9, init_hidden=True))
         >>> snn.convert(net)[1]
@@ -66,7 +66,7 @@ def reset(net: nn.Module) -> None:
     Raises:
         TypeError: `net` is no module.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True))
         >>> spk = net(torch.rand(16, 4))
         >>> snn.reset(net)
@@ -91,7 +91,7 @@ def detach(net: nn.Module) -> None:
     Raises:
         TypeError: `net` is no module.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True))
         >>> for chunk in torch.rand(30, 16, 4).split(10):
         ...     loss = sum(net(x).mean() for x in chunk)

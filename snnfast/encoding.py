@@ -57,7 +57,7 @@ def rate(
     Raises:
         TypeError: an argument of the wrong type or dtype. ValueError: no steps, or an argument out of its range.
 
-    Example:
+    Examples:
         >>> snn.encoding.rate(torch.rand(8, 20), num_steps=25).shape
         torch.Size([25, 8, 20])
     """
@@ -99,7 +99,7 @@ def poisson(
     Raises:
         TypeError: an argument of the wrong type or dtype. ValueError: no steps, or an argument out of its range.
 
-    Example:
+    Examples:
         >>> snn.encoding.poisson(torch.rand(8, 20), num_steps=25, max_rate_hz=200).shape
         torch.Size([25, 8, 20])
     """
@@ -164,7 +164,7 @@ def latency(
         TypeError: an argument of the wrong type or dtype. ValueError: data out of [0, 1], spikes out of the steps, no
             steps, or an argument out of its range.
 
-    Example:
+    Examples:
         >>> snn.encoding.latency(torch.rand(8, 20), num_steps=25, normalize=True, linear=True).shape
         torch.Size([25, 8, 20])
     """
@@ -233,7 +233,7 @@ def delta(
     Raises:
         TypeError: an argument of the wrong type or dtype. ValueError: no steps, or an argument out of its range.
 
-    Example:
+    Examples:
         >>> snn.encoding.delta(torch.rand(25, 8, 20), threshold=0.1).shape
         torch.Size([25, 8, 20])
     """
@@ -270,7 +270,7 @@ def bin_events(
     Raises:
         ValueError: t, x, y, p of unequal shapes, a place off the sensor, another polarity, no steps or an empty span.
 
-    Example:
+    Examples:
         >>> t, x, y, p = torch.tensor([0.0, 0.3, 0.9]), *torch.tensor([[0, 1, 1], [0, 0, 1], [1, 0, 1]])
         >>> snn.bin_events(t, x, y, p, steps=3, size=(2, 2)).shape
         torch.Size([3, 2, 2, 2])

@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Any:
 def use_reference() -> Iterator[None]:
     """Within it, every snnfast layer runs the pure-PyTorch reference loop: the same numbers, for comparison.
 
-    Example:
+    Examples:
         >>> lif, x = snn.Leaky(0.9), torch.rand(10, 2, 3)
         >>> with snn.use_reference():
         ...     spk, mem = lif.unroll(x)
@@ -89,7 +89,7 @@ def leaky(
     Raises:
         TypeError: an argument of the wrong type or dtype. ValueError: a wrong shape, device, layout or option.
 
-    Example:
+    Examples:
         >>> spk, mem = snn.functional.leaky(torch.rand(100, 8, 20), beta=0.9)
     """
     if return_mem not in ("all", "last"):
@@ -113,7 +113,7 @@ def leaky_step(
 ) -> tuple[Tensor, Tensor]:
     """One step of `leaky`: current x and membrane mem [B, ...] to spikes and membrane [B, ...].
 
-    Example:
+    Examples:
         >>> spk, mem = snn.functional.leaky_step(torch.rand(8, 20), beta=0.9)
     """
     options = checked_options(surrogate, reset_mechanism, reset_delay, unroll=False)

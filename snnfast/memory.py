@@ -38,7 +38,7 @@ def set_limit(size: int) -> None:
 def empty_cache() -> int:
     """Gives all idle memory back to the system, as `torch.cuda.empty_cache` does; returns how many bytes.
 
-    Example:
+    Examples:
         >>> spk = snn.Leaky(0.9).unroll_spikes(torch.rand(100, 64, 100))
         >>> del spk
         >>> freed = snn.empty_cache()

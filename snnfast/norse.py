@@ -70,7 +70,7 @@ class LIFParameters(NamedTuple):
             (none), "triangle", "tanh", "circ" or "heavi_erfc".
         alpha: parameter of the surrogate, one number.
 
-    Example:
+    Examples:
         >>> norse.LIFParameters(v_th=torch.tensor(0.5)).method
         'super'
     """
@@ -87,7 +87,7 @@ class LIFParameters(NamedTuple):
 class LIParameters(NamedTuple):
     """Parameters of leaky integrators: the first three of `LIFParameters`.
 
-    Example:
+    Examples:
         >>> norse.LIParameters().v_leak
         tensor(0.)
     """
@@ -103,7 +103,7 @@ _LIF_DEFAULTS, _LI_DEFAULTS = LIFParameters(), LIParameters()
 class LIFState(NamedTuple):
     """Spikes, voltage and synaptic current of recurrent LIF neurons [B, ..., hidden].
 
-    Example:
+    Examples:
         >>> _, state = norse.LIFRecurrentCell(4, 8)(torch.rand(16, 4))
         >>> state.z.shape
         torch.Size([16, 8])
@@ -117,7 +117,7 @@ class LIFState(NamedTuple):
 class LIFFeedForwardState(NamedTuple):
     """Voltage and synaptic current of LIF neurons [B, ...].
 
-    Example:
+    Examples:
         >>> _, state = norse.LIFCell()(torch.rand(16, 4))
         >>> state.v.shape
         torch.Size([16, 4])
@@ -130,7 +130,7 @@ class LIFFeedForwardState(NamedTuple):
 class LIState(NamedTuple):
     """Voltage and synaptic current of leaky integrators [B, ...].
 
-    Example:
+    Examples:
         >>> _, state = norse.LICell()(torch.rand(16, 4))
         >>> state.i.shape
         torch.Size([16, 4])
@@ -366,7 +366,7 @@ class LIFCell(_FeedForward):
     Raises:
         TypeError: a parameter that is no number. ValueError: an unknown method.
 
-    Example:
+    Examples:
         >>> spk, state = norse.LIFCell()(torch.rand(16, 4))
     """
 
@@ -384,7 +384,7 @@ class LIF(LIFCell):
         p, dt: as `LIFCell`.
         record_states: return the states of all steps [T, B, ...] in the place of the last ones.
 
-    Example:
+    Examples:
         >>> spk, state = norse.LIF()(torch.rand(25, 16, 4))
     """
 
@@ -405,7 +405,7 @@ class LICell(_FeedForward):
     Raises:
         TypeError: a parameter that is no number.
 
-    Example:
+    Examples:
         >>> v, state = norse.LICell()(torch.rand(16, 4))
     """
 
@@ -434,7 +434,7 @@ class LICell(_FeedForward):
 class LI(LICell):
     """A sequence of `LICell`. Args as `LIF`.
 
-    Example:
+    Examples:
         >>> v, state = norse.LI()(torch.rand(25, 16, 4))
     """
 
@@ -452,7 +452,7 @@ class LILinearCell(LICell):
         input_size, hidden_size: widths. `input_weights` [hidden_size, input_size] start as Norse's.
         p, dt: as `LICell`.
 
-    Example:
+    Examples:
         >>> v, state = norse.LILinearCell(4, 8)(torch.rand(16, 4))
     """
 
@@ -492,7 +492,7 @@ class LIFRecurrentCell(_Neuron):
         TypeError: a parameter that is no number, weights that are no tensor. ValueError: an unknown method, weights of
         another shape.
 
-    Example:
+    Examples:
         >>> spk, state = norse.LIFRecurrentCell(4, 8)(torch.rand(16, 4))
     """
 
@@ -604,7 +604,7 @@ class LIFRecurrent(LIFRecurrentCell):
         record_states: return the states of all steps [T, B, ..., hidden_size] in the place of the last ones.
         The others: as `LIFRecurrentCell`.
 
-    Example:
+    Examples:
         >>> spk, state = norse.LIFRecurrent(4, 8)(torch.rand(25, 16, 4))
     """
 
@@ -700,7 +700,7 @@ class ConstantCurrentLIFEncoder(_Encoder):
     Raises:
         TypeError: a parameter that is no number. ValueError: an unknown method, a negative length.
 
-    Example:
+    Examples:
         >>> norse.ConstantCurrentLIFEncoder(25)(torch.rand(16, 4)).shape
         torch.Size([25, 16, 4])
     """
@@ -716,7 +716,7 @@ class ConstantCurrentLIFEncoder(_Encoder):
 class SpikeLatencyLIFEncoder(_Encoder):
     """The first spike of each neuron of `ConstantCurrentLIFEncoder`. Args as there.
 
-    Example:
+    Examples:
         >>> norse.SpikeLatencyLIFEncoder(25)(torch.rand(16, 4)).shape
         torch.Size([25, 16, 4])
     """
@@ -732,7 +732,7 @@ class SpikeLatencyLIFEncoder(_Encoder):
 class SpikeLatencyEncoder(nn.Module):
     """Leaves of each neuron's spikes the first.
 
-    Example:
+    Examples:
         >>> norse.SpikeLatencyEncoder()(torch.rand(25, 16, 4)).shape
         torch.Size([25, 16, 4])
     """
@@ -759,7 +759,7 @@ class PoissonEncoder(nn.Module):
         f_max: rate of an input of 1, in Hz. Default 100.
         dt: time step in s. Default 0.001.
 
-    Example:
+    Examples:
         >>> norse.PoissonEncoder(25)(torch.rand(16, 4)).shape
         torch.Size([25, 16, 4])
     """

@@ -186,7 +186,7 @@ def record(net: nn.Module, *layers: str) -> Iterator[Recording]:
     Raises:
         TypeError: `net` is no module. ValueError: it has no neurons, or none of a given name.
 
-    Example:
+    Examples:
         >>> net = snn.Unroll(nn.Linear(4, 8), snn.Leaky(0.9), nn.Linear(8, 2), snn.Leaky(0.9))
         >>> with snn.record(net) as seen:
         ...     out = net(torch.rand(25, 16, 4))

@@ -90,7 +90,7 @@ class _TransformedSpike(_Spike):
 class Surrogate:
     """Base class. Calling one fires spikes whose backward is `gradient`.
 
-    Example:
+    Examples:
         >>> u = torch.tensor([-0.5, 0.5], requires_grad=True)
         >>> snn.surrogate.fast_sigmoid(25)(u).sum().backward()
         >>> u.grad
@@ -143,9 +143,9 @@ class atan(Surrogate):
     """`alpha/2 / (1 + (pi/2 * alpha * u)**2) * go`: snnTorch's default.
 
     Source: W. Fang et al., "Incorporating Learnable Membrane Time Constant to Enhance Learning of Spiking Neural
-        Networks", ICCV (2021).
+    Networks", ICCV (2021).
 
-    Example:
+    Examples:
         >>> snn.surrogate.atan()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -165,9 +165,9 @@ class fast_sigmoid(Surrogate):
     """`go / (slope * |u| + 1)**2`.
 
     Source: F. Zenke and S. Ganguli, "SuperSpike: Supervised Learning in Multilayer Spiking Neural Networks", Neural
-        Computation 30 (2018).
+    Computation 30 (2018).
 
-    Example:
+    Examples:
         >>> snn.surrogate.fast_sigmoid()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -184,7 +184,7 @@ class sigmoid(Surrogate):
 
     Source: F. Zenke and S. Ganguli, "SuperSpike", Neural Computation 30 (2018).
 
-    Example:
+    Examples:
         >>> snn.surrogate.sigmoid()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -201,9 +201,9 @@ class straight_through_estimator(Surrogate):
     """`go`.
 
     Source: Y. Bengio, N. Léonard and A. Courville, "Estimating or Propagating Gradients Through Stochastic Neurons",
-        arXiv:1308.3432 (2013).
+    arXiv:1308.3432 (2013).
 
-    Example:
+    Examples:
         >>> snn.surrogate.straight_through_estimator()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -218,7 +218,7 @@ class triangular(Surrogate):
 
     Source: snnTorch 1.0.0; the triangle that it is named after is S. K. Esser et al., PNAS 113 (2016).
 
-    Example:
+    Examples:
         >>> snn.surrogate.triangular()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -236,7 +236,7 @@ class heaviside(Surrogate):
 
     Source: snnTorch 1.0.0.
 
-    Example:
+    Examples:
         >>> snn.surrogate.heaviside()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -251,7 +251,7 @@ class spike_rate_escape(Surrogate):
 
     Source: W. Gerstner and W. M. Kistler, Spiking Neuron Models, Cambridge University Press (2002).
 
-    Example:
+    Examples:
         >>> snn.surrogate.spike_rate_escape()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -269,7 +269,7 @@ class SFS(Surrogate):
 
     Source: N. Perez-Nieves and D. F. M. Goodman, "Sparse Spiking Gradient Descent", NeurIPS (2021).
 
-    Example:
+    Examples:
         >>> snn.surrogate.SFS()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -288,9 +288,9 @@ class logistic(Surrogate):
     With `inclusive`, a spike is u >= 0, not u > 0.
 
     Source: a factor of the derivative of the logistic function, as in E. O. Neftci, H. Mostafa and F. Zenke, "Surrogate
-        Gradient Learning in Spiking Neural Networks", IEEE Signal Processing Magazine 36 (2019).
+    Gradient Learning in Spiking Neural Networks", IEEE Signal Processing Magazine 36 (2019).
 
-    Example:
+    Examples:
         >>> snn.surrogate.logistic()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -315,9 +315,9 @@ class triangle(Surrogate):
     """`go * alpha * max(0, 1 - |u|)`.
 
     Source: Norse 1.1.0, after G. Bellec et al., "Long short-term memory and learning-to-learn in networks of spiking
-        neurons", NeurIPS (2018).
+    neurons", NeurIPS (2018).
 
-    Example:
+    Examples:
         >>> snn.surrogate.triangle()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -334,7 +334,7 @@ class tanh(Surrogate):
 
     Source: Norse 1.1.0.
 
-    Example:
+    Examples:
         >>> snn.surrogate.tanh()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -351,7 +351,7 @@ class circ(Surrogate):
 
     Source: Norse 1.1.0.
 
-    Example:
+    Examples:
         >>> snn.surrogate.circ()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -369,7 +369,7 @@ class erfc(Surrogate):
 
     Source: Norse 1.1.0.
 
-    Example:
+    Examples:
         >>> snn.surrogate.erfc()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -388,7 +388,7 @@ class erfc(Surrogate):
 class disabled(Surrogate):
     """No gradient through the spike (`surrogate_disable=True`).
 
-    Example:
+    Examples:
         >>> snn.surrogate.disabled()(torch.tensor([-0.5, 0.5]))
         tensor([0., 1.])
     """
@@ -407,7 +407,7 @@ class evaluated(Surrogate):
     `function` maps u to spikes, u > 0 or with `inclusive` u >= 0; its gradient must be elementwise in u and linear in
     the incoming gradient. In a captured graph a number stands for the function, as long as somebody holds this object.
 
-    Example:
+    Examples:
         >>> snn.surrogate.resolve(snn.surrogate.atan(3.0).__call__)(torch.tensor([-0.5, 0.5])).detach()
         tensor([0., 1.])
     """
@@ -527,7 +527,7 @@ def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor],
     Raises:
         TypeError: `spike_grad` is not callable.
 
-    Example:
+    Examples:
         >>> import snntorch
         >>> snn.surrogate.resolve(snntorch.surrogate.fast_sigmoid(slope=10))
         fast_sigmoid(slope=10.0)

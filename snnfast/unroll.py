@@ -45,7 +45,7 @@ class Unroll(nn.Sequential):
         TypeError: a layer that hides neurons from the container, or snnTorch's own neuron (`snnfast.convert` it first).
         RuntimeError: in backward with `recompute`, where an input, parameter or buffer was written to after forward.
 
-    Example:
+    Examples:
         >>> net = snn.Unroll(nn.Linear(784, 100), snn.Leaky(0.9), nn.Linear(100, 10), snn.Leaky(0.9))
         >>> net(torch.rand(25, 8, 784)).shape
         torch.Size([25, 8, 10])

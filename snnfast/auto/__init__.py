@@ -35,7 +35,7 @@ def install(numbers: str | None = None, verify: int = 0, encoders: str = "exact"
     Raises:
         ImportError: snnTorch is not installed. TypeError, ValueError: an option has a wrong value.
 
-    Example:
+    Examples:
         >>> import snnfast
         >>> snnfast.install()
         >>> import snntorch  # before or after: the rest of the script is as it was
@@ -66,7 +66,7 @@ def uninstall() -> None:
 
     What somebody else has put in their place since stays.
 
-    Example:
+    Examples:
         >>> snn.install()
         >>> snn.uninstall()
     """

@@ -25,7 +25,7 @@ class Cell(SpikingNeuron):
     States start from zeros of the input's shape, in its dtype (float32 for float16 and bfloat16); override `initial` to
     start from something else. They are no buffers, and not in the `state_dict`.
 
-    Example:
+    Examples:
         >>> class Integrator(snn.Cell):
         ...     states = ("mem",)
         ...

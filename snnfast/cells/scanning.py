@@ -50,7 +50,7 @@ def scan(cell: Callable[..., Any], x: Any, state: Any = None) -> tuple[Any, Any]
             fused.
         TypeError: a cell that is not callable, an input that is no tensor.
 
-    Example:
+    Examples:
         >>> def cell(x, mem):
         ...     mem = 0.9 * mem + x
         ...     return torch.tanh(mem), mem

@@ -105,7 +105,7 @@ def explain(net: Callable[..., Any], *inputs: Any, **options: Any) -> Explanatio
     Raises:
         TypeError, ValueError: an option has a wrong value.
 
-    Example:
+    Examples:
         >>> net = snn.Unroll(nn.Linear(4, 8), snn.Leaky(0.9))
         >>> report = snn.explain(net, torch.rand(25, 16, 4))
         >>> report.kernels, [layer.fused for layer in report.layers]

@@ -39,7 +39,7 @@ class ALIF(SpikingNeuron):
 
     Shapes: current, membrane and adaptation [B, ...] in a step, [T, B, ...] in `unroll`.
 
-    Example:
+    Examples:
         >>> lif = snn.ALIF(beta=0.95, rho=0.99, strength=0.1)
         >>> spk, mem, adaptation = lif.unroll(torch.rand(100, 8, 20))
     """

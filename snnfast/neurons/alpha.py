@@ -28,9 +28,9 @@ class Alpha(SpikingNeuron, *snntorch_class("Alpha")):
         ValueError: alpha is not greater than beta, or beta is 1.
 
     Source: the spike response model of W. Gerstner and W. M. Kistler, Spiking Neuron Models, Cambridge University Press
-        (2002), as snnTorch 1.0.0 computes it.
+    (2002), as snnTorch 1.0.0 computes it.
 
-    Example:
+    Examples:
         >>> spk, syn_exc, syn_inh, mem = snn.Alpha(alpha=0.9, beta=0.8).unroll(torch.rand(100, 8, 20))
     """
 

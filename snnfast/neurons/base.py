@@ -50,7 +50,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
 
     Args: as `Leaky`.
 
-    Example:
+    Examples:
         >>> class Clipped(snn.Leaky):
         ...     def fire(self, mem):
         ...         return super().fire(mem.clamp(max=2.0))

@@ -31,9 +31,9 @@ class Lapicque(SpikingNeuron, *snntorch_class("Lapicque")):
         ValueError: neither beta nor both of R and C are given.
 
     Source: L. Lapicque, "Recherches quantitatives sur l'excitation électrique des nerfs traitée comme une
-        polarisation", Journal de Physiologie et de Pathologie Générale 9 (1907), as snnTorch 1.0.0 discretises it.
+    polarisation", Journal de Physiologie et de Pathologie Générale 9 (1907), as snnTorch 1.0.0 discretises it.
 
-    Example:
+    Examples:
         >>> spk, mem = snn.Lapicque(R=5.0, C=2.0, time_step=1).unroll(torch.rand(100, 8, 20))
     """
 

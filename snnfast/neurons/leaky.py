@@ -37,9 +37,9 @@ class Leaky(SpikingNeuron, *snntorch_class("Leaky")):
         ValueError: an unknown reset mechanism.
 
     Source: J. K. Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep Learning", Proceedings
-        of the IEEE 111 (2023), and snnTorch 1.0.0.
+    of the IEEE 111 (2023), and snnTorch 1.0.0.
 
-    Example:
+    Examples:
         >>> lif = snn.Leaky(beta=0.9, learn_beta=True)
         >>> spk, mem = lif(torch.rand(8, 20))  # a step: [B, N]
         >>> spk, mem = lif.unroll(torch.rand(100, 8, 20))  # a sequence: [T, B, N], one launch

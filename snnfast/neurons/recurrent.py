@@ -193,9 +193,9 @@ class RLeaky(RecurrentNeuron, *snntorch_class("RLeaky")):
         TypeError: sizes that do not go with all_to_all.
 
     Source: J. K. Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep Learning", Proceedings
-        of the IEEE 111 (2023), and snnTorch 1.0.0.
+    of the IEEE 111 (2023), and snnTorch 1.0.0.
 
-    Example:
+    Examples:
         >>> spk, mem = snn.RLeaky(beta=0.9, linear_features=20).unroll(torch.rand(100, 8, 20))
     """
 
@@ -271,9 +271,9 @@ class RSynaptic(RecurrentNeuron, *snntorch_class("RSynaptic")):
     The other arguments, shapes, dtypes and errors are those of `RLeaky`.
 
     Source: J. K. Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep Learning", Proceedings
-        of the IEEE 111 (2023), and snnTorch 1.0.0.
+    of the IEEE 111 (2023), and snnTorch 1.0.0.
 
-    Example:
+    Examples:
         >>> spk, syn, mem = snn.RSynaptic(alpha=0.8, beta=0.9, V=0.5, all_to_all=False).unroll(torch.rand(100, 8, 20))
     """
 

@@ -23,9 +23,9 @@ class Synaptic(SpikingNeuron, *snntorch_class("Synaptic")):
     The other arguments, shapes, dtypes and errors are those of `Leaky`.
 
     Source: J. K. Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep Learning", Proceedings
-        of the IEEE 111 (2023), and snnTorch 1.0.0.
+    of the IEEE 111 (2023), and snnTorch 1.0.0.
 
-    Example:
+    Examples:
         >>> spk, syn, mem = snn.Synaptic(alpha=0.8, beta=0.9).unroll(torch.rand(100, 8, 20))
     """
 
