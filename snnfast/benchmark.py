@@ -123,8 +123,8 @@ def benchmark(
         a `Benchmark`, which has been printed.
 
     Raises:
-        TypeError: `net` is no module, `loss` gives no scalar tensor. ValueError: `net` cannot be copied, or has no
-        neurons, or `seconds` is not positive.
+        TypeError: `net` is no module, or `loss` gives no scalar tensor.
+        ValueError: `net` cannot be copied or has no neurons, or `seconds` is not positive.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True))

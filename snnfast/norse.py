@@ -489,8 +489,8 @@ class LIFRecurrentCell(_Neuron):
         dt: time step in s. Default 0.001.
 
     Raises:
-        TypeError: a parameter that is no number, weights that are no tensor. ValueError: an unknown method, weights of
-        another shape.
+        TypeError: a parameter that is no number, weights that are no tensor.
+        ValueError: an unknown method, weights of another shape.
 
     Examples:
         >>> spk, state = norse.LIFRecurrentCell(4, 8)(torch.rand(16, 4))

@@ -368,7 +368,8 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
             (spikes, states ...), each [T, B, ...]; the spikes alone with init_hidden=True and output=False.
 
         Raises:
-            As `forward`, and ValueError for a state of another shape.
+            TypeError: as `forward`.
+            ValueError: as `forward`, and a state of another shape.
         """
         return self._unroll_seen(input_, self._ordered(states, named_states), self._returns_states())
 
