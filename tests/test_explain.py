@@ -249,6 +249,7 @@ def test_overridden_methods_are_a_neuron_of_the_users_own():
     for explained in (snn.explain(net, x), snn.explain(unrolled, x)):
         (own,) = [layer for layer in explained.layers if "Inverted of 6" in layer.layer]
         assert own.fused and own.steps > 2 * T, str(explained)
+        assert "not fused" not in str(explained)
 
 
 @pytest.mark.parametrize("accelerated", [True, False])

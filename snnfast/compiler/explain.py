@@ -166,7 +166,7 @@ class _Count:
         self._owner = _owners(self.modules)
         self.operators = Counter()
         self._layers, self._graphs, self._breaks = {}, {}, []
-        self._paths, self._lines = {}, {}
+        self._paths, self._lines, self._found = {}, {}, set()
         self._captured = Counter()
         self.running = None
         self.recorded = False
@@ -229,10 +229,19 @@ class _Count:
         for key, (*now, why, where) in after.items():
             steps, calls, alone = (one - other for one, other in zip(now, before.get(key, (0, 0, 0)), strict=False))
             if steps:
-                layer = LayerReport(f"a neuron of your own, {key[1]}", where=where)
+                kind = key[1].split(" of ")[0]
+                plain = [name for name, layer in self._layers.items() if not layer.calls and self._is(name, kind)]
+                for name in plain:
+                    del self._layers[name]
+                self._found.update(plain)
+                named = f"{', '.join(plain)} ({key[1]})" if plain else f"a neuron of your own, {key[1]}"
+                layer = LayerReport(named, where=where)
                 layer.steps, layer.calls, layer.alone = steps, calls + alone, alone
                 layer.why = [Reason(why, OWN)] if why else []
                 self._layers[layer.layer] = layer
+
+    def _is(self, name: str, kind: str) -> bool:
+        return type(self.modules.get(name)).__name__ == kind
 
     def _of_node(self) -> tuple[str, str]:
         """Layer and line of the node that runs: by the layer's own tensors, else by the name that torch has for it."""
@@ -317,7 +326,7 @@ class _Count:
         if fused_class(module) is not None:
             return "it is snnTorch's own; see snnfast.convert"
         if isinstance(module, SpikingNeuron):
-            if name in self._layers:
+            if name in self._layers or name in self._found:
                 return None
             # Where torch captured it within Unroll, its operations bear no name of a layer.
             return "; ".join(reason.cause for reason in _why_plain(module)) or UNSEEN
