@@ -55,6 +55,16 @@ def listening(heard: Callable[[str, tuple, int | None], None]) -> Iterator[None]
         _listeners.remove(heard)
 
 
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Within it nobody is told of a call."""
+    listeners, _listeners[:] = list(_listeners), []
+    try:
+        yield
+    finally:
+        _listeners[:] = listeners
+
+
 def tell(operator: str, arguments: tuple, steps: int | None) -> None:
     """Tells who listens of a call."""
     for heard in _listeners:

@@ -211,8 +211,6 @@ class _Count:
         if steps == ops.NO_NEURON:
             return
         name, where = self._of_node() if self.running else self._of_frame()
-        if operator == "cell" and self.recorded and not isinstance(self.modules.get(name), SpikingNeuron):
-            return  # found in a loop: `own_neurons`
         if self.recorded and recording.is_computing():
             # It is computed where its values are asked for, which is no call of the layer's.
             where = self._lines.get(name, "")
