@@ -2,7 +2,8 @@
 
 A convolution behind spikes visits those alone, and so do its gradients; pooling keeps a byte of each window for
 backward. Where that would be no faster, or a call asks for what csrc/cpu/convolution.cpp and pooling.cpp lack (another
-dtype, device or layout, dilation, groups), torch's own function runs.
+dtype, device or layout, dilation, groups), torch's own function runs, as it does after
+`snnfast.products.choose("torch")`.
 """
 
 import functools
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import ops, transforms
-from .functional import runs_reference
+from . import ops, products, transforms
+from .functional import is_exported
 
 FEW = 0.25
 """The share of an input that is not zero up to which visiting that alone is faster: measured on 11 layers."""
@@ -71,19 +72,6 @@ def max_pool2d(
     if torch.is_grad_enabled() and input.requires_grad:
         return _MaxPool2d.apply(input, size, step, border)
     return ops.max_pool2d(input, size, step, border)[0]
-
-
-def of(layer: nn.Module):
-    """What computes a layer: one of these functions, or the layer itself."""
-    if "forward" in vars(layer):
-        return layer
-    if type(layer) is nn.Conv2d and layer.padding_mode == "zeros":
-        given = layer.stride, layer.padding, layer.dilation, layer.groups
-        return lambda x: conv2d(x, layer.weight, layer.bias, *given)
-    if type(layer) is nn.MaxPool2d:
-        given = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode, layer.return_indices
-        return lambda x: max_pool2d(x, *given)
-    return layer
 
 
 class _Conv2d(torch.autograd.Function):
@@ -189,7 +177,8 @@ def _fits(x, *others) -> bool:
             return False
         if not one.is_contiguous() or one.is_neg():
             return False
-    return not (torch.is_autocast_enabled("cpu") or runs_reference() or transforms.at_work())
+    theirs = products.chosen() == "torch" or is_exported() or torch.is_autocast_enabled("cpu")
+    return not (theirs or transforms.at_work())
 
 
 def _is_worth_it(x, weight, stride, padding) -> bool:
@@ -242,3 +231,7 @@ def _sums_as_torch(shape, weight, without_bias, stride, padding, threads) -> boo
     bias = None if without_bias else torch.randn(len(weight), generator=draw)
     with torch.no_grad():
         return ops.conv2d(x, weight, bias, stride, padding).equal(F.conv2d(x, weight, bias, stride, padding))
+
+
+products.OURS.update(dict.fromkeys((F.conv2d, torch.conv2d), conv2d))
+products.OURS.update(dict.fromkeys((F.max_pool2d, torch.max_pool2d), max_pool2d))

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.prune import BasePruningMethod
 
-from . import images, products
+from . import images, products  # noqa: F401, images has its functions run in place of torch's
 from .capture import constant
 
 OBSERVERS = ("ObserverBase", "FakeQuantizeBase")
@@ -39,11 +39,10 @@ def run(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _at_once(layer: nn.Module, x: Tensor) -> Tensor:
-    run = layer if is_hooked(layer) else images.of(layer)
     if torch.compiler.is_compiling():
-        return run(x)
+        return layer(x)
     with products.BehindSpikes():
-        return run(x)
+        return layer(x)
 
 
 def by_step(layer: nn.Module) -> tuple[str, str] | None:

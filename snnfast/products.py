@@ -93,11 +93,15 @@ def are_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 _TORCHS = {linear: F.linear, matmul: torch.matmul}
 
 
+OURS = {F.linear: linear}
+"""For functions of torch those that compute the same of layers behind spikes; `snnfast.images` adds its own."""
+
+
 class BehindSpikes(TorchFunctionMode):
-    """Within it, linear layers are computed by `linear`, wherever in a module they stand."""
+    """Within it, layers behind spikes are computed by OURS, wherever in a module they stand."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return linear(*args, **kwargs or {}) if func is F.linear and args else func(*args, **kwargs or {})
+        return (OURS.get(func, func) if args else func)(*args, **kwargs or {})
 
 
 choose(os.environ.get(_VARIABLE) or "auto")

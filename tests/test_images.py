@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import snnfast as snn
-from snnfast import images, ops, use_reference
+from snnfast import images, ops, products
 
 # C, outputs, filter, image, stride, padding: odd sizes around the vectors, and rows of filters longer than registers.
 LAYERS = [
@@ -169,7 +169,7 @@ def test_unroll_runs_convolutions_on_spikes(monkeypatch):
     results = []
     for way in ("ours", "torch's"):
         if way != "ours":
-            monkeypatch.setattr(images, "of", lambda layer: layer)
+            monkeypatch.setattr(products, "OURS", {})
         net.zero_grad()
         out = snn.Unroll(net)(x)
         out.sum().backward()
@@ -202,8 +202,11 @@ def test_others_run_torch_s_own(monkeypatch):
     assert images.conv2d(last, weight, bias).is_contiguous(memory_format=torch.channels_last)
     for one, matrix in ((x.double(), weight.double()), (x[:1], weight)):
         assert images.conv2d(one, matrix).equal(F.conv2d(one, matrix))
-    with use_reference():
+    products.choose("torch")
+    try:
         assert images.conv2d(x, weight, bias).equal(F.conv2d(x, weight, bias))
+    finally:
+        products.choose("auto")
     with pytest.raises(RuntimeError, match="expected input"):
         images.conv2d(x, weight[:, :7])
 

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import operator
 from collections import Counter
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -443,7 +442,7 @@ def _batched(operation: Operation, inputs: list):
     batched = table(one) if table else None
     if batched is not None and batched.target is images.conv2d:
         # Spikes are to be the loop's.
-        return replace(batched, kwargs={**batched.kwargs, "steps": operation.count})
+        return dataclasses.replace(batched, kwargs={**batched.kwargs, "steps": operation.count})
     return batched
 
 

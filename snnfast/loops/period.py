@@ -307,7 +307,7 @@ class Period:
                 for slot, old, new in zip(operation.slots, earlier.leaves, logged.leaves, strict=True)
                 if slot.kind != LITERAL
             )
-            if same and not operation.is_step and not operation.writes:
+            if same and not operation.is_mark and not operation.writes:
                 alike.add(operation)
         return alike
 
