@@ -1,10 +1,11 @@
-// Convolutions of images of which many values are zero, and of gradients of which many are: forward, and both gradients.
+// Convolutions of images of which many values are zero, and of gradients of which many are: forward, and both
+// gradients.
 //
 // Sums run over what is not zero alone, in registers that hold the output's channels, or a row of the input's gradient.
 // An image's values are sorted and its results turned around in the first cache, so that any layout will do and no
-// other memory is needed. Forward adds in the order of oneDNN's kernels for contiguous images: from the bias on, over
-// blocks of input channels, then over the rows and columns of the filter, then over the channels of a block. With spikes
-// of height 1 no product is rounded, so that the sums are the same to the bit (which snnfast.convolution sees to).
+// other memory is needed. Forward adds in the order of oneDNN's kernels for contiguous images with eight lanes: from
+// the bias on, over blocks of input channels, then over the rows and columns of the filter, then over the channels of a
+// block. So its sums may be torch's to the bit; snnfast.images tries whether they are.
 #pragma GCC optimize("fp-contract=fast")
 
 #include <torch/csrc/stable/library.h>
@@ -92,7 +93,8 @@ struct Shape {
     for (int dim = 0; dim < 2; ++dim) {
       const int64_t room = x[2 + dim] + 2 * padding_[dim] - weight[2 + dim];
       STD_TORCH_CHECK(stride_[dim] > 0 && padding_[dim] >= 0, "stride must be 1 or more, and padding 0 or more");
-      STD_TORCH_CHECK(room >= 0 && weight[2 + dim] > 0, "the filter must not be larger than the padded image, nor empty");
+      STD_TORCH_CHECK(room >= 0 && weight[2 + dim] > 0,
+                      "the filter must not be larger than the padded image, nor empty");
       stride[dim] = stride_[dim];
       padding[dim] = padding_[dim];
       size[dim] = room / stride_[dim] + 1;
@@ -273,9 +275,7 @@ class Forward {
 class WeightGradient {
  public:
   explicit WeightGradient(const Shape& shape)
-      : s_(shape),
-        taps_y_(shape, 0, shape.height, shape.rows),
-        taps_x_(shape, 1, shape.width, shape.columns) {}
+      : s_(shape), taps_y_(shape, 0, shape.height, shape.rows), taps_x_(shape, 1, shape.width, shape.columns) {}
 
   void run(const Images& grad, const Images& x, int64_t begin, int64_t end, Matrix<float>& total) const {
     constexpr int64_t kTerms = 128;
@@ -311,9 +311,8 @@ class WeightGradient {
       events.clear();
       events.look_at(x.at(image, c, y), s_.width, x.strides[3], 0);
       for (const Event* event = events.begin(); event < events.end(); ++event) {
-        for_columns(s_.outputs, [&]<int kVectors>(int64_t first) {
-          add_event<kVectors>(*event, y, c, grads, sums, first);
-        });
+        for_columns(s_.outputs,
+                    [&]<int kVectors>(int64_t first) { add_event<kVectors>(*event, y, c, grads, sums, first); });
       }
     }
   }
