@@ -503,3 +503,27 @@ def test_explain_names_neurons_of_the_users_own():
         ("lif1", T, 2, True),
         ("lif2", T, 2, True),
     ]
+
+
+def test_what_needs_no_gradient_says_so():
+    """Spikes that are no function's, beside a membrane that learns."""
+    fc = nn.Linear(5, N)
+
+    def run(x):
+        mem, spikes = torch.zeros(B, N), []
+        slow = torch.zeros(B, N)
+        for step in x:
+            slow = 0.8 * slow + Spike.apply(fc(step) - 0.5)
+            mem = 0.8 * mem + fc(step)
+            spk = (mem > 0.5).to(mem.dtype)
+            mem = mem - 0.5 * spk
+            spikes.append(spk)
+        return torch.stack(spikes), mem, slow
+
+    x = torch.rand(T, B, 5)
+    expected = run(x)
+    for _ in range(3):
+        with snn.accelerated():
+            found = run(x)
+        assert [out.requires_grad for out in found] == [out.requires_grad for out in expected] == [False, True, True]
+        assert all(map(torch.equal, found, expected))

@@ -203,7 +203,13 @@ def run(window, cell: Cell, early: set | None, held: set | None) -> bool:
         found = cell.computed(given, outputs, states)
         if found is None:
             return False
-        outs, last = found
+        outs, last = (
+            [
+                value if key[0].outputs[key[1]].requires_grad else value.detach()
+                for key, value in zip(*pair, strict=True)
+            ]
+            for pair in ((outputs, found[0]), (cell.states, found[1]))
+        )
         for (maker, output), state in zip(cell.states, last, strict=True):
             values = made.setdefault((maker, end - 1 - cell.shift[maker]), [None] * len(maker.outputs))
             values[output] = state
