@@ -65,7 +65,7 @@ def extension(kind, name, sources, **flags):
 
 extensions = [extension(CppExtension, "_C", ["ops.cpp", *sorted(glob("cpu/*.cpp", root_dir="csrc"))], cxx=CXX)]
 if cuda:
-    sources = ["cuda/module.cpp", *sorted(glob("cuda/*.cu", root_dir="csrc"))]
+    sources = ["cuda/module.cpp", "cpu/glibc.cpp", *sorted(glob("cuda/*.cu", root_dir="csrc"))]
     extensions.append(extension(CUDAExtension, "_C_cuda", sources, cxx=CXX, nvcc=NVCC))
     extensions[-1].library_dirs.append(str(cuda.libraries))
 
