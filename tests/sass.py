@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def wrong(found: dict[str, Facts]) -> list[str]:
 if __name__ == "__main__":
     if cuobjdump() is None:
         sys.exit("there is no cuobjdump: nothing is known of the kernels")
-    all_facts = facts(Path(sys.argv[1]))
+    # Of Leaky's alone, whose loops all neurons have: those of all take minutes.
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([cuobjdump(), "-xelf", "leaky.sm_", Path(sys.argv[1]).resolve()], cwd=folder, check=True)
+        all_facts = facts(next(Path(folder).glob("leaky.sm_*")))
     print(f"{len(all_facts)} kernels, at most {max(each.registers for each in all_facts.values())} registers")
-    sys.exit("\n".join(wrong(all_facts)))
+    sys.exit("\n".join(wrong(all_facts)) or 0)
