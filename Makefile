@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES = setup.py toolchain.py pyproject.toml $(shell find csrc -type f)
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: mnist test test-all differential sanitize bench lint format build cuda wheel clean
+.PHONY: mnist test test-all differential sanitize bench docs lint format build cuda wheel clean
 
 mnist: build
 	$(VENV)/bin/python examples/mnist.py --recipe rate-fc $(ARGS)
@@ -30,6 +30,10 @@ sanitize: $(VENV)/dependencies
 bench: build
 	$(PIP) install --quiet --no-deps spikingjelly==2.0.0 loguru
 	$(VENV)/bin/python benchmarks/run.py $(ARGS)
+
+# The site, into build/site: any warning is an error, and every notebook is run. DOCS_EXECUTE=false leaves them as they are.
+docs: build
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict $(ARGS)
 
 lint: $(VENV)/dependencies
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""The README's tables, made from benchmarks/results/*.json: `python benchmarks/table.py --help`."""
+"""The tables of docs/benchmarks.md, made from benchmarks/results/*.json: `python benchmarks/table.py --help`."""
 
 import argparse
 import functools
@@ -429,35 +429,35 @@ def render(rows: list[dict]) -> str:
     return "\n".join(parts)
 
 
-def replace_section(text: str, tables: str) -> str:
+def replace_section(text: str, tables: str, start: str = START, end: str = END) -> str:
     """`text` with `tables` between the two markers."""
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(END) < text.index(START):
-        raise ValueError(f"the file must hold {START} and, after it, {END}, once each")
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    return f"{before}{START}\n\n{tables}\n{END}{after}"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):
+        raise ValueError(f"the file must hold {start} and, after it, {end}, once each")
+    before, rest = text.split(start)
+    _, after = rest.split(end)
+    return f"{before}{start}\n\n{tables}\n{end}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the tables or brings a README up to date; 1 if --check finds it is not."""
+    """Prints the tables or brings a page up to date; 1 if --check finds it is not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--readme", type=Path, help=f"rewrite the text after {START} in this file")
-    parser.add_argument("--check", action="store_true", help="with --readme: write nothing, fail")
+    parser.add_argument("--page", type=Path, help=f"rewrite the text after {START} in this file")
+    parser.add_argument("--check", action="store_true", help="with --page: write nothing, fail")
     options = parser.parse_args(arguments)
-    if options.check and not options.readme:
-        parser.error("--check needs --readme")
+    if options.check and not options.page:
+        parser.error("--check needs --page")
     tables = render(load(options.results))
-    if not options.readme:
+    if not options.page:
         print(tables)
         return 0
-    text = options.readme.read_text()
+    text = options.page.read_text()
     updated = replace_section(text, tables)
     if not options.check:
-        options.readme.write_text(updated)
+        options.page.write_text(updated)
     elif updated != text:
-        print(f"{options.readme} is out of date: run python benchmarks/table.py --readme", end=" ")
-        print(options.readme)
+        print(f"{options.page} is out of date: run python benchmarks/table.py --page", end=" ")
+        print(options.page)
         return 1
     return 0
 

@@ -1122,19 +1122,19 @@ def test_recipes_show_the_mean_over_seeds(module):
 
 def test_check_detects_drift(module, tmp_path, capsys):
     table = module("table")
-    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results, page = tmp_path / "results", tmp_path / "benchmarks.md"
     results.mkdir()
     rows = [_bench_row("snntorch", 20.0, "2026-01-01")]
     (results / "lif.json").write_text(json.dumps(rows))
     (results / "recipe.json").write_text(json.dumps(_recipe_row(0, 0.97, "2026-01-01")))
-    readme.write_text(f"before\n{table.START}\nstale\n{table.END}\nafter\n")
-    arguments = ["--results", str(results), "--readme", str(readme)]
+    page.write_text(f"before\n{table.START}\nstale\n{table.END}\nafter\n")
+    arguments = ["--results", str(results), "--page", str(page)]
 
     assert table.main([*arguments, "--check"]) == 1
-    assert "stale" in readme.read_text()
+    assert "stale" in page.read_text()
     assert table.main(arguments) == 0
     assert table.main([*arguments, "--check"]) == 0
-    written = readme.read_text()
+    written = page.read_text()
     assert written.startswith("before\n") and written.endswith("\nafter\n")
     assert "| snntorch | 1 | 20 | 1x |" in written and "97.00%" in written
 
@@ -1144,6 +1144,6 @@ def test_check_detects_drift(module, tmp_path, capsys):
     assert "out of date" in capsys.readouterr().out
 
 
-def test_a_readme_without_the_markers_is_an_error(module):
+def test_a_page_without_the_markers_is_an_error(module):
     with pytest.raises(ValueError, match="benchmarks:start"):
         module("table").replace_section("no markers", "tables")

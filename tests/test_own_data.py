@@ -126,12 +126,12 @@ def test_mistakes_in_events_are_named(name):
 
 def test_the_guides_code_runs(capsys):
     blocks = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / "own_data.md").read_text(), re.MULTILINE | re.DOTALL
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "howto" / "own_data.md").read_text(), re.MULTILINE | re.DOTALL
     )
     namespace = {}
     torch.manual_seed(0)
     for number, block in enumerate(blocks, start=1):
-        exec(compile(block, f"docs/own_data.md, block {number}", "exec"), namespace)
+        exec(compile(block, f"docs/howto/own_data.md, block {number}", "exec"), namespace)
     printed = capsys.readouterr().out
     losses = [float(value) for value in re.findall(r"loss (\S+),", printed)]
     assert len(losses) == 5 and losses[-1] < losses[0]
