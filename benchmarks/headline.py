@@ -104,7 +104,7 @@ def picture(rows: list[dict]) -> str:
         parts.append(f'<text x="{LEFT - 10}" y="{y + 15}" text-anchor="end" font-family="monospace">{name}</text>')
         pair = found[name]
         if pair is None:
-            parts.append(f'<text x="{LEFT + 6}" y="{y + 15}">not trained side by side yet</text>')
+            parts.append(f'<text x="{one + 8}" y="{y + 15}">not trained side by side yet</text>')
             continue
         width = round(pair.times * unit, 1)
         label = (

@@ -55,7 +55,8 @@ def rate(
         spikes [T, B, ...]; of time-varying data [first_spike_time + T, B, ...].
 
     Raises:
-        TypeError: an argument of the wrong type or dtype. ValueError: no steps, or an argument out of its range.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: no steps, or an argument out of its range.
 
     Examples:
         >>> snn.encoding.rate(torch.rand(8, 20), num_steps=25).shape
@@ -97,7 +98,8 @@ def poisson(
         spikes [T, B, ...].
 
     Raises:
-        TypeError: an argument of the wrong type or dtype. ValueError: no steps, or an argument out of its range.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: no steps, or an argument out of its range.
 
     Examples:
         >>> snn.encoding.poisson(torch.rand(8, 20), num_steps=25, max_rate_hz=200).shape
@@ -161,7 +163,8 @@ def latency(
         spikes [T, B, ...].
 
     Raises:
-        TypeError: an argument of the wrong type or dtype. ValueError: data out of [0, 1], spikes out of the steps, no
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: data out of [0, 1], spikes out of the steps, no
             steps, or an argument out of its range.
 
     Examples:
@@ -231,7 +234,8 @@ def delta(
         spikes [T, B, ...].
 
     Raises:
-        TypeError: an argument of the wrong type or dtype. ValueError: no steps, or an argument out of its range.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: no steps, or an argument out of its range.
 
     Examples:
         >>> snn.encoding.delta(torch.rand(25, 8, 20), threshold=0.1).shape

@@ -87,7 +87,8 @@ def leaky(
         spikes [T, B, ...] and membranes.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype. ValueError: a wrong shape, device, layout or option.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, device, layout or option.
 
     Examples:
         >>> spk, mem = snn.functional.leaky(torch.rand(100, 8, 20), beta=0.9)

@@ -342,7 +342,8 @@ class _FeedForward(_Neuron):
             of all steps, stacked).
 
         Raises:
-            TypeError: a current or a state that is none. ValueError: a wrong shape, device or layout.
+            TypeError: a current or a state that is none.
+            ValueError: a wrong shape, device or layout.
         """
         x = check_current(input_tensor, self.sequence)
         states = self._states_before(state, x, x.shape[1:] if self.sequence else x.shape)
@@ -364,7 +365,8 @@ class LIFCell(_FeedForward):
         dt: time step in s. Default 0.001.
 
     Raises:
-        TypeError: a parameter that is no number. ValueError: an unknown method.
+        TypeError: a parameter that is no number.
+        ValueError: an unknown method.
 
     Examples:
         >>> spk, state = norse.LIFCell()(torch.rand(16, 4))
@@ -546,7 +548,8 @@ class LIFRecurrentCell(_Neuron):
             (spikes [B, ..., hidden_size] in the dtype of the input's product with its weights, state).
 
         Raises:
-            TypeError: an input or a state that is none. ValueError: a wrong shape, device or layout.
+            TypeError: an input or a state that is none.
+            ValueError: a wrong shape, device or layout.
         """
         x = _weighted(input_tensor, self.input_weights, unroll=False)
         states = self._recurrent_states_before(state, x, x.shape)
@@ -698,7 +701,8 @@ class ConstantCurrentLIFEncoder(_Encoder):
         dt: time step in s. Default 0.001.
 
     Raises:
-        TypeError: a parameter that is no number. ValueError: an unknown method, a negative length.
+        TypeError: a parameter that is no number.
+        ValueError: an unknown method, a negative length.
 
     Examples:
         >>> norse.ConstantCurrentLIFEncoder(25)(torch.rand(16, 4)).shape

@@ -21,8 +21,10 @@ class Recording:
 
     Attributes:
         spk: by layer, the spikes of all steps [T, B, ...].
-        mem, syn, ...: by layer, states of these names [T, B, ...], of the layers that have them; of `snnfast.norse`
-            v and i, of its sequence layers with record_states=True.
+        mem: by layer, the membranes [T, B, ...].
+
+    Other states go by their own names: `syn`, `adaptation`, those of a `Cell`; of `snnfast.norse` v and i, of its sequence
+    layers with record_states=True.
 
     Raises:
         AttributeError: no layer has a state of that name.
@@ -184,7 +186,8 @@ def record(net: nn.Module, *layers: str) -> Iterator[Recording]:
         a context manager that gives a `Recording`, which can be read within and afterwards.
 
     Raises:
-        TypeError: `net` is no module. ValueError: it has no neurons, or none of a given name.
+        TypeError: `net` is no module.
+        ValueError: it has no neurons, or none of a given name.
 
     Examples:
         >>> net = snn.Unroll(nn.Linear(4, 8), snn.Leaky(0.9), nn.Linear(8, 2), snn.Leaky(0.9))
