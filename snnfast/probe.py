@@ -23,8 +23,8 @@ class Recording:
         spk: by layer, the spikes of all steps [T, B, ...].
         mem: by layer, the membranes [T, B, ...].
 
-    Other states go by their own names: `syn`, `adaptation`, those of a `Cell`; of `snnfast.norse` v and i, of its sequence
-    layers with record_states=True.
+    Other states go by their own names: `syn`, `adaptation`, those of a `Cell`; of `snnfast.norse` v and i, of its
+    sequence layers with record_states=True.
 
     Raises:
         AttributeError: no layer has a state of that name.
