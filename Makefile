@@ -73,6 +73,7 @@ $(VENV)/dependencies: requirements-dev.txt
 
 $(VENV)/built: $(VENV)/dependencies $(SOURCES)
 	rm -f snnfast/*.so
+	@echo "snnfast: compiling the kernels: a few minutes, once"
 	$(VENV)/bin/python setup.py --quiet build_ext --inplace
 	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
 	touch $@

@@ -90,8 +90,8 @@ def spike_counts(
         colours = class_colours(classes, label, predicted(counts))
         for bar, height, colour in zip(bars.patches, counts.tolist(), colours, strict=True):
             bar.set(height=height, facecolor=colour)
-        colour_ticks(bars, colours)
-        bars.title.set_text(f"step {step + 1} of {steps}: {verdict(label, predicted(counts))}")
+        colour_ticks(bars.xaxis, colours)
+        bars.title.set_text(f"step {step + 1} of {steps}: {verdict(label, counts)}")
 
     return _animation(figure, draw, steps, every, fps)
 

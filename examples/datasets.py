@@ -65,6 +65,7 @@ def load(root: Path) -> Digits:
             f"argument --data: {root} is not a directory; give the one that has (or shall have) MNIST/raw in it"
         )
     if not _on_disk(root):
+        print(f"downloading MNIST, 12 MB, into {root}", flush=True)
         try:
             _download(root)
         except (OSError, HTTPException, RuntimeError) as error:

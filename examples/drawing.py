@@ -8,15 +8,19 @@ from collections.abc import Sequence
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+from torch.nn import functional
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 TRUE, WRONG, OTHER = "#0072B2", "#D55E00", "#AAAAAA"
 TICKED_CLASSES = 20
 DOTTED_STEPS = 50
 SPARSE_SPIKES = 2000
+MOST_DOTS = 20_000
+MOST_PATCHES = 200
 WIDTH_INCHES = 6
 STYLE = {
     "axes.spines.top": False,
@@ -89,9 +93,14 @@ def class_colours(classes: int, label: int, prediction: int | None) -> list[str]
     return colours
 
 
-def verdict(label: int, prediction: int | None) -> str:
-    """What is true and what was predicted, as a title."""
-    return f"true {label}, " + ("no spikes" if prediction is None else f"predicted {prediction}")
+def verdict(label: int, counts: Tensor) -> str:
+    """What is true and what the counts (or other scores) [C] say, as a title: a prediction, a tie, or nothing."""
+    if not counts.any():
+        return f"true {label}, no spikes"
+    best = (counts == counts.max()).nonzero().flatten().tolist()
+    if len(best) == 1:
+        return f"true {label}, predicted {best[0]}"
+    return f"true {label}, a tie of {' and '.join(map(str, best)) if len(best) < 4 else f'{len(best)} classes'}"
 
 
 def class_legend() -> list[Patch]:
@@ -114,12 +123,12 @@ def draw_bars(axes: Axes, counts: Tensor, label: int) -> None:
     axes.set_ylim(0, 1.05 * max(1, int(counts.max())))
     axes.set_xticks(range(len(counts)) if len(counts) <= TICKED_CLASSES else _coloured(colours))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    colour_ticks(axes, colours)
+    colour_ticks(axes.xaxis, colours)
 
 
-def colour_ticks(axes: Axes, colours: Sequence[str]) -> None:
+def colour_ticks(axis: Axis, colours: Sequence[str]) -> None:
     """Give the numbers of true and predicted class their colour: a neuron that never fired has no bar to carry it."""
-    for position, tick in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True):
+    for position, tick in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True):
         colour = colours[int(position)]
         tick.set(color="black" if colour == OTHER else colour, fontweight="normal" if colour == OTHER else "bold")
 
@@ -144,14 +153,14 @@ def draw_line(axes: Axes, time: Tensor, values: Tensor, **options) -> None:
 
 
 def draw_spikes(axes: Axes, train: Tensor, time: Tensor, height: float, **options) -> None:
-    """Draw spikes of a train [T, N] as dots over the time [T], neuron by neuron upwards in `height` inches."""
+    """Draw spikes of a train [T, N] as dots over the time [T], neuron by neuron downwards in `height` inches."""
     step, neuron = train.nonzero(as_tuple=True)
     # Dots fill their share of the axes, but can be seen however many neurons and steps there are.
     cell = 72 * math.sqrt(WIDTH_INCHES / train.shape[0] * height / train.shape[1])
     diameter = min(4.5, max(2.0 if len(step) < SPARSE_SPIKES else 1.2, 0.8 * cell))
     options = {"color": "black", "s": diameter**2, "linewidths": 0} | options
     axes.scatter(time[step].numpy(), neuron.numpy(), **options)
-    axes.set_ylim(-0.5, train.shape[1] - 0.5)
+    axes.set_ylim(train.shape[1] - 0.5, -0.5)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
@@ -163,13 +172,34 @@ def draw_threshold(axes: Axes, threshold: float) -> None:
     )
 
 
-def draw_downwards(axes: Axes, train: Tensor, colours: Sequence[str]) -> None:
-    """Spikes over time downwards, so that every neuron stands below its bar."""
+def draw_rates(axes: Axes, train: Tensor, time: Tensor) -> None:
+    """Draw a train [T, N] that is too full for dots: its rates in patches of steps and neurons, dark where it fires."""
+    steps, neurons = train.shape
+    patches = min(steps, MOST_PATCHES), min(neurons, MOST_PATCHES)
+    rates = functional.adaptive_avg_pool2d((train != 0).float()[None], patches)[0]
+    half = float(time[0]) / 2
+    edges = (half, float(time[-1]) + half, neurons - 0.5, -0.5)
+    axes.imshow(rates.T.numpy(), cmap="gray_r", aspect="auto", interpolation="nearest", extent=edges, vmin=0)
+    axes.figure.colorbar(axes.images[0], ax=axes, label="spikes per step", pad=0.01)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+
+
+def draw_beside_counts(over_time: Axes, bars: Axes, train: Tensor, label: int, dt: float | None) -> None:
+    """Draw output spikes [T, C] over time, a row for each class, and beside it their counts."""
+    counts = counts_of(train)
+    colours = class_colours(len(counts), label, predicted(counts))
+    time = times(len(train), dt)
     for neuron, colour in enumerate(colours):
-        fired = train[:, neuron].nonzero().flatten() + 1
-        axes.hlines(fired.tolist(), neuron - 0.4, neuron + 0.4, color=colour, linewidth=2)
-    axes.set(xlabel="output neuron (class)", ylabel="time step", ylim=(len(train) + 1, 0))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        fired = time[train[:, neuron] != 0]
+        over_time.vlines(fired.tolist(), neuron - 0.4, neuron + 0.4, color=colour, linewidth=2)
+    bars.barh(range(len(counts)), counts.tolist(), color=colours)
+    bars.set(xlabel="spikes", xlim=(0, 1.05 * max(1, int(counts.max()))))
+    bars.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    bars.tick_params(labelleft=False)
+    over_time.set(ylabel="output neuron (class)", ylim=(len(counts) - 0.5, -0.5))
+    over_time.set_yticks(range(len(counts)) if len(counts) <= TICKED_CLASSES else _coloured(colours))
+    colour_ticks(over_time.yaxis, colours)
+    label_time(over_time, len(train), dt)
 
 
 def draw_ticks(axes: Axes, spikes: Tensor, dt: float | None) -> None:

@@ -1,10 +1,11 @@
 """Train one of the reference systems on MNIST: python examples/mnist.py --recipe rate-fc."""
 
 import argparse
+import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Train a reference system on MNIST, evaluate it every epoch and draw it.")
+    parser = Parser(
+        description="Train a reference system on MNIST, evaluate it every epoch and draw it.",
+        epilog="\n".join(_values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--recipe", choices=RECIPES, default="rate-fc", help="system to train (%(default)s)")
     add("--library", choices=PACKAGES, help="whose neurons (snnfast)")
@@ -73,6 +78,15 @@ def _parser() -> Parser:
     return parser
 
 
+def _values() -> Iterator[str]:
+    """What the recipes train with, and which encoders and readouts they take, each its own first."""
+    yield "the recipes' values:"
+    yield f"  {'recipe':16} {'library':9} {'T':>4} {'batch':>5} {'epochs':>6}  encoders; readouts"
+    for name, recipe in RECIPES.items():
+        numbers = f"{recipe.steps:4} {recipe.batch_size:5} {recipe.epochs:6}"
+        yield f"  {name:16} {recipe.original:9} {numbers}  {', '.join(recipe.encoders)}; {', '.join(recipe.readouts)}"
+
+
 def _train(args: argparse.Namespace) -> int:
     args.library = args.library or "snnfast"
     version = getattr(import_library(args.library, args.recipe), "__version__", "unknown")
@@ -88,6 +102,8 @@ def _train_in(world: World, args: argparse.Namespace, version: str) -> int:
     run = _run(args, world)
     epochs = _epochs(args, run)
     saved = len(run.history)
+    if world.main and not args.resume:
+        _keep_finished(args.checkpoint, args.out)
     try:
         while saved < epochs:
             row = run.epoch(epochs)
@@ -124,12 +140,22 @@ def _prepare_outputs(args: argparse.Namespace) -> None:
     args.out = args.out or args.plots / "metrics.json"
     if args.checkpoint.resolve() == args.out.resolve():
         raise InputError(f"argument --out: {args.out} is the checkpoint, give another file")
-    # A new run replaces an older checkpoint, but never a file that is something else.
+    # A new run replaces the checkpoint of one that was stopped, but never a file that is something else.
     if args.resume or args.checkpoint.exists():
         read_checkpoint(args.checkpoint)
     check_writable(args.plots / "loss.png", "--plots")
     check_writable(args.checkpoint, "--checkpoint")
     check_writable(args.out, "--out")
+
+
+def _keep_finished(checkpoint: Path, out: Path) -> None:
+    """Puts the checkpoint of a run that has written its metrics aside, under the first name that is free."""
+    if not checkpoint.exists() or not out.exists():
+        return
+    names = (checkpoint.with_stem(f"{checkpoint.stem}-{number}") for number in itertools.count(1))
+    kept = next(name for name in names if not name.exists())
+    checkpoint.rename(kept)
+    print(f"{checkpoint} is of a finished run, and is now {kept}; --resume goes on with one", flush=True)
 
 
 def _run(args: argparse.Namespace, world: World) -> Run:
@@ -207,7 +233,11 @@ def _write_json(row: dict[str, Any], path: Path) -> None:
 
 def _draw(run: Run, directory: Path, animations: bool) -> None:
     images, labels = run.digits.test_images[:PICTURED], run.digits.test_labels[:PICTURED]
-    title = f"{run.settings.recipe} on {run.settings.dataset}, {run.library}"
+    accuracy, epochs = run.history[-1]["test_accuracy"], len(run.history)
+    title = (
+        f"{run.settings.recipe} on {run.settings.dataset}, {run.library}: {accuracy:.2%} after {epochs} "
+        f"epoch{'s' if epochs > 1 else ''}"
+    )
     pictures.save_all(
         *(directory, images, labels),
         **run.shown(images),

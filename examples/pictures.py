@@ -27,6 +27,7 @@ from torch import Tensor
 
 import animations
 from drawing import (
+    MOST_DOTS,
     OTHER,
     STYLE,
     TRUE,
@@ -35,10 +36,11 @@ from drawing import (
     class_legend,
     counts_of,
     draw_bars,
-    draw_downwards,
+    draw_beside_counts,
     draw_image,
     draw_line,
     draw_on_pixels,
+    draw_rates,
     draw_spikes,
     draw_threshold,
     draw_ticks,
@@ -64,7 +66,7 @@ def loss_curve(
     history: Sequence[Mapping[str, float]],
     title: str = "Loss and accuracy in training",
 ) -> Figure:
-    """Draw the loss of every iteration, and the mean loss and accuracy of every epoch.
+    """Draw the loss of every iteration, and loss and accuracy of every epoch: mean in training, the test's after it.
 
     Args:
         losses: training loss of each iteration, all epochs one after the other.
@@ -75,7 +77,13 @@ def loss_curve(
     if not len(losses) or not len(history):
         raise ValueError(f"losses and history must not be empty, got {len(losses)} losses and {len(history)} epochs")
     losses = torch.as_tensor(losses).tolist()
-    ends = [len(losses) * (epoch + 1) / len(history) for epoch in range(len(history))]
+    # What is a mean over an epoch stands in its middle, what was measured after it at its end.
+    per_epoch = len(losses) / len(history)
+    places = {
+        "train": [per_epoch * (epoch + 0.5) + 0.5 for epoch in range(len(history))],
+        "test": [per_epoch * (epoch + 1) for epoch in range(len(history))],
+    }
+    labels = {"train": "train, mean of the epoch", "test": "test, after the epoch"}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 5.5), layout="constrained")
         loss, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -85,13 +93,11 @@ def loss_curve(
         for axes, quantity, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
             for split, colour, marker in (("train", TRUE, "o"), ("test", WRONG, "s")):
                 values = [scale * row[f"{split}_{quantity}"] for row in history]
-                label = f"{split}, mean of the epoch"
-                axes.plot(ends, values, color=colour, marker=marker, markersize=5, label=label)
+                axes.plot(places[split], values, color=colour, marker=marker, markersize=5, label=labels[split])
         loss.set(ylabel="loss", title=title)
         loss.set_ylim(bottom=0 if min(losses) >= 0 else None)
         figure.legend(handles=loss.lines, loc="outside lower center", ncols=3)
-        per_epoch = len(losses) // len(history)
-        accuracy.set(ylabel="accuracy (%)", xlabel=f"iteration ({per_epoch} per epoch)")
+        accuracy.set(ylabel="accuracy (%)", xlabel=f"iteration ({int(per_epoch)} per epoch)")
         accuracy.set_xlim(0, 1.05 * len(losses))
         accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
@@ -100,7 +106,7 @@ def loss_curve(
 def raster(
     trains: Tensor | Mapping[str, Tensor], sample: int = 0, title: str = "Spikes", dt: float | None = None
 ) -> Figure:
-    """Draw one sample's spikes over time, neuron by neuron.
+    """Draw one sample's spikes over time, neuron by neuron from the top; rates in place of more dots than one can see.
 
     Args:
         trains: spikes [T, B, ...], or several by name, each in a panel of its own; their T are equal.
@@ -117,11 +123,14 @@ def raster(
         figure.suptitle(title)
         column = figure.subplots(len(drawn), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axes, height, (name, train) in zip(column, heights, drawn.items(), strict=True):
-            time = times(len(train), dt)
-            draw_spikes(axes, train.clamp(min=0), time, height)
-            # Delta modulation has spikes for a fall too.
-            draw_spikes(axes, train.clamp(max=0), time, height, color=WRONG)
-            counted = f"{int(counts_of(train).sum()):,} spikes of {train.shape[1]:,} neurons"
+            time, fired = times(len(train), dt), int(counts_of(train).sum())
+            if fired > MOST_DOTS:
+                draw_rates(axes, train, time)
+            else:
+                draw_spikes(axes, train.clamp(min=0), time, height)
+                # Delta modulation has spikes for a fall too.
+                draw_spikes(axes, train.clamp(max=0), time, height, color=WRONG)
+            counted = f"{fired:,} spikes of {train.shape[1]:,} neurons"
             axes.set(ylabel="neuron", title=f"{name}: {counted}" if name else counted)
             label_time(axes, len(train), dt)
             axes.label_outer()
@@ -158,7 +167,6 @@ def interval_raster(
             label = f"{name}: step{'s' if last > first else ''} {first}{f' to {last}' if last > first else ''}"
             handles.append(Line2D([], [], color=colour, marker="o", linestyle="", label=label))
         over_time.set(ylabel="pixel, row by row from the top", title="over time")
-        over_time.invert_yaxis()
         label_time(over_time, steps, dt)
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
@@ -227,7 +235,7 @@ def output_membranes(
 ) -> Figure:
     """Draw the membranes of one sample's output neurons, those of the true and of the predicted class in colour.
 
-    Readouts are compared with each other and share a scale; neurons that fire are compared with their threshold.
+    All share a scale; that of neurons that fire has a tick at their threshold.
 
     Args:
         membranes: [T, B, C].
@@ -242,26 +250,32 @@ def output_membranes(
     handles = []
     if labels is not None:
         label = label_of(labels, sample, classes)
-        prediction = int(trace.amax(0).argmax()) if spikes is None else predicted(counts_of(train_of(spikes, sample)))
-        title = f"{title}: {verdict(label, prediction)}"
+        if spikes is None:
+            prediction, said = (best := int(trace.amax(0).argmax())), f"true {label}, predicted {best}"
+        else:
+            counts = counts_of(train_of(spikes, sample))
+            prediction, said = predicted(counts), verdict(label, counts)
+        title = f"{title}: {said}"
         colours, handles = class_colours(classes, label, prediction), class_legend()
     if threshold is not None:
         handles.append(Line2D([], [], color="black", linestyle="--", linewidth=0.8, label=f"threshold {threshold:g}"))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 1.2 + 0.55 * classes), layout="constrained")
         figure.suptitle(title)
-        scales = "" if threshold is None else " (each on its own scale)"
-        figure.supylabel(f"membrane of each output neuron{scales}", fontsize="medium")
+        figure.supylabel("membrane of each output neuron", fontsize="medium")
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=4)
-        rows = figure.subplots(classes, 1, sharex=True, sharey=threshold is None, squeeze=False)[:, 0]
+        rows = figure.subplots(classes, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for neuron, (axes, colour) in enumerate(zip(rows, colours, strict=True)):
             draw_line(axes, times(steps, dt), trace[:, neuron], color=colour)
             if threshold is not None:
                 axes.axhline(threshold, color="black", linestyle="--", linewidth=0.6)
             axes.set_ylabel(neuron, rotation=0, ha="right", va="center", labelpad=8, fontweight="bold")
             axes.yaxis.label.set_color("black" if colour == OTHER else colour)
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=2))
+            if threshold is None:
+                axes.yaxis.set_major_locator(MaxNLocator(nbins=2))
+            else:
+                axes.set_yticks([0, threshold], labels=["0", f"{threshold:g}"])
             axes.tick_params(labelsize="small")
             label_time(axes, steps, dt)
             axes.label_outer()
@@ -292,24 +306,23 @@ def rate_image(trains: Mapping[str, Tensor], images: Tensor, sample: int = 0) ->
     return figure
 
 
-def output_raster(spikes: Tensor, images: Tensor, labels: Tensor, sample: int = 0) -> Figure:
-    """Draw one sample: its image, and its output spikes [T, B, C] over time below their counts."""
+def output_raster(spikes: Tensor, images: Tensor, labels: Tensor, sample: int = 0, dt: float | None = None) -> Figure:
+    """Draw one sample: its image, its output spikes [T, B, C] over time, and their counts beside them."""
     train = train_of(spikes, sample)
     counts = counts_of(train)
     label = label_of(labels, sample, len(counts))
     image = image_of(images, sample)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        grid = figure.add_gridspec(2, 2, width_ratios=(1, 2), height_ratios=(2, 3))
+        figure = Figure(figsize=(9, 4.2), layout="constrained")
+        figure.suptitle(verdict(label, counts))
+        grid = figure.add_gridspec(2, 3, width_ratios=(3, 5, 2), height_ratios=(2, 1))
         draw_image(figure.add_subplot(grid[0, 0]), image)
         legend = figure.add_subplot(grid[1, 0])
         legend.axis("off")
         legend.legend(handles=class_legend(), loc="upper center")
-        bars = figure.add_subplot(grid[0, 1])
-        draw_bars(bars, counts, label)
-        bars.set(ylabel="spikes", title=verdict(label, predicted(counts)))
-        below = figure.add_subplot(grid[1, 1], sharex=bars)
-        draw_downwards(below, train, class_colours(len(counts), label, predicted(counts)))
+        over_time = figure.add_subplot(grid[:, 1])
+        bars = figure.add_subplot(grid[:, 2], sharey=over_time)
+        draw_beside_counts(over_time, bars, train, label, dt)
     return figure
 
 
@@ -368,7 +381,7 @@ def save_all(
     threshold: float | None = None,
     losses: Sequence[float] = (),
     history: Sequence[Mapping[str, float]] = (),
-    title: str = "Loss and accuracy in training",
+    title: str = "",
     sample: int = 0,
     animated: bool = True,
 ) -> list[Path]:
@@ -380,7 +393,8 @@ def save_all(
         input_spikes: what they were encoded in, [T, B, ...] with H * W neurons.
         spikes, membranes: of the output neurons, [T, B, C].
         threshold: that of the output neurons, drawn with the membranes.
-        losses, history, title: as in `loss_curve`.
+        losses, history: as in `loss_curve`.
+        title: what was trained, in the title of every picture.
         sample: the one that is drawn by itself.
         animated: whether to draw animations too.
 
@@ -390,7 +404,7 @@ def save_all(
     """
     drawn = {}
     if len(losses) and len(history):
-        drawn["loss.png"] = loss_curve(losses, history, title)
+        drawn["loss.png"] = loss_curve(losses, history)
     if input_spikes is not None:
         drawn["input-raster.png"] = raster(input_spikes, sample, "Input spikes")
         drawn["input-intervals.png"] = interval_raster(input_spikes, images, sample)
@@ -406,6 +420,10 @@ def save_all(
         drawn["membranes.png"] = output_membranes(membranes, labels, sample, threshold, spikes)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for picture in drawn.values():
+        if title and isinstance(picture, Figure):
+            with matplotlib.rc_context(STYLE):
+                picture.suptitle("\n".join(filter(None, (title, picture.get_suptitle()))))
     return [save(picture, directory / name) for name, picture in drawn.items()]
 
 
@@ -421,5 +439,5 @@ def _draw_cell(figure: Figure, cell: SubplotSpec, counts: Tensor, picture: Tenso
     image.set_anchor("E")
     draw_bars(bars, counts, label)
     bars.set(ylim=(0, 1.05 * tallest))
-    bars.set_title(verdict(label, predicted(counts)), fontsize="small")
+    bars.set_title(verdict(label, counts), fontsize="small")
     bars.tick_params(labelsize="x-small")

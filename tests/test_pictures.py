@@ -47,10 +47,24 @@ def test_a_raster_has_a_dot_for_every_spike(spikes):
     assert dots(axes) == [(1, 0), (2, 0), (4, 5), (7, 11)]
     assert axes.get_title() == "4 spikes of 12 neurons"
     assert axes.get_xlabel() == "time step" and axes.get_xlim() == (0.5, 7.5)
+    assert axes.get_ylim() == (11.5, -0.5)  # pixels from the top, as in the pictures of intervals
 
     axes = pictures.raster(spikes, sample=1, dt=0.5).axes[0]
     assert dots(axes) == [(0.5, 0), (1, 0), (2, 5), (3.5, 11)]
     assert axes.get_xlabel() == "time (ms)" and axes.get_xlim() == (0.25, 3.75)
+
+
+def test_a_raster_of_too_many_dots_shows_rates(monkeypatch):
+    monkeypatch.setattr(pictures, "MOST_DOTS", 11)
+    monkeypatch.setattr(drawing, "MOST_PATCHES", 3)
+    train = torch.zeros(6, 1, 3)
+    train[:, 0, 0] = train[:3, 0, 1] = train[1::2, 0, 2] = 1
+    axes, bar = pictures.raster(train).axes
+    assert not axes.collections and axes.get_title() == "12 spikes of 3 neurons"
+    assert axes.images[0].get_array().tolist() == [[1, 1, 1], [1, 0.5, 0], [0.5, 0.5, 0.5]]
+    assert axes.images[0].get_extent() == [0.5, 6.5, 2.5, -0.5] and bar.get_ylabel() == "spikes per step"
+    monkeypatch.setattr(pictures, "MOST_DOTS", 12)
+    assert len(dots(pictures.raster(train).axes[0])) == 12
 
 
 def test_several_rasters_share_time_and_keep_their_names(spikes):
@@ -135,6 +149,8 @@ def test_output_membranes_mark_true_and_predicted_class():
     ]
     assert all(axes.lines[1].get_ydata() == [0.5, 0.5] for axes in figure.axes)
     assert np.array_equal(figure.axes[2].lines[0].get_ydata(), membranes[:, 1, 2].numpy())
+    assert {axes.get_ylim() for axes in figure.axes} == {figure.axes[0].get_ylim()}
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["0", "0.5"]
 
     fired = torch.zeros(6, 2, 4)
     silent = pictures.output_membranes(membranes, labels, sample=1, spikes=fired)
@@ -142,6 +158,9 @@ def test_output_membranes_mark_true_and_predicted_class():
     fired[0, 1, 3] = 1
     counted = pictures.output_membranes(membranes, labels, sample=1, spikes=fired)
     assert counted.get_suptitle() == "Output membranes: true 1, predicted 3"
+    fired[0, 1, 1] = 1
+    tied = pictures.output_membranes(membranes, labels, sample=1, spikes=fired)
+    assert tied.get_suptitle() == "Output membranes: true 1, a tie of 1 and 3"
     unlabelled = pictures.output_membranes(membranes)
     assert {axes.lines[0].get_color() for axes in unlabelled.axes} == {"black"} and not unlabelled.legends
 
@@ -165,7 +184,8 @@ def test_the_loss_curve_has_every_iteration_and_epoch():
     loss, accuracy = figure.axes
     iterations, train, test = loss.lines
     assert iterations.get_ydata().tolist() == [3, 2, 1, 0.5] and iterations.get_xdata().tolist() == [1, 2, 3, 4]
-    assert train.get_xdata().tolist() == test.get_xdata().tolist() == [2, 4]
+    assert train.get_xdata().tolist() == [1.5, 3.5] and test.get_xdata().tolist() == [2, 4]
+    assert [line.get_label() for line in (train, test)] == ["train, mean of the epoch", "test, after the epoch"]
     assert train.get_ydata().tolist() == [1, 0.5] and test.get_ydata().tolist() == [2, 1]
     assert accuracy.lines[0].get_ydata().tolist() == [25, 50]
     assert accuracy.get_xlabel() == "iteration (2 per epoch)"
@@ -205,20 +225,57 @@ def test_long_sequences_are_animated_in_few_frames(monkeypatch, tmp_path):
 
 def test_silence_is_no_prediction(images):
     silent, labels = torch.zeros(5, 2, 3), torch.tensor([0, 2])
-    bars = pictures.output_raster(silent, images, labels, sample=1).axes[2]
-    assert bars.get_title() == "true 2, no spikes"
-    assert [tick.get_color() for tick in bars.get_xticklabels()] == ["black", "black", drawing.TRUE]
+    figure = pictures.output_raster(silent, images, labels, sample=1)
+    assert figure.get_suptitle() == "true 2, no spikes"
+    assert [tick.get_color() for tick in figure.axes[2].get_yticklabels()] == ["black", "black", drawing.TRUE]
     assert {cell.get_title() for cell in pictures.gallery(silent, images, labels).axes[1::2]} == {
         "true 0, no spikes",
         "true 2, no spikes",
     }
 
 
+def test_the_output_raster_has_time_to_the_right_and_counts_beside_it(images):
+    spikes = torch.zeros(5, 2, 3)
+    spikes[0, 0, 1] = spikes[4, 0, 1] = spikes[2, 0, 2] = 1
+    over_time, bars = pictures.output_raster(spikes, images, torch.tensor([2, 0])).axes[2:]
+    fired = [[segment[0].tolist() for segment in lines.get_segments()] for lines in over_time.collections]
+    assert fired == [[], [[1, 0.6], [5, 0.6]], [[3, 1.6]]]
+    assert over_time.get_xlim() == (0.5, 5.5) and over_time.get_xlabel() == "time step"
+    assert over_time.get_ylim() == bars.get_ylim() == (2.5, -0.5)
+    assert bar_widths(bars) == [0, 2, 1] and bar_colours(bars) == [drawing.OTHER, drawing.WRONG, drawing.TRUE]
+
+
+@pytest.mark.parametrize(
+    "counts, said",
+    [
+        ([0, 0, 0, 0], "no spikes"),
+        ([1, 3, 2, 0], "predicted 1"),
+        ([3, 3, 2, 0], "a tie of 0 and 1"),
+        ([1, 1, 1, 1], "a tie of 4 classes"),
+    ],
+)
+def test_a_tie_is_called_a_tie(counts, said):
+    assert drawing.verdict(2, torch.tensor(counts)) == f"true 2, {said}"
+
+
+def test_every_picture_says_what_was_trained(images, monkeypatch, tmp_path):
+    titles = {}
+    monkeypatch.setattr(pictures, "save", lambda picture, path: titles.update({path.name: picture.get_suptitle()}))
+    spikes = torch.ones(4, 2, 12)
+    pictures.save_all(
+        *(tmp_path, images, torch.tensor([0, 2])),
+        **{"input_spikes": spikes, "spikes": spikes[..., :3], "membranes": spikes[..., :3]},
+        **{"losses": [1.0], "history": history(1), "title": "rate-fc on MNIST, snnfast: 97.33%", "animated": False},
+    )
+    assert len(titles) == 7 and all(title.startswith("rate-fc on MNIST, snnfast: 97.33%") for title in titles.values())
+    assert titles["input-raster.png"].endswith("\nInput spikes")
+
+
 def test_many_classes_are_ticked_where_it_matters(images):
     spikes = torch.zeros(5, 2, 100)
     spikes[:, 0, 41] = 1
-    bars = pictures.output_raster(spikes, images, torch.tensor([7, 0])).axes[2]
-    assert bars.get_xticks().tolist() == [7, 41]
+    over_time = pictures.output_raster(spikes, images, torch.tensor([7, 0])).axes[2]
+    assert over_time.get_yticks().tolist() == [7, 41]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -227,7 +284,7 @@ def test_any_dtype_and_device_draws_the_same(dtype, device, spikes, images):
     assert dots(pictures.raster(converted, sample=1).axes[0]) == dots(pictures.raster(spikes, sample=1).axes[0])
     shown = images.to(device, dtype)
     raster = pictures.output_raster(converted, shown, torch.tensor([0, 4], device=device), sample=1)
-    assert bar_heights(raster.axes[2]) == spikes[:, 1].sum(0).tolist()
+    assert bar_widths(raster.axes[3]) == spikes[:, 1].sum(0).tolist()
     rebuilt = pictures.rate_image({"rate": converted}, shown, sample=1).axes[1].images[0].get_array()
     assert np.array_equal(rebuilt, spikes[:, 1].mean(0).view(3, 4).numpy())
     membrane = pictures.output_membranes(converted, sample=1).axes[0].lines[0].get_ydata()
@@ -516,6 +573,10 @@ def dots(axes):
 
 def bar_heights(axes):
     return [bar.get_height() for bar in axes.patches]
+
+
+def bar_widths(axes):
+    return [bar.get_width() for bar in axes.patches]
 
 
 def bar_colours(axes):
