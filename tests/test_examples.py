@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import random
+import re
 import resource
 import signal
 import struct
@@ -133,6 +134,35 @@ def test_metrics_describe_the_run(straight):
     assert row["test_accuracy"] == row["history"][-1]["test_accuracy"]
     seconds = [epoch["seconds"] for epoch in row["history"]]
     assert min(seconds) > 0 and row["seconds_per_epoch"] == pytest.approx(np.mean(seconds))
+
+
+def test_a_finished_run_is_kept_when_the_next_one_starts(command, data, straight, undrawn, capsys, tmp_path):
+    arguments = ["--data", str(data), "--plots", str(tmp_path), "--epochs", "1", "--limit", "128", "--steps", "2"]
+    assert command.main(arguments) == 0
+    finished_run = checkpoint(tmp_path)
+    (tmp_path / "checkpoint-1.pt").write_text("taken")
+    capsys.readouterr()
+    assert command.main([*arguments, "--seed", "5"]) == 0
+    kept = torch.load(tmp_path / "checkpoint-2.pt", weights_only=True)
+    assert torch.equal(kept["order"], finished_run["order"]) and checkpoint(tmp_path)["settings"]["seed"] == 5
+    said = f"{tmp_path / 'checkpoint.pt'} is of a finished run, and is now {tmp_path / 'checkpoint-2.pt'}"
+    assert capsys.readouterr().out.startswith(said)
+
+    # Of a run that was stopped, which has written no metrics, nothing is kept.
+    (tmp_path / "metrics.json").unlink()
+    assert command.main(arguments) == 0
+    assert not (tmp_path / "checkpoint-3.pt").exists()
+
+
+def test_the_help_lists_the_values_of_every_recipe(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--help"])
+    printed = capsys.readouterr().out
+    for name, recipe in command.RECIPES.items():
+        (line,) = re.findall(rf"^  {name} .*$", printed, re.MULTILINE)
+        words = re.split(r"[ ,;]+", line.strip())
+        values = recipe.original, recipe.steps, recipe.batch_size, recipe.epochs, *recipe.encoders, *recipe.readouts
+        assert words == [name, *map(str, values)]
 
 
 def test_training_learns_and_reports_every_epoch(straight):

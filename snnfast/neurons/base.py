@@ -563,7 +563,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
 
     def _learnt(self) -> list[str]:
         """What of the neuron is trained, as the constructor's `learn_...` names it."""
-        return [name for name, param in self.named_parameters(recurse=False) if param.requires_grad]
+        return sorted(name for name, param in self.named_parameters(recurse=False) if param.requires_grad)
 
     def __repr__(self):
         return f"{type(self).__name__}({self.extra_repr()})"
