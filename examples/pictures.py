@@ -235,7 +235,7 @@ def output_membranes(
 ) -> Figure:
     """Draw the membranes of one sample's output neurons, those of the true and of the predicted class in colour.
 
-    All share a scale; that of neurons that fire has a tick at their threshold.
+    All share a scale; that of neurons that fire has ticks at the lowest membrane and at their threshold.
 
     Args:
         membranes: [T, B, C].
@@ -246,6 +246,7 @@ def output_membranes(
     """
     trace = train_of(membranes, sample, "membranes")
     steps, classes = trace.shape
+    lowest = float(trace.min())
     colours = ["black"] * classes
     handles = []
     if labels is not None:
@@ -275,7 +276,7 @@ def output_membranes(
             if threshold is None:
                 axes.yaxis.set_major_locator(MaxNLocator(nbins=2))
             else:
-                axes.set_yticks([0, threshold], labels=["0", f"{threshold:g}"])
+                axes.set_yticks([lowest, threshold], labels=[f"{lowest:.2g}", f"{threshold:g}"])
             axes.tick_params(labelsize="small")
             label_time(axes, steps, dt)
             axes.label_outer()
