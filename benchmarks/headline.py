@@ -58,7 +58,8 @@ def _pairs(rows: list[dict], bench: str, ours: str, theirs: str) -> list[Pair]:
 def rows_of(rows: list[dict]) -> list[Pair]:
     """Where snnfast wins most and where least: by layer, by network, by published loop."""
     layer = max(_pairs(rows, "lif", "snnfast", "snntorch"), key=lambda pair: pair.ours["T"])
-    product = max(_pairs(rows, "onm", "snnfast", "snntorch"), key=lambda pair: pair.ours["T"])
+    own_input = [row for row in rows if row.get("density") is None]
+    product = max(_pairs(own_input, "onm", "snnfast", "snntorch"), key=lambda pair: pair.ours["T"])
     recurrent = max(_pairs(rows, "rlif", "snnfast", "norse"), key=lambda pair: pair.ours["T"])
     network = max(_pairs(rows, "rate-fc", "snnfast", "snntorch"), key=lambda pair: pair.ours["date"])
     loop = min(_pairs(rows, "loops", "snnfast-compile", "snntorch/torch"), key=lambda pair: pair.times)

@@ -38,8 +38,11 @@ def choose(way: str) -> None:
     Raises:
         ValueError: `way` is none of WAYS.
 
-    Example:
+    Examples:
         >>> snn.products.choose("torch")
+        >>> snn.products.chosen()
+        'torch'
+        >>> snn.products.choose("auto")
     """
     global _way
     if way not in WAYS:

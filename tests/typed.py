@@ -97,6 +97,9 @@ def networks() -> None:
     assert out.shape == (T, B, 2) and spk.shape == (T, B, 8) and rate >= 0
     assert str(explanation) and timing.total > 0 and isinstance(result.advice, str)
     snn.empty_cache()
+    snn.products.choose("auto")
+    way: str = snn.products.chosen()
+    assert way == "auto"
 
 
 def training() -> None:
