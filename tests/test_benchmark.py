@@ -9,7 +9,7 @@ from torch import nn
 
 import snnfast as snn
 from networks import Explicit, Layers
-from snnfast.benchmark import Benchmark, Timing
+from snnfast.benchmark import Benchmark, Timing, _on_snntorch
 
 T, B = 6, 2
 
@@ -75,6 +75,19 @@ def test_a_loop_outside_and_every_neuron_of_snntorchs():
         assert names(result) == ["as it is", "accelerated", "snntorch"], layer
         # The recurrent product of a whole sequence rounds in its own order.
         assert all(timing.difference == 0 for timing in result.timings if timing.name != "accelerated"), layer
+
+
+def test_the_layers_of_snntorchs_have_the_nets_own_gradients():
+    layer = snn.Leaky(0.9, threshold=0.6, spike_grad=snn.surrogate.fast_sigmoid(3), learn_threshold=True)
+    theirs = _on_snntorch(layer, {})
+    assert type(theirs) is snntorch.Leaky
+    gradients = []
+    for lif in (layer, theirs):
+        current = x()[0].requires_grad_()
+        lif(current)[0].sum().backward()
+        gradients.append((current.grad, lif.threshold.grad))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    torch.testing.assert_close(gradients[0][1], gradients[1][1])
 
 
 def test_nothing_is_left_behind():
