@@ -33,7 +33,8 @@ class Timing:
 
     Attributes:
         name: "as it is", "dropped in", "accelerated" or "snntorch".
-        forward, backward: medians in ms, of forward with loss, and of backward (0 where nothing needs a gradient).
+        forward: median in ms of forward with loss.
+        backward: that of backward, 0 where nothing needs a gradient.
         difference: largest absolute difference of its outputs to those of the network as it is.
         rounds: of how many runs the medians are.
     """

@@ -64,8 +64,11 @@ class LIFParameters(NamedTuple):
     """Parameters of LIF neurons: numbers, or tensors that broadcast over one step [B, ...].
 
     Attributes:
-        tau_syn_inv, tau_mem_inv: inverse time constants of the synaptic current and of the membrane.
-        v_leak, v_th, v_reset: leak, threshold and reset potential.
+        tau_syn_inv: inverse time constant of the synaptic current.
+        tau_mem_inv: inverse time constant of the membrane.
+        v_leak: leak potential.
+        v_th: threshold.
+        v_reset: reset potential.
         method: surrogate gradient of a spike: "super" (of slope 1, as Norse 1.1.0 leaves alpha out of it), "heaviside"
             (none), "triangle", "tanh", "circ" or "heavi_erfc".
         alpha: parameter of the surrogate, one number.
