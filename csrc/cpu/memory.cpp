@@ -34,6 +34,17 @@ struct State {
   std::uint64_t taken = 0;
   bool watching_forks = false;
 
+  // The smallest block that is large enough, and by a quarter too large at most, that lay idle last: windows of a step
+  // more or less would otherwise drive each other's blocks out.
+  std::deque<Block>::iterator fitting(std::size_t size) {
+    auto best = idle.end();
+    for (auto one = idle.begin(); one != idle.end(); ++one) {
+      if (one->bytes < size || one->bytes > size + size / 4) continue;
+      if (best == idle.end() || one->bytes <= best->bytes) best = one;
+    }
+    return best;
+  }
+
   Block remove(std::deque<Block>::iterator one) {
     const Block block = *one;
     idle_bytes -= block.bytes;
@@ -48,7 +59,7 @@ State& state() {
   return *state;
 }
 
-// Eight sizes from each power of two to the next: an eighth of a block is unused at most.
+// Eight sizes from each power of two to the next: an eighth of a new block is unused at most.
 std::size_t size_class(std::size_t bytes) {
   const std::size_t step = std::bit_floor(bytes) / 8;
   return (bytes + step - 1) / step * step;
@@ -90,7 +101,7 @@ void watch_forks([[maybe_unused]] State& all) {
 
 void* take(std::size_t bytes) {
   if (bytes < kLeast || bytes > kMost) return nullptr;
-  const std::size_t size = size_class(bytes);
+  std::size_t size = size_class(bytes);
   State& all = state();
   std::vector<Block> old;
   void* data = nullptr;
@@ -99,8 +110,12 @@ void* take(std::size_t bytes) {
     if (all.limit == 0) return nullptr;
     watch_forks(all);
     ++all.taken;
-    const auto last = std::find_if(all.idle.rbegin(), all.idle.rend(), [&](const Block& b) { return b.bytes == size; });
-    if (last != all.idle.rend()) data = all.remove(std::prev(last.base())).data;
+    const auto found = all.fitting(size);
+    if (found != all.idle.end()) {
+      const Block block = all.remove(found);
+      data = block.data;
+      size = block.bytes;
+    }
     all.used += size;
     const std::size_t room = std::max(all.peak, all.used) - all.used;
     while (!all.idle.empty() && (all.idle_bytes > room || all.taken - all.idle.front().since > kPatience)) {

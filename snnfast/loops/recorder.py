@@ -451,6 +451,8 @@ class Recorder(TorchFunctionMode):
 
     def is_about_to_run(self, name: str, args: tuple | None) -> None:
         """A call that no mode sees is about to run, of these arguments, or of what nobody knows."""
+        if not self.waiting and self.learning is None:
+            return
         tensors = None if args is None else [leaf for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor)]
         if self.waiting:
             read = self.reading.memories() if tensors else ()

@@ -61,11 +61,12 @@ def is_computing() -> bool:
 
 def passes(layer) -> bool:
     """Whether the loops of a layer are not recorded for a while, as they could not be the last time; counts a step."""
-    loops = layer._loops
-    if loops is None or not loops.skip:
-        return False
+    return layer._loops is not None and _skips(layer._loops)
+
+
+def _skips(loops) -> bool:
     recorder = of_this_thread()
-    if recorder is not None and recorder.is_there:
+    if not loops.skip or (recorder is not None and recorder.is_there):
         return False
     loops.skip -= 1
     return True
@@ -122,6 +123,8 @@ def call(function: type, args: tuple):
         landmark = functions.caller()
         chosen = _chosen(landmark)
         if chosen is None or not (recorder is None or recorder.may_begin_at(landmark)) or not _is_plain_place():
+            return NotImplemented
+        if _skips(functions.loops_of(landmark)):
             return NotImplemented
         if recorder is None:
             from .recorder import Recorder
