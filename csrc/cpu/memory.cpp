@@ -19,6 +19,8 @@ namespace {
 constexpr std::size_t kLeast = std::size_t{1} << 20, kMost = std::size_t{1} << 46;  // bytes of a block
 constexpr std::size_t kUsualLimit = std::size_t{2} << 30;
 constexpr std::uint64_t kPatience = 1024;  // blocks taken while one lay idle
+// Beside what was in use at once: an evaluation between steps of training asks for other sizes.
+constexpr std::size_t kSpare = std::size_t{32} << 20;
 
 struct Block {
   void* data;
@@ -117,7 +119,7 @@ void* take(std::size_t bytes) {
       size = block.bytes;
     }
     all.used += size;
-    const std::size_t room = std::max(all.peak, all.used) - all.used;
+    const std::size_t room = std::max(all.peak, all.used) - all.used + kSpare;
     while (!all.idle.empty() && (all.idle_bytes > room || all.taken - all.idle.front().since > kPatience)) {
       old.push_back(all.remove(all.idle.begin()));
     }

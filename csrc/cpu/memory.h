@@ -23,7 +23,8 @@ inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std:
 }
 
 // Blocks in use, and idle ones for those who ask next. Idle ones are given back that lie beyond the limit, that would
-// make the blocks in all more than were ever in use at once, or that many others were preferred to. From any thread.
+// make the blocks in all more than were ever in use at once and 32 MiB, or that many others were preferred to. From any
+// thread.
 namespace blocks {
 
 // At least so many bytes, to be given back by `give`; null: too few, too many or turned off, ask somebody else.
