@@ -39,7 +39,7 @@ class Recorder(TorchFunctionMode):
         self.reading = Reading()
         self.first = None
         self.is_there = False
-        self.packing = self.stepping = False
+        self.packing = self.stepping = self.handling = False
         self._forget()
 
     @contextlib.contextmanager
@@ -54,7 +54,7 @@ class Recorder(TorchFunctionMode):
     @property
     def is_busy(self) -> bool:
         """Whether what is called now is called by the recorder."""
-        return self.packing or self.stepping
+        return self.packing or self.stepping or self.handling
 
     def _forget(self) -> None:
         """Neither learns nor records."""
@@ -231,7 +231,14 @@ class Recorder(TorchFunctionMode):
     # Any other operation.
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        # Torch has taken the mode off the stack meanwhile: nothing that this calls may lay it there, or take it away.
+        self.handling = True
+        try:
+            return self._handle(func, args, kwargs or {})
+        finally:
+            self.handling = False
+
+    def _handle(self, func, args: tuple, kwargs: dict):
         if self.stepping:
             return func(*args, **kwargs)
         if self.period is not None:

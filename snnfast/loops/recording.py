@@ -97,7 +97,8 @@ def stop() -> None:
 
 def step(layer, input_: Tensor, states: tuple):
     """One step of a layer: recorded, if that is wanted here and its loop is one that can be."""
-    if passes(layer):
+    recorder = of_this_thread()
+    if passes(layer) or (recorder is not None and recorder.handling):
         return layer._step_fused(input_, states)
     chosen = _chosen(layer)
     if chosen is None or not layer._may_wait() or not _is_plain_place():
