@@ -146,12 +146,6 @@ class Cell:
         """The step, counted from the cut, in which an operation is first pending."""
         return operation.start + self.shift[operation]
 
-    @property
-    def name(self) -> str:
-        """By the user's own functions in it, else by what it is made of."""
-        own = [operation.name for operation in self.operations if operation.is_call]
-        return " ".join(own or [operation.name for operation in self.operations])
-
     def computed(self, given: "_Inputs", outputs: list, states: list) -> tuple[tuple, tuple] | None:
         """Outputs [T, ...] and last states; None, and `why`, where it cannot run as one."""
         from .. import cells

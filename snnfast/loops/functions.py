@@ -112,17 +112,12 @@ def caller():
     return code
 
 
-def is_layer(landmark) -> bool:
-    """Whether it is a layer of snnfast, whose steps the recorder knows."""
-    return hasattr(landmark, "_step_alone")
-
-
 _loops = weakref.WeakKeyDictionary()
 
 
 def loops_of(landmark) -> Loops:
     """What is remembered of the loops that begin with a layer's step, or with a function that a module calls."""
-    if is_layer(landmark):
+    if hasattr(landmark, "_step_alone"):  # a layer of snnfast, whose steps the recorder knows
         if landmark._loops is None:
             object.__setattr__(landmark, "_loops", Loops())
         return landmark._loops

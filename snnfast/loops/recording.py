@@ -53,6 +53,15 @@ def of_this_thread():
     return getattr(_of_thread, "recorder", None)
 
 
+def _recorder():
+    """The recorder of this thread, new where it has none."""
+    if of_this_thread() is None:
+        from .recorder import Recorder
+
+        _of_thread.recorder = Recorder()
+    return _of_thread.recorder
+
+
 def is_computing() -> bool:
     """Whether this thread's recorder computes what waited."""
     recorder = of_this_thread()
@@ -104,18 +113,13 @@ def step(layer, input_: Tensor, states: tuple):
     if chosen is None or not layer._may_wait() or not _is_plain_place():
         stop()
         return layer._step_fused(input_, states)
-    recorder = of_this_thread()
-    if recorder is None:
-        from .recorder import Recorder
-
-        recorder = _of_thread.recorder = Recorder()
     with torch._C.DisableTorchFunction():
-        return recorder.step(layer, input_, states, chosen)
+        return _recorder().step(layer, input_, states, chosen)
 
 
 def call(function: type, args: tuple):
     """What an autograd function of the user's gives: recorded, if that is wanted here; else NotImplemented."""
-    recorder = getattr(_of_thread, "recorder", None)
+    recorder = of_this_thread()
     if recorder is not None and recorder.is_busy:
         return NotImplemented
     if recorder is None or (recorder.learning is None and not recorder.expects(function)):
@@ -127,12 +131,8 @@ def call(function: type, args: tuple):
             return NotImplemented
         if _skips(functions.loops_of(landmark)):
             return NotImplemented
-        if recorder is None:
-            from .recorder import Recorder
-
-            recorder = _of_thread.recorder = Recorder()
         with torch._C.DisableTorchFunction():
-            return recorder.begin_at(landmark, function, args, chosen)
+            return _recorder().begin_at(landmark, function, args, chosen)
     if not _is_plain_place() or not functions.may_wait(function, args):
         return NotImplemented
     with torch._C.DisableTorchFunction():
