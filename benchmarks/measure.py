@@ -214,8 +214,25 @@ def _cpu_allocations(run):
         torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile,
     ):
         returned = run()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())], returned
+    return list(_sizes(profile.profiler.kineto_results.experimental_event_tree())), returned
+
+
+def _sizes(tree):
+    """Blocks are told by their address: the profiler counts the end of one that it did not see begin as well,
+    with the size of whatever earlier profile's block lay there."""
+    blocks, live = [], {}
+    while tree:
+        event = tree.pop()
+        tree.extend(event.children)
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            blocks.append(event)
+    for event in sorted(blocks, key=lambda event: event.start_time_ns):
+        block = event.extra_fields
+        if block.alloc_size > 0:
+            live[block.ptr] = block.alloc_size
+            yield block.alloc_size
+        else:
+            yield -live.pop(block.ptr, 0)
 
 
 @contextlib.contextmanager

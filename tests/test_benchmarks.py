@@ -810,6 +810,22 @@ def test_peak_bytes_count_what_is_held_at_once(module):
     assert peak_bytes(lambda: None, torch.device("cpu")) == 0
 
 
+def test_peak_bytes_leave_out_the_end_of_what_was_there_before(module):
+    peak_bytes = module("measure").peak_bytes
+    blocks = []
+    peak_bytes(lambda: blocks.extend(torch.empty(4096) for _ in range(100)), torch.device("cpu"))
+    addresses = {block.data_ptr() for block in blocks}
+    blocks.clear()
+    blocks.extend(torch.empty(4096) for _ in range(100))
+    assert addresses & {block.data_ptr() for block in blocks}
+
+    def free_then_take():
+        blocks.clear()
+        torch.empty(256)
+
+    assert peak_bytes(free_then_take, torch.device("cpu")) == 1024
+
+
 def test_json_is_written_whole_or_not_at_all(module, tmp_path):
     write_json = module("run").write_json
     path = tmp_path / "results" / "lif.json"
