@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import operator
 from collections import Counter
 
 import torch
@@ -176,11 +175,11 @@ class Window:
             # The gradient of one call for all is none of a sum's, where backward is not linear.
             return False
         given = [one.steady if isinstance(one, Series) else one for one in inputs]
-        before, outs = self.period.steady.get(operation, ((), None))
-        if len(before) != len(given) or not all(map(operator.is_, before, given)):
+        outs = self.period.remembered(operation, given)
+        if outs is None:
             self.done[operation] = 1, 0
             outs = call(operation, given)
-            self.period.steady[operation] = given, outs
+            self.period.remember(operation, given, outs)
         for output, out in enumerate(outs):
             self.series[operation, output] = Series(operation.start, operation.count, steady=out)
         return True
@@ -385,7 +384,10 @@ def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
 def placed(operation: Operation, leaves: list) -> list:
     """What the loop would have in new memory, in memory that begins as such: a product's sums go by that. What comes
     from outside, or is a view of it, is where it was."""
-    return [_placed(leaf) if operation.is_new(place) else leaf for place, leaf in enumerate(leaves)]
+    leaves = list(leaves)
+    for place in operation.new:
+        leaves[place] = _placed(leaves[place])
+    return leaves
 
 
 def _placed(leaf):

@@ -1,5 +1,7 @@
 """One period of a loop: its operations, where each takes what it is given, and in which order they may run at once."""
 
+import functools
+import operator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functions, known
+from .reading import version_of
 from .window import Stage, choose
 
 INDEXED = {Tensor.__getitem__, Tensor.__setitem__, known.set_item}
@@ -92,16 +95,20 @@ class Operation:
     alone: bool = False
     by_steps: dict = field(default_factory=dict)
 
-    def connect(self, slots: list[Slot]) -> None:
-        """Says where it takes its arguments from, once all operations of the period are there."""
+    def connect(self, slots: list[Slot], before: list["Operation"]) -> None:
+        """Says where it takes its arguments from, once all operations of the period are there; `before`: those that
+        come before it in a period."""
         self.slots = slots
         self.is_step = isinstance(self.function, nn.Module)
         self.is_call = functions.is_one(self.function)
         self.is_mark = self.is_step or self.is_call
+        names = step_outputs(self.function) if self.is_step else ()
+        self.state_outputs = [names.index(name) for name in self.function.state_names] if self.is_step else []
+        """Which of a step's outputs its states are, in the layer's order."""
         own = [slot.kind == MADE and slot.what is self for slot in slots]
         self.is_chain = self.is_step and not own[0]
         if self.is_chain:
-            states = zip(slots[1:], own[1:], self.state_outputs(), strict=True)
+            states = zip(slots[1:], own[1:], self.state_outputs, strict=True)
             self.is_chain = all(is_own and slot.lag == 1 and slot.output == output for slot, is_own, output in states)
         self.needs_itself = any(own) and not self.is_chain
         """Whether a step of it needs what the step before gave, other than as a neuron's state."""
@@ -109,10 +116,17 @@ class Operation:
         self.is_dense = self.function in known.VIEWS or all(like.is_dense for like in self.outputs)
         self.is_flat = not any(self.nested)
         numbers = [place - 1 for place, slot in enumerate(slots) if slot.kind == NUMBER]
+        self._made = [
+            (place, slot.what, slot.output, -1 - (slot.lag if slot.what in before else 0))
+            for place, slot in enumerate(slots)
+            if slot.kind == MADE
+        ]
+        self._always = [(place, slot.what) for place, slot in enumerate(slots) if slot.kind in (SAME, LITERAL)]
+        self._again = [place for place, slot in enumerate(slots) if slot.kind == REAL]
+        self._counted = [(place, slot.what) for place, slot in enumerate(slots) if slot.kind == NUMBER]
         # `x[t]`: x may have other numbers of steps in other loops.
         self.moving = numbers[0] if numbers and self.function is Tensor.__getitem__ else None
         if self.is_step:
-            names = step_outputs(self.function)
             self.kept = [(name, output) for output, name in enumerate(names) if name in self.function.state_names]
         self.forget()
 
@@ -126,17 +140,40 @@ class Operation:
             return leaves_of(self.nested, args, {})
         return args if len(args) == len(self.nested) else None
 
-    def state_outputs(self) -> list[int]:
-        """Which of a step's outputs its states are, in the layer's order."""
-        names = step_outputs(self.function)
-        return [names.index(name) for name in self.function.state_names]
+    @functools.cached_property
+    def new(self) -> list[int]:
+        """The slots in which stands what the loop makes, in memory of its own."""
+        return [place for place in range(len(self.slots)) if self._is_new(place)]
 
-    def is_new(self, place: int) -> bool:
-        """Whether the loop makes what stands in a slot, in memory of its own."""
+    def _is_new(self, place: int) -> bool:
         slot = self.slots[place]
         while slot.kind == MADE and slot.what.function in known.VIEWS:
             slot = slot.what.slots[0]
         return slot.kind == MADE
+
+    def goes_on(self, leaves) -> bool:
+        """Takes the arguments of its next period, if they are the last one's but for what the loop makes and counts."""
+        try:
+            for place, maker, output, back in self._made:
+                if leaves[place] is not maker.made[back][output]:
+                    return False
+        except IndexError:
+            return False
+        given = self.given
+        for place, what in self._always:
+            if leaves[place] is not what:
+                return False
+        for place in self._again:
+            if not given[place] or leaves[place] is not given[place][-1]:
+                return False
+        for place, kind in self._counted:
+            if type(leaves[place]) is not kind:
+                return False
+        for place in self._again:
+            given[place].append(leaves[place])
+        for place, _ in self._counted:
+            given[place].append(leaves[place])
+        return True
 
     def forget(self) -> None:
         """Nothing of it is pending any more."""
@@ -228,8 +265,10 @@ class Period:
             places.append((earlier, logged))
         for operation, (earlier, logged) in zip(self.operations, places, strict=True):
             sources = zip(earlier.leaves, logged.leaves, logged.sources, strict=True)
-            operation.connect([self._slot(old, new, source, first) for old, new, source in sources])
-        self._once = set() if exact else self._alike(places)
+            slots = [self._slot(old, new, source, first) for old, new, source in sources]
+            operation.connect(slots, self.operations[: self.operations.index(operation)])
+        self.alike = set() if exact else self._alike(places)
+        """The operations that were given the same in two periods."""
         self.consumers = {operation: [] for operation in self.operations}
         """For each operation who takes what it makes, and in which slot, its own states aside."""
         for user in self.operations:
@@ -249,7 +288,8 @@ class Period:
         self.seconds = 0.0
         self.as_written = False
         self.steady = {}
-        """Of operations that are given the same at every step what they were given and gave, from window to window."""
+        """Of operations that are given the same at every step what they were given and gave, from window to window, and
+        how often that was written to."""
 
     def out_of_order(self) -> list[tuple[Operation, int, int]]:
         """(operation, output, takers) of values whose takers run in another order over many periods than in the loop:
@@ -311,6 +351,16 @@ class Period:
                 alike.add(operation)
         return alike
 
+    def remember(self, operation: Operation, given: list, outs: tuple) -> None:
+        """Keeps what an operation gives that is given the same at every step."""
+        self.steady[operation] = given, outs, _versions(given, outs)
+
+    def remembered(self, operation: Operation, given: list) -> tuple | None:
+        """What an operation gave that was given the same, if nothing of it was written to since."""
+        before, outs, versions = self.steady.get(operation, ((), (), ()))
+        same = len(before) == len(given) and all(map(operator.is_, before, given))
+        return outs if same and versions == _versions(given, outs) else None
+
     def windows_of(self, length: int | None) -> tuple[int, ...]:
         """The sizes of the windows of a loop of that many periods; None: of one whose length is not known."""
         if length not in self._windows:
@@ -335,7 +385,7 @@ class Period:
             kept, loops = sum(like.bytes for like in kept if like.requires_grad), 0
             if operation.function in known.POOLS_BY_TAPS and kept:
                 kept, loops = made // 4, self._kept_by_pool(operation)
-            if operation in self._once:
+            if operation in self.alike:
                 made, kept, loops = 0, 0, loops + kept
             stages.append(Stage(made, kept, weights, operation.is_mark, loops))
         return stages
@@ -455,3 +505,7 @@ def _best_cut(operations: list[Operation]) -> int:
         return total
 
     return min(range(len(operations)), key=handed_on)
+
+
+def _versions(given: list, outs: tuple) -> list[int]:
+    return [version_of(value) for value in (*given, *outs) if isinstance(value, Tensor)]

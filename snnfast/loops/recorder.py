@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..neurons.base import was_reset
 from . import functions, in_place, known, pieces, settings, settling, stack, unseen
+from .before import Before
 from .joining import JOINS, join, lanes_of
 from .learning import Learning
 from .packing import Window, step_of
@@ -37,6 +38,7 @@ class Recorder(TorchFunctionMode):
         self.lock = threading.RLock()
         self.settings = Settings()
         self.reading = Reading()
+        self.before = Before()
         self.first = None
         self.is_there = False
         self.packing = self.stepping = self.handling = False
@@ -183,6 +185,8 @@ class Recorder(TorchFunctionMode):
     def _take_up(self, period: Period) -> None:
         self.period, self.operations = period, period.operations
         self._plan()
+        self.before.watch(period)
+        self.before.take_over(period)
         for operation in self.operations:
             operation.forget()
 
@@ -259,7 +263,7 @@ class Recorder(TorchFunctionMode):
                     return written
             reads = func in known.READERS and not (self.reading or self.waiting) and func not in JOINS
             if reads and (not kwargs or (kwargs.get("out") is None and not kwargs.get("inplace"))):
-                return func(*args, **kwargs)
+                return self.before.run(func, args, kwargs)
             return self._otherwise(func, args, kwargs)
         if self.learning is not None:
             if self.learning.failed:
@@ -267,7 +271,7 @@ class Recorder(TorchFunctionMode):
                 return self._otherwise(func, args, kwargs)
             return self.learning.operation(func, args, kwargs)
         if self.period is None and not pieces.known:
-            return func(*args, **kwargs)
+            return self.before.run(func, args, kwargs)
         return self._otherwise(func, args, kwargs)
 
     def _record(self, operation: Operation, leaves) -> tuple | None:
@@ -278,12 +282,27 @@ class Recorder(TorchFunctionMode):
             self._pack_window()
         if self.reading.fixed and self.reading.is_written_unseen():
             self.pack()
-        entries = self._entries(operation, leaves)
-        if entries is None:
+        goes_on = operation.count and not self.reading.snapshots and operation.goes_on(leaves)
+        if not goes_on and not self._begins(operation, leaves):
             return None
         if operation.same_as is not None:
             self._next()
             return (leaves[operation.same_as],)
+        number = self.number
+        outs = tuple([new(self, operation, output, number) for output in operation.numbers])
+        operation.made.append(outs)
+        operation.count += 1
+        self.waiting = True
+        self._next()
+        return outs
+
+    def _begins(self, operation: Operation, leaves) -> bool:
+        """Takes the arguments of an operation whatever they are, if they fit."""
+        entries = self._entries(operation, leaves)
+        if entries is None:
+            return False
+        if operation.same_as is not None:
+            return True
         if not operation.count:
             operation.start = self.number
             if operation.is_step:
@@ -292,13 +311,7 @@ class Recorder(TorchFunctionMode):
         given = operation.given
         for place, value in entries:
             given[place].append(value)
-        number = self.number
-        outs = tuple([new(self, operation, output, number) for output in operation.numbers])
-        operation.made.append(outs)
-        operation.count += 1
-        self.waiting = True
-        self._next()
-        return outs
+        return True
 
     def _next(self) -> None:
         self.place += 1
@@ -398,7 +411,7 @@ class Recorder(TorchFunctionMode):
         if pieces.known and (written := known.written_by(func, args, kwargs)):
             for tensor in written:
                 self._own(tensor)
-        return func(*args, **kwargs)
+        return self.before.run(func, args, kwargs)
 
     def _joined(self, func, args, kwargs) -> Tensor | None:
         """A stack of steps that are together already; None where they are not."""
@@ -492,7 +505,7 @@ class Recorder(TorchFunctionMode):
             if not goes_on or self.reading.fixed or self.reading.snapshots:
                 self._forget_steady()
             else:
-                self.reading.keep([tensor for given, _ in self.period.steady.values() for tensor in given])
+                self.reading.keep([tensor for given, *_ in self.period.steady.values() for tensor in given])
             if not goes_on:
                 self.period.windows += 1
                 self.period.steps += self.period.length or 0

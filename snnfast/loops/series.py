@@ -48,6 +48,8 @@ class Series:
     def after(self, leads: list) -> "Series":
         """With other values before it."""
         start, count = self.start - len(leads), self.count + len(leads)
+        if self.is_steady and all(lead is self.steady for lead in leads):
+            return Series(start, count, self.steady)
         if self._stack is None or not self.count:
             rest = list(self.apart()) if self.count else []
             return Series(start, count, apart=[*leads, *rest])

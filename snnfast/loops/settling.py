@@ -26,6 +26,7 @@ def values(window: Window, alive: dict, used: set[int]) -> list[tuple[Pending, T
 def _pieces_of(window: Window, operation: Operation, output: int, wanted: list, used: set[int]) -> list:
     made = []
     series = window.series.get((operation, output))
+    whose = _whose_gradient(operation, output, series, (operation, output) in window.inner)
     for step, placeholder in wanted:
         if step == operation.count - 1 and (operation, output) in window.last:
             value = window.last[operation, output]
@@ -41,8 +42,7 @@ def _pieces_of(window: Window, operation: Operation, output: int, wanted: list, 
         made.append((placeholder, value))
         stack = None if series is None else series._stack
         if stack is not None or operation.is_step or series is None or series.is_steady:
-            is_inner = (operation, output) in window.inner
-            pieces.note(placeholder, stack, step, _whose_gradient(operation, output, series, is_inner))
+            pieces.note(placeholder, stack, step, whose)
     return made
 
 
@@ -54,7 +54,7 @@ def _once_more(operation: Operation, steady: Tensor) -> Tensor:
 def _whose_gradient(operation: Operation, output: int, series, is_inner: bool) -> int:
     if series is None or series.is_apart:
         return pieces.OWN
-    of_state = is_inner or (operation.is_step and output in operation.state_outputs())
+    of_state = is_inner or (operation.is_step and output in operation.state_outputs)
     return pieces.NOBODYS if of_state or series.is_steady else pieces.WHOLE
 
 

@@ -1,0 +1,88 @@
+"""What ran right before a loop's first step: where a loop does the same at every step, it is done already."""
+
+from collections import deque
+from typing import NamedTuple
+
+from torch import Tensor
+
+from . import known
+from .period import LITERAL, MADE, REAL, SAME, Operation, Period
+from .reading import is_shared_with_others, version_of
+from .series import modes
+
+
+class Call(NamedTuple):
+    """A call that ran as written."""
+
+    function: object
+    args: tuple
+    out: Tensor
+    versions: tuple
+    modes: tuple
+
+
+class Before:
+    """The last calls of functions with which a known loop's steps begin, as long as nothing was written since: as many
+    as the loop has of them."""
+
+    def __init__(self):
+        self.calls = deque(maxlen=0)
+        self._functions = set()
+
+    def watch(self, period: Period) -> None:
+        """Remembers from now on what a loop with this period may begin with."""
+        beginning = _beginning(period)
+        self._functions.update(operation.function for operation in beginning)
+        if len(beginning) > self.calls.maxlen:
+            self.calls = deque(self.calls, len(beginning))
+
+    def run(self, func, args: tuple, kwargs: dict):
+        """Runs a call as written."""
+        out = func(*args, **kwargs)
+        if func in self._functions and type(out) is Tensor and not kwargs:
+            self.calls.append(Call(func, args, out, _versions(args, out), modes()))
+        elif self.calls and func not in known.READERS:
+            self.calls.clear()
+        return out
+
+    def take_over(self, period: Period) -> None:
+        """Tells a period what of it was computed already."""
+        if not self.calls:
+            return
+        made = {}
+        for operation in _beginning(period):
+            for call in self.calls:
+                if _is_one(operation, call, made):
+                    made[operation] = call.out
+                    period.remember(operation, list(call.args), (call.out,))
+                    break
+        self.calls.clear()
+
+
+def _beginning(period: Period) -> list[Operation]:
+    """What a period does after its last layer, on the way to the next period's first, and at every step alike."""
+    marks = [place for place, operation in enumerate(period.operations) if operation.is_mark]
+    return [operation for operation in period.operations[marks[-1] + 1 :] if operation in period.alike]
+
+
+def _is_one(operation: Operation, call: Call, made: dict) -> bool:
+    """Whether a call is what an operation will be."""
+    if call.function is not operation.function or call.modes != operation.modes or not operation.is_flat:
+        return False
+    if len(call.args) != len(operation.slots) or call.versions != _versions(call.args, call.out):
+        return False
+    return all(_fits(slot, value, made) for slot, value in zip(operation.slots, call.args, strict=True))
+
+
+def _fits(slot, value, made: dict) -> bool:
+    if slot.kind == MADE:
+        return not slot.lag and value is not None and value is made.get(slot.what)
+    if slot.kind == SAME:
+        return value is slot.what
+    if slot.kind == LITERAL:
+        return type(value) is type(slot.what) and value == slot.what
+    return slot.kind == REAL and isinstance(value, Tensor) and not is_shared_with_others(value)
+
+
+def _versions(args, out: Tensor) -> tuple:
+    return tuple(version_of(value) for value in (*args, out) if isinstance(value, Tensor))
