@@ -128,6 +128,38 @@ def assert_recorded_as_written(case, numbers, make=Net, recorded=True):
     assert (recorded_steps() > count) or not recorded, "nothing was recorded"
 
 
+class Noting(torch.utils.data.Dataset):
+    """Notes how many modes lie on torch's stack while a sample is made, and may use a layer for it."""
+
+    def __init__(self, layer=None):
+        self.layer, self.depths = layer, []
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, number):
+        x = inputs(number, torch.float64, batch=1)[:, 0].detach()
+        self.depths.append(stack_depth())
+        return x if self.layer is None else self.layer(x, torch.zeros_like(x))[1]
+
+
+@pytest.mark.parametrize("uses_layer", [False, True])
+def test_no_recorder_looks_on_while_a_batch_is_loaded(uses_layer):
+    torch.manual_seed(0)
+    net = Net().double()
+
+    def batches(net):
+        data = Noting(snn.Leaky(0.5) if uses_layer else None)
+        for x in torch.utils.data.DataLoader(data, batch_size=2):
+            yield loop(net, x.transpose(0, 1))[1].detach(), data.depths[-1]
+
+    found = list(batches(snn.accelerate(copy.deepcopy(net))))
+    assert recorded_steps() and stack_depth() == 1
+    assert [depth for _, depth in found] == [0, 0, 0]
+    expected = list(batches(net))
+    assert all(torch.equal(one, other) for (one, _), (other, _) in zip(found, expected, strict=True))
+
+
 # What is given to `loop`.
 
 

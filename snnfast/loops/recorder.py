@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from ..neurons.base import was_reset
-from . import functions, in_place, known, pieces, settings, settling, stack, unseen
+from . import functions, in_place, known, pieces, recording, settings, settling, stack, unseen
 from .before import Before
 from .joining import JOINS, join, lanes_of
 from .learning import Learning
@@ -80,6 +81,18 @@ class Recorder(TorchFunctionMode):
             stack.take_away(self)
             unseen.watch(-1)
             self.is_there = False
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Within it, it is not there, where it has nothing to see: what runs has nothing to do with a loop."""
+        goes = self.is_there and not (self.waiting or self.learning or self.is_busy)
+        if goes:
+            self._go()
+        try:
+            yield
+        finally:
+            if goes and recording.of_this_thread() is self:
+                self.enter()
 
     def leave(self) -> None:
         try:

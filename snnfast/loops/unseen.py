@@ -1,11 +1,14 @@
-"""Calls that take tensors, or look into them, and that no TorchFunctionMode sees: they are given computed values."""
+"""Calls that take tensors, or look into them, and that no TorchFunctionMode sees: they are given computed values. And
+those that it need not see."""
 
+import contextlib
 import functools
 import sys
 import threading
 
 import torch
 from torch._functorch import eager_transforms, vmap
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from . import functions, recording
 
@@ -17,6 +20,7 @@ _TRANSFORMS = [
 ]
 _WATCHED = [(owner, name, getattr(owner, name)) for owner, name in _CALLS + _TRANSFORMS]
 
+_next_batch = _BaseDataLoaderIter.__next__
 _compile = torch.compile
 _begin_compiled = None
 
@@ -32,6 +36,7 @@ def watch(more: int) -> None:
         watch_functions()
         for owner, name, function in _WATCHED:
             setattr(owner, name, _with_computed(function) if _watching else function)
+        _BaseDataLoaderIter.__next__ = _next_batch_alone if _watching else _next_batch
         torch.compile = _compile_alone if _watching else _compile
         _watch_compiled()
 
@@ -40,6 +45,14 @@ def watch_functions() -> None:
     """Watches autograd functions while a recorder is anywhere, or may be from one of them on."""
     watched = _watching or recording.is_on
     torch.autograd.Function.apply = classmethod(_apply) if watched else functions.apply
+
+
+@functools.wraps(_next_batch)
+def _next_batch_alone(batches):
+    """The many small operations that make a batch, without a mode around each of them."""
+    recorder = recording.of_this_thread()
+    with contextlib.nullcontext() if recorder is None else recorder.away():
+        return _next_batch(batches)
 
 
 @functools.wraps(_compile)
