@@ -17,7 +17,9 @@ from torch import nn
 
 import snnfast
 from snnfast.auto import functions, layers
-from snnfast.loops import settings
+from snnfast.loops import functions as recorded_functions
+from snnfast.loops import recording, settings
+from snnfast.loops.report import Loops
 
 CLASSES = {
     "Leaky": lambda **options: snntorch.Leaky(0.9, **options),
@@ -466,3 +468,18 @@ def test_losses_over_many_steps_are_quick(installed):
         visited.add(node)
         nodes += [after for after, _ in node.next_functions if after is not None and after not in visited]
     assert not any("Select" in node.name() for node in visited)
+
+
+def test_a_layer_that_is_not_recorded_for_a_while_is_stepped_plainly(installed, monkeypatch):
+    layer, x = CLASSES["Leaky"](), torch.rand(2, 6, requires_grad=True)
+    fused = layers._fused(layer, layers._CLASSES[snntorch.Leaky])
+    looked, caller = [], recorded_functions.caller
+    monkeypatch.setattr(recorded_functions, "caller", lambda: looked.append(1) or caller())
+    layer(x, layer.init_leaky())
+    fused._loops = Loops()
+    fused._loops.skip = 3
+    recording.stop()
+    for left in (2, 1, 0):
+        spk, _ = layer(x, layer.init_leaky())
+        assert spk.grad_fn is not None and fused._loops.skip == left
+    assert not looked

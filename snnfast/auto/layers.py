@@ -187,7 +187,7 @@ def _front(theirs: type, behind: type[SpikingNeuron]):
             # Nothing has changed since the step that was checked: that would have ended what waits.
             return fused._step(input_, *states, *(None,) * (len(fused.state_names) - len(states)))
         if type(input_) is Tensor and recording.passes(fused) and input_.numel() < SMALL:
-            return own_forward(self, input_, *states, **named)
+            return recording.run_plainly(own_forward, self, input_, *states, **named)
         given = _by_name(fused, states, named)
         if given is None or not _fits(self, fused, input_, given):
             return own_forward(self, input_, *states, **named)

@@ -117,10 +117,19 @@ def step(layer, input_: Tensor, states: tuple):
         return _recorder().step(layer, input_, states, chosen)
 
 
+def run_plainly(function, *args, **kwargs):
+    """Calls what steps a layer whose loops are not recorded, without a look at each autograd function in it."""
+    before, _of_thread.plain = getattr(_of_thread, "plain", False), True
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _of_thread.plain = before
+
+
 def call(function: type, args: tuple):
     """What an autograd function of the user's gives: recorded, if that is wanted here; else NotImplemented."""
     recorder = of_this_thread()
-    if recorder is not None and recorder.is_busy:
+    if (recorder is not None and recorder.is_busy) or getattr(_of_thread, "plain", False):
         return NotImplemented
     if recorder is None or (recorder.learning is None and not recorder.expects(function)):
         if not is_on or not functions.may_wait(function, args) or torch.compiler.is_compiling():
