@@ -6,7 +6,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from . import known
-from .period import LITERAL, MADE, REAL, SAME, Operation, Period
+from .operation import LITERAL, MADE, REAL, SAME, Operation
+from .period import Period
 from .reading import is_shared_with_others, version_of
 from .series import modes
 

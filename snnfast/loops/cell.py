@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from . import functions, known
-from .period import LITERAL, MADE, NUMBER, SAME, Operation
+from .operation import LITERAL, MADE, NUMBER, SAME, Operation
 from .series import Series, in_modes
 
 X, STATE, INNER, CONSTANT, FIXED = range(5)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import known
-from .period import Like, Operation
+from .operation import Like, Operation
 from .placeholder import Pending, become, make_pending
 from .reading import is_shared_with_others
 

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from . import functions, known, pieces
-from .period import Logged, Period, leaves_of, nesting_of, same_calls
+from .operation import leaves_of, nesting_of
+from .period import Logged, Period, same_calls
 from .placeholder import describes
 from .reading import memory_of, version_of
 from .report import place_of_caller

@@ -14,7 +14,8 @@ from ..compiler import graph as g
 from ..compiler import rules
 from ..compiler.emission import ALIGNMENT, own_memory
 from . import cell, functions, known
-from .period import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Period, Slot, step_outputs
+from .operation import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Slot, step_outputs
+from .period import Period
 from .series import Numbers, Series, in_modes
 
 ENOUGH = 4096

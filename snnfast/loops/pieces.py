@@ -62,6 +62,14 @@ def shares_memory(tensor: Tensor) -> bool:
     return any(one is not mine.stack and one.untyped_storage()._cdata == memory for one in stacks.values())
 
 
+def own(tensor) -> None:
+    """Gives a step of a stack, that is about to be written, memory of its own, unless others are views of it."""
+    piece = of(tensor) if isinstance(tensor, Tensor) else None
+    if piece is not None and not shares_memory(tensor):
+        forget(tensor)
+        torch._C._swap_tensor_impl(tensor, tensor.clone())
+
+
 def _of_gradient(tensor) -> Piece | None:
     piece = of(tensor) if known else None
     if piece is None or not tensor.requires_grad or piece.gradient == OWN:

@@ -2,33 +2,29 @@
 
 import contextlib
 import threading
-import time
-import warnings
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from ..neurons.base import was_reset
-from . import functions, in_place, known, pieces, recording, settings, settling, stack, unseen
+from . import functions, in_place, known, pieces, recording, settling, stack, unseen
 from .before import Before
+from .computing import computed, why_it_was_no_use
 from .joining import JOINS, join, lanes_of
 from .learning import Learning
-from .packing import Window, step_of
-from .period import LITERAL, MADE, REAL, SAME, Like, Operation, Period, step_outputs
+from .matching import entries
+from .operation import Operation, step_outputs
+from .packing import step_of
+from .period import Period
 from .placeholder import Pending, any_pending, become, compute, describes, new
+from .precedence import is_harmless, keeps_order
 from .reading import Reading, memory_of
-from .report import Loops, Story
+from .report import Loops
 from .series import in_modes, modes, without_autocast
 from .settings import Settings
 from .translated import TRANSLATED, stand_in, translated
-
-SECONDS_BEFORE_BUILDING = 1.0
-"""Of an unmodified script's loop, before its own neurons are compiled."""
-
-_SWITCHES = {torch._C._set_grad_enabled}
 
 
 class Recorder(TorchFunctionMode):
@@ -197,7 +193,7 @@ class Recorder(TorchFunctionMode):
 
     def _take_up(self, period: Period) -> None:
         self.period, self.operations = period, period.operations
-        self._plan()
+        self.plan = self.period.plan()
         self.before.watch(period)
         self.before.take_over(period)
         for operation in self.operations:
@@ -226,7 +222,7 @@ class Recorder(TorchFunctionMode):
         self._take_settings(chosen)
         found = self._meet(landmark, function, args)
         if found is not None:
-            return _result(*found)
+            return found[0].result(found[1])
         if self.learning is not None:
             return self._learnt_call(function, args)
         return NotImplemented
@@ -237,7 +233,7 @@ class Recorder(TorchFunctionMode):
             self.period is not None
             and (outs := self._record(operation := self.operations[self.place], args)) is not None
         ):
-            return _result(operation, outs)
+            return operation.result(outs)
         if functions.caller() is self.first:
             return self.begin_at(self.first, function, args, self.settings)
         return NotImplemented if self.learning is None else self._learnt_call(function, args)
@@ -269,7 +265,7 @@ class Recorder(TorchFunctionMode):
                 if leaves is not None:
                     outs = self._record(operation, leaves)
                     if outs is not None:
-                        return _result(operation, outs)
+                        return operation.result(outs)
             elif func in known.IN_PLACE and known.IN_PLACE[func] is operation.function:
                 written = in_place.record(self, operation, args, kwargs)
                 if written is not None:
@@ -291,7 +287,7 @@ class Recorder(TorchFunctionMode):
         """Lets an operation wait; None where it is not the one that was expected, or must see what waits."""
         if operation.modes != modes() or len(leaves) != len(operation.slots):
             return None
-        if self.place == self.period.cut and self._is_long():
+        if self.place == self.period.cut and self.waiting and self.plan.is_full(self.period.count):
             self._pack_window()
         if self.reading.fixed and self.reading.is_written_unseen():
             self.pack()
@@ -311,8 +307,8 @@ class Recorder(TorchFunctionMode):
 
     def _begins(self, operation: Operation, leaves) -> bool:
         """Takes the arguments of an operation whatever they are, if they fit."""
-        entries = self._entries(operation, leaves)
-        if entries is None:
+        new_ones = entries(self, operation, leaves)
+        if new_ones is None:
             return False
         if operation.same_as is not None:
             return True
@@ -322,7 +318,7 @@ class Recorder(TorchFunctionMode):
                 for parameter in operation.function._tensors_of_step():
                     self.reading.add_in_place(parameter)
         given = operation.given
-        for place, value in entries:
+        for place, value in new_ones:
             given[place].append(value)
         return True
 
@@ -332,78 +328,11 @@ class Recorder(TorchFunctionMode):
             self.place = 0
             self.number += 1
 
-    def _plan(self) -> None:
-        """Plans the windows of a loop, which may be as long as the last one was."""
-        self.done, self.sizes = 0, self.period.windows_of(self.period.length)
-        self.most = self.sizes[0]
-
-    def _is_long(self) -> bool:
-        return self.waiting and self._count() >= self.most
-
-    def _count(self) -> int:
-        return max(operation.count for operation in self.operations)
-
     def _pack_window(self) -> None:
         """Computes what waits in the middle of a loop."""
-        done, sizes = self.done + self._count(), self.sizes[1:] or self.sizes
+        after = self.plan.after(self.period.count)
         self.pack(goes_on=True)
-        self.done, self.sizes, self.most = done, sizes, sizes[0]
-
-    def _entries(self, operation: Operation, leaves) -> list | None:
-        """What is new in the slots of an operation: (slot, value); None where one does not fit."""
-        entries, given_of, begun = [], operation.given, operation.count
-        for place, ((kind, what, output, lag, like), value) in enumerate(zip(operation.slots, leaves, strict=True)):
-            if kind == MADE:
-                if type(value) is Pending:
-                    recorder, maker, made, period = value.made_by
-                    if maker is not what or made != output or period != self.number - lag or recorder is not self:
-                        return None
-                    continue
-                state = operation.is_chain and place > 0
-                if not self._fits(value, like, state):
-                    return None
-                if begun and (state or len(given_of[place]) < begun):
-                    # The loop goes on from something else: what waits is of before, and placeholders are no more.
-                    self.pack()
-                    return self._entries(operation, leaves)
-                entries.append((place, self.reading.add(value)))
-            elif kind == SAME:
-                if value is not what:
-                    return None
-                if not begun:
-                    self.reading.add_in_place(value)
-            elif kind == LITERAL:
-                if value is not what and (type(value) is not type(what) or value != what):
-                    return None
-            elif kind == REAL:
-                given = given_of[place]
-                if not given or value is not given[-1]:
-                    if not self._fits(value, like, False, operation.moving):
-                        return None
-                    value = self.reading.add(value)
-                elif self.reading.snapshots:
-                    value = self.reading.add(value)
-                if place in operation.writes:
-                    self.reading.drop(value)
-                entries.append((place, value))
-            elif type(value) is not what:
-                return None
-            else:
-                entries.append((place, value))
-        return entries
-
-    @staticmethod
-    def _fits(value, like: Like, state: bool, moving: int | None = None) -> bool:
-        if type(value) is not Tensor and type(value) is not nn.Parameter:
-            return False
-        if value.dtype is not like.dtype or value.device != like.device:
-            return state and value.shape == (0,)
-        if state:
-            return value.shape == like.shape or value.shape == (0,) or was_reset(value)
-        same = value.shape == like.shape
-        if not same and moving is not None:
-            same = _without(value.shape, moving) == _without(like.shape, moving)
-        return same and (value.requires_grad == like.requires_grad or not value.requires_grad)
+        self.plan = after
 
     # What is not expected.
 
@@ -423,7 +352,7 @@ class Recorder(TorchFunctionMode):
             self.pack(func)
         if pieces.known and (written := known.written_by(func, args, kwargs)):
             for tensor in written:
-                self._own(tensor)
+                pieces.own(tensor)
         return self.before.run(func, args, kwargs)
 
     def _joined(self, func, args, kwargs) -> Tensor | None:
@@ -437,50 +366,14 @@ class Recorder(TorchFunctionMode):
 
     def _may_come_first(self, func, args, kwargs) -> bool:
         """Whether a call on computed tensors may run before what waits."""
-        return self._is_harmless(func, args, kwargs) and self._may_precede(args, kwargs)
-
-    def _is_harmless(self, func, args, kwargs) -> bool:
-        """Whether a call on computed tensors leaves alone what waiting operations will read and write."""
-        written = known.written_by(func, args, kwargs)
-        if written is None:
-            return func in _SWITCHES
-        memories = {memory_of(tensor) for tensor in written if type(tensor) is not Pending}
-        if not written and not self.period_writes():
-            return True
-        read = self.reading.memories()
-        if memories & read:
+        if not is_harmless(func, args, kwargs, self.reading, self.operations):
             return False
-        given = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
-        touched = {memory_of(tensor) for tensor in given}
-        return not touched & self.period_writes()
-
-    def _may_precede(self, args, kwargs) -> bool:
-        """Whether a call may come before what waits: gradients are summed in the order of calls."""
-        if self.settings.numbers != "exact" or not torch.is_grad_enabled():
-            return True
-        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-        return not any(tensor.requires_grad and tensor in self.reading for tensor in tensors)
-
-    def period_writes(self) -> set:
-        """The memory that waiting operations will write."""
-        return {
-            memory_of(tensor)
-            for operation in self.operations
-            for place in operation.writes
-            for tensor in operation.given[place][:1]
-        }
+        return self.settings.numbers != "exact" or keeps_order(args, kwargs, self.reading)
 
     def layer_changes(self, layer) -> None:
         """An attribute of a layer is about to change."""
         if self.waiting and not self.packing and any(operation.function is layer for operation in self.operations):
             self.pack()
-
-    def _own(self, tensor) -> None:
-        """Gives a step of a stack, that is about to be written, memory of its own, unless others are views of it."""
-        piece = pieces.of(tensor) if isinstance(tensor, Tensor) else None
-        if piece is not None and not pieces.shares_memory(tensor):
-            pieces.forget(tensor)
-            torch._C._swap_tensor_impl(tensor, tensor.clone())
 
     def is_about_to_run(self, name: str, args: tuple | None) -> None:
         """A call that no mode sees is about to run, of these arguments, or of what nobody knows."""
@@ -531,24 +424,18 @@ class Recorder(TorchFunctionMode):
         # What comes before a first step may be the beginning of something else.
         steps = max((operation.count for operation in pending if operation.is_mark), default=0)
         if steps:
-            self.period.length = self.done + steps
+            self.period.length = self.plan.done + steps
         alive = {operation: settling.alive(operation) for operation in pending}
-        held = {(operation, output) for operation in pending for _, outs in alive[operation] for output, _ in outs}
-        early = {
-            (operation, output)
-            for operation in pending
-            for step, outs in alive[operation]
-            for output, _ in outs
-            if step < operation.count - 1
-        }
-        window = self._computed(early, held, as_written)
+        early, held = settling.held(alive)
+        story = functions.loops_of(self.first).story
+        window = computed(self.period, self.settings, story, early, held, as_written)
         values = settling.values(window, alive, {id(tensor) for tensor, _ in self.reading.tensors.values()})
         for placeholder, value in values:
             become(placeholder, value)
         for operation in pending:
             operation.forget()
         self.waiting = False
-        self._plan()
+        self.plan = self.period.plan()
 
     def _forget_steady(self) -> None:
         """Nothing that was read is remembered any more."""
@@ -556,71 +443,10 @@ class Recorder(TorchFunctionMode):
         if self.period is not None:
             self.period.steady.clear()
 
-    def _computed(self, early: set, held: set, as_written: bool) -> Window:
-        """The window, computed; verified where that is asked for."""
-        story, exact = functions.loops_of(self.first).story, self.settings.numbers == "exact"
-        start = time.perf_counter()
-        # An unmodified script is not to wait for a compiler before it has run for a while.
-        builds = self.settings is not settings.everywhere or self.period.seconds > SECONDS_BEFORE_BUILDING
-        window = Window(self.period, exact, builds)
-        try:
-            given = (None, None) if story.verified < self.settings.verify else (early, held)
-            window.run(*given, as_written or self.period.as_written)
-        except Exception:
-            if any(operation.writes or operation.function is known.set_item for operation in window.done):
-                # What is written would be written twice.
-                raise
-            # As one call it may want what single steps do not, such as memory; as written it fails as the loop would.
-            self.period.as_written = True
-            window = Window(self.period, exact)
-            window.run(as_written=True)
-        self.period.seconds += time.perf_counter() - start
-        story.seconds += time.perf_counter() - start
-        if story.verified < self.settings.verify:
-            story.verified += 1
-            window = self._verified(window, story)
-        story.count(window, self.operations[0])
-        self.period.fused += sum(calls for one, (calls, _) in window.done.items() if one.is_mark or not exact)
-        return window
-
-    def _verified(self, window: Window, story: Story) -> Window:
-        """The window, or where the written loop gives something else, that."""
-        written = Window(self.period, window.exact)
-        written.run(as_written=True)
-        differences = window.differences(written)
-        if not differences:
-            return window
-        story.differences += differences
-        self.period.as_written = True
-        warnings.warn(
-            f"snnfast: {story.place}: {differences[0]}; the loop runs as written from now on. Please report it",
-            stacklevel=2,
-        )
-        return written
-
     def _judge(self) -> None:
         """Sees whether the waiting was worth it."""
-        period = self.period
-        if period is None:
-            return
-        why = ""
-        if period.windows >= 8 and period.steps < 2.5 * period.windows:
-            why = "it looks at values too often"
-        elif period.windows >= 4 and not period.fused:
-            exact = self.settings.numbers == "exact"
-            why = "with exact numbers no layer's steps run as one" if exact else "none of its steps run as one"
+        why = "" if self.period is None else why_it_was_no_use(self.period, self.settings.numbers == "exact")
         if why:
             loops = functions.loops_of(self.first)
-            loops.drop(period)
+            loops.drop(self.period)
             self._give_up(loops, why)
-
-
-def _without(shape: torch.Size, dim: int) -> tuple:
-    """The sizes but for one dimension's."""
-    return len(shape), shape[:dim], shape[dim + 1 :]
-
-
-def _result(operation: Operation, outs: tuple):
-    """What a call gives whose outputs are these."""
-    kind = operation.several
-    return outs[0] if kind is None else list(outs) if kind is list else (*outs,) if kind is tuple else kind(outs)

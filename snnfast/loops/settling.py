@@ -5,8 +5,8 @@ import sys
 from torch import Tensor
 
 from . import known, pieces
+from .operation import Operation
 from .packing import Window
-from .period import Operation
 from .placeholder import Pending
 
 
@@ -71,3 +71,14 @@ def alive(operation: Operation) -> list:
         if held:
             found.append((step, held))
     return found
+
+
+def held(alive: dict) -> tuple[set, set]:
+    """(operation, output) that others than the recorder have: of steps before the last, and of any."""
+    early, ever = set(), set()
+    for operation, steps in alive.items():
+        for step, outs in steps:
+            ever.update((operation, output) for output, _ in outs)
+            if step < operation.count - 1:
+                early.update((operation, output) for output, _ in outs)
+    return early, ever
