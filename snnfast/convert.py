@@ -5,7 +5,7 @@ from torch import nn
 
 from . import surrogate
 from .annotations import Net
-from .functional import RESET_MECHANISMS
+from .checks import RESET_MECHANISMS
 from .neurons import SpikingNeuron, fused_class, own, state_names
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .functional import check_count, check_data
+from .checks import check_count, check_data
 
 __all__ = ["bin_events", "delta", "latency", "poisson", "rate"]
 

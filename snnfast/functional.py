@@ -13,9 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import layouts, ops, reference, transforms
+from . import _torch, layouts, ops, reference, transforms
 from .annotations import SpikeGrad, StateQuant
 from .capture import constant
+from .checks import (
+    RESET_MECHANISMS,
+    as_parameters,
+    check_current,
+    check_fits,
+    check_recurrence,
+    check_reset_mechanism,
+    check_states,
+)
 from .loops import recording
 from .ops import Options, Recurrence, Result
 from .reference import LEAKY, Model
@@ -27,9 +36,6 @@ _from_snntorch, __dir__ = fallback(__name__)
 __path__ = []
 
 __all__ = ["RESET_MECHANISMS", "leaky", "leaky_step", "use_reference"]
-
-RESET_MECHANISMS = ("subtract", "zero", "none")
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _reference_forced = False
 _said = set()
@@ -128,12 +134,6 @@ def checked_options(surrogate: SpikeGrad | None, reset_mechanism: str, reset_del
     return Options(resolve(surrogate), reset_mechanism, bool(reset_delay), unroll)
 
 
-def check_reset_mechanism(reset_mechanism: str) -> None:
-    """Raises ValueError for an unknown reset mechanism."""
-    if reset_mechanism not in RESET_MECHANISMS:
-        raise ValueError(f"reset_mechanism must be one of {', '.join(RESET_MECHANISMS)}; got {reset_mechanism!r}")
-
-
 def run(
     model: Model,
     x: Tensor,
@@ -143,7 +143,7 @@ def run(
     want_seqs: bool = False,
     state_quant: StateQuant = False,
     inhibition: bool = False,
-    rec: Tensor | None = None,
+    rec: Tensor | Recurrence | None = None,
 ) -> Result:
     """A step or a sequence of any neuron: in a captured graph as one node, else by `_run`.
 
@@ -152,14 +152,15 @@ def run(
         states: the model's states before it [B, ...], each a tensor or None: zeros.
         params: numbers or tensors that broadcast over [B, ...].
         want_seqs: whether the states of all steps are wanted of a sequence.
-        rec: a recurrent model's second current, of x's shape; None: zeros.
+        rec: a recurrent model's second current, of x's shape, None: zeros; or, of a sequence, the `Recurrence` that it
+            comes from, in any floating dtype.
     """
     key = getattr(options.surrogate, "key", None)
     if torch.compiler.is_compiling() and fits_one_operator(key, state_quant, inhibition):
         shape = x.shape[1:] if options.unroll else x.shape
         if options.unroll:
             check_states(model, states, x, shape)
-        params = _as_parameters(model, params, x, shape)
+        params = as_parameters(model, params, x, shape)
         return ops.captured_run(model, x, rec, states, params, options, want_seqs)
     recording.compute(x, states, params, rec)
     return _run(model, x, states, params, options, want_seqs, state_quant, inhibition, rec)
@@ -169,19 +170,17 @@ def fits_one_operator(surrogate_key: tuple | None, state_quant: StateQuant, inhi
     """Whether names and numbers say all about a neuron that is being captured, and its caller wants the kernels."""
     if surrogate_key is None or state_quant or inhibition:
         return False
-    # Not torch.compiler.is_exporting(), which torch.compile before torch 2.13 takes for True.
-    return not _reference_forced and not torch.compiler._is_exporting_flag
+    return not _reference_forced and not _torch.is_exporting()
 
 
 def _composite(model: Model, unroll: bool):
     """The kernel of a captured step or sequence: arguments as `ops.Captured` lists them."""
-    dense = model.recurrent and unroll
-    inputs = 4 if dense else 1 + model.recurrent
+    inputs = 1 + (model.recurrent and (3 if unroll else 1))
     first_param = inputs + len(model.states)
     first_option = first_param + len(model.params)
 
     def kernel(*arguments):
-        x, *others = arguments[:inputs]
+        x, *recs = arguments[:inputs]
         shape = x.shape[1:] if unroll else x.shape
         states = tuple(
             state if state is not None and state.shape == shape else in_place_of_unfit(shape, x.device)
@@ -191,12 +190,8 @@ def _composite(model: Model, unroll: bool):
         options = Options(named(surrogate, constants), *resets, unroll)
         params = arguments[first_param:first_option]
         want_seqs = unroll and arguments[-1]
-        if dense:
-            weight, bias, spk = others
-            spk, last, seqs = run_dense(model, x, spk, states, params, Recurrence(weight, bias), options, want_seqs)
-        else:
-            rec = others[0] if others else None
-            spk, last, seqs = _run(model, x, states, params, options, want_seqs, rec=rec)
+        rec = None if not recs else Recurrence(*recs) if unroll else recs[0]
+        spk, last, seqs = _run(model, x, states, params, options, want_seqs, rec=rec)
         if not unroll:
             return spk, *last
         stored = [last[0].new_empty(0) for _ in range(model.stored)] if seqs is None else seqs[: model.stored]
@@ -207,7 +202,7 @@ def _composite(model: Model, unroll: bool):
 
 for _model in reference.MODELS:
     ops.composite(f"{_model.name}_step", _composite(_model, unroll=False))
-    ops.composite(ops.sequence_name(_model), _composite(_model, unroll=True))
+    ops.composite(f"{_model.name}_seq", _composite(_model, unroll=True))
 
 
 def _run(
@@ -219,23 +214,29 @@ def _run(
     want_seqs: bool = False,
     state_quant: StateQuant = False,
     inhibition: bool = False,
-    rec: Tensor | None = None,
+    rec: Tensor | Recurrence | None = None,
 ) -> Result:
     """Checks the tensors, then runs the kernels or the reference."""
     x = check_current(x, options.unroll)
     shape = x.shape[1:] if options.unroll else x.shape
+    recurrent = isinstance(rec, Recurrence)
+    if recurrent:
+        check_recurrence(rec, x)
+    elif rec is not None:
+        check_fits("rec", rec, x, x.shape)
     check_states(model, states, x, shape)
-    params = _as_parameters(model, params, x, shape)
+    params = as_parameters(model, params, x, shape)
     dtype = _state_dtype(x, states, params)
     spk_dtype = x.dtype
     if dtype == torch.float64 or x.device.type == "cpu":
         # The CPU kernels compute where they store; on a GPU the bytes of half precision are the point.
-        x = x.to(dtype)
+        x = _cast(x, dtype)
     states = _filled(states, x, shape, dtype)
     if rec is not None:
-        check_fits("rec", rec, x, x.shape)
-        rec = rec.to(dtype)
+        rec = Recurrence(*(_cast(tensor, dtype) for tensor in rec)) if recurrent else _cast(rec, dtype)
     reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
+    if recurrent and transforms.functional() and not transforms.forward_mode():
+        reasons.append("all-to-all recurrence within a transform of torch.func")
     fused = options.unroll or model.fuses_steps
     if reasons or not fused or runs_reference():
         for reason in reasons:
@@ -243,73 +244,22 @@ def _run(
         call = reference.Call(*options[:3], state_quant, inhibition)
         result = _run_reference(model, x.to(dtype), rec, states, params, call, options.unroll)
     else:
-        layout = layouts.of(x, int(options.unroll))
-        x, rec, states = layout.put(x), layout.put(rec), layout.put_steps(states)
-        params = _for_kernels(model, params, shape, dtype, layout)
-        spk, last, seqs = ops.run(model, x, rec, states, params, options, want_seqs)
-        result = Result(layout.back(spk), layout.back_steps(last), seqs and tuple(map(layout.back, seqs)))
-    return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
+        result = _run_fused(model, x, rec, states, params, dtype, options, want_seqs)
+    return Result(_cast(result.spk, spk_dtype), result.last, result.seqs if want_seqs else None)
 
 
-def run_dense(
-    model: Model,
-    x: Tensor,
-    spk: Tensor | None,
-    states: tuple,
-    params: tuple,
-    recurrence: Recurrence,
-    options: Options,
-    want_seqs: bool = False,
-    state_quant: StateQuant = False,
-    inhibition: bool = False,
-) -> Result:
-    """A recurrent model over a whole sequence whose spikes come back through weights, forward and backward in one call.
-
-    Args:
-        x: current [T, ..., N].
-        spk: spikes before the first step [..., N]; None: none.
-        states, params, want_seqs: as in `run`.
-        recurrence: weight [N, N] and bias [N] or None, in any floating dtype.
-    """
-    recording.compute(x, spk, states, params, recurrence)
-    x = check_current(x, True)
-    if x.dim() < 2:
-        raise ValueError(f"x must have a time and a neuron dimension [T, ..., N], got {tuple(x.shape)}")
-    shape, weight = x.shape[1:], recurrence.weight
-    if weight.shape != (shape[-1], shape[-1]):
-        raise ValueError(f"the recurrent layer's weights {tuple(weight.shape)} do not fit {shape[-1]} neurons")
-    check_states(model, states, x, shape)
-    if spk is not None:
-        check_fits("spk", spk, x, shape)
-    params = _as_parameters(model, params, x, shape)
-    dtype = _state_dtype(x, states, params)
-    spk_dtype = x.dtype
-    if dtype == torch.float64 or x.device.type == "cpu":
-        x = x.to(dtype)
-    spk = None if spk is None else spk.to(dtype)
-    recurrence = Recurrence(*(None if tensor is None else tensor.to(dtype) for tensor in recurrence))
-    states = _filled(states, x, shape, dtype)
-    reasons = _reasons_not_to_fuse(x, options.surrogate, state_quant, inhibition)
-    if transforms.functional() and not transforms.forward_mode():
-        reasons.append("all-to-all recurrence within a transform of torch.func")
-    if reasons or runs_reference():
-        for reason in reasons:
-            _say_once(model.layer, reason)
-        call = reference.Call(*options[:3], state_quant, inhibition)
-        x = x.to(dtype)
-        spk = x.new_zeros(shape) if spk is None else spk
-
-        def feed_back(spk):
-            return torch.nn.functional.linear(spk, *recurrence)
-
-        result = _run_reference(model, x, None, states, params, call, True, spk, feed_back)
-    else:
-        layout = layouts.of(x, 1, but=1)
-        x, spk, states = layout.put(x), layout.put_step(spk), layout.put_steps(states)
-        params = _for_kernels(model, params, shape, dtype, layout)
-        spk, last, seqs = ops.run_dense(model, x, recurrence, spk, states, params, options, want_seqs)
-        result = Result(layout.back(spk), layout.back_steps(last), seqs and tuple(map(layout.back, seqs)))
-    return Result(result.spk.to(spk_dtype), result.last, result.seqs if want_seqs else None)
+def _run_fused(model, x, rec, states, params, dtype, options, want_seqs) -> Result:
+    """The kernels on tensors as they want them, in the order of memory."""
+    recurrent = isinstance(rec, Recurrence)
+    layout = layouts.of(x, int(options.unroll), but=int(recurrent))
+    shape = x.shape[1:] if options.unroll else x.shape
+    rec = rec._replace(spk=layout.put_step(rec.spk)) if recurrent else layout.put(rec)
+    params = _for_kernels(model, params, shape, dtype, layout)
+    result = ops.run(model, layout.put(x), rec, layout.put_steps(states), params, options, want_seqs)
+    if layout.order is None:
+        return result
+    spk, last, seqs = result
+    return Result(layout.back(spk), layout.back_steps(last), seqs and tuple(map(layout.back, seqs)))
 
 
 def spike_height(
@@ -322,7 +272,7 @@ def spike_height(
     if _reasons_not_to_fuse(spk, surrogate, state_quant, inhibition):
         return None
     shape = spk.shape[1:]
-    params = _as_parameters(model, params, spk, shape)
+    params = as_parameters(model, params, spk, shape)
     height = params[model.params.index("graded_spikes_factor")].detach()
     return _over_trailing_dims(height.to(_state_dtype(spk, (), params)).to(spk.dtype), shape)
 
@@ -334,7 +284,7 @@ def runs_reference() -> bool:
 
 def is_exported() -> bool:
     """An exporter wants operations that its runtime knows, not ours."""
-    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
+    return _torch.is_exporting() or torch.jit.is_tracing()
 
 
 def in_place_of_unfit(shape: torch.Size, device: torch.device) -> Tensor | None:
@@ -353,95 +303,12 @@ def _filled(states: tuple, x: Tensor, shape: torch.Size, dtype: torch.dtype) -> 
     zeros = None
     if any(state is None for state in states):
         zeros = x.new_zeros(shape, dtype=dtype)
-    return tuple(zeros if state is None else state.to(dtype) for state in states)
+    return tuple(zeros if state is None else _cast(state, dtype) for state in states)
 
 
-def check_current(x: Tensor, unroll: bool) -> Tensor:
-    """A current the kernels can read: dense, floating; integers become torch's default dtype."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    if x.layout != torch.strided:
-        raise ValueError(f"x must be a dense tensor, got layout {x.layout}; use x.to_dense()")
-    if x.dtype not in FLOATS:
-        if x.dtype == torch.bool or x.dtype.is_floating_point or x.dtype.is_complex or x.is_quantized:
-            raise TypeError(f"x must have dtype float32, float64, float16 or bfloat16, got {x.dtype}")
-        x = x.to(torch.get_default_dtype())
-    if unroll and x.dim() == 0:
-        raise ValueError("x must have a time dimension [T, B, ...], got a tensor of 0 dimensions")
-    return x
-
-
-def check_count(name: str, value: Any) -> int:
-    """A number of steps: an int from 0."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{name} must be 0 or more, got {value}")
-    return value
-
-
-def check_data(name: str, value: Any) -> None:
-    """What an encoder can read: a dense tensor of any real dtype."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
-    if value.dtype.is_complex or value.is_quantized:
-        raise TypeError(f"{name} must have a real dtype, got {value.dtype}")
-
-
-def check_states(model: Model, states: tuple, x: Tensor, shape: torch.Size) -> None:
-    """Initial states fit one step of the current, in shape and device."""
-    for name, state in zip(model.states, states, strict=True):
-        if state is not None:
-            check_fits(name, state, x, shape)
-
-
-def check_fits(name: str, tensor: Tensor, x: Tensor, shape: torch.Size) -> None:
-    """A state or second current that goes with x: its device, this shape."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
-    if tensor.dtype not in FLOATS:
-        raise TypeError(f"{name} must have dtype float32, float64, float16 or bfloat16, got {tensor.dtype}")
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
-    if tensor.device != x.device:
-        raise ValueError(f"{name} must be on {x.device} as x is, got {tensor.device}")
-
-
-def _as_parameters(model: Model, params: tuple, x: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
-    """The neuron's parameters, each as `as_parameter` makes it."""
-    return tuple(as_parameter(name, param, x, shape) for name, param in zip(model.params, params, strict=True))
-
-
-def as_parameter(name: str, value: Any, x: Tensor, shape: torch.Size) -> Tensor:
-    """A parameter as a tensor on x's device that broadcasts over one step's shape."""
-    if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-        return torch.full((), value, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    if value.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
-    if value.dtype.is_complex or value.dtype == torch.bool or value.is_quantized:
-        raise TypeError(f"{name} must have a real dtype, got {value.dtype}")
-    if value.device != x.device:
-        if value.dim() > 0:
-            raise ValueError(f"{name} must be on {x.device} as x is, got {value.device}")
-        value = value.to(x.device)
-    if value.numel() == 1 and value.dim() > len(shape):
-        return value.reshape(())
-    if value.numel() != 1 and not _broadcasts(value.shape, shape):
-        raise ValueError(f"{name} must broadcast over one step's shape {tuple(shape)}, got shape {tuple(value.shape)}")
-    return value
-
-
-def _broadcasts(param: torch.Size, shape: torch.Size) -> bool:
-    if len(param) > len(shape):
-        return False
-    pairs = zip(reversed(param), reversed(shape), strict=False)
-    return all(size in (1, wanted) for size, wanted in pairs)
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """`tensor.to(dtype)`, at no call where it is that: a step is short."""
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _state_dtype(x: Tensor, states: tuple, params: tuple) -> torch.dtype:
@@ -462,7 +329,7 @@ def _for_kernels(
     learns = model.clamped if torch.is_grad_enabled() else ()
     named_params = zip(model.params, params, strict=True)
     clamped = (p.clamp(0, 1) if n in learns and p.requires_grad else p for n, p in named_params)
-    laid_out, shape = (layout.put_param(param.to(dtype), len(shape)) for param in clamped), layout.of_step(shape)
+    laid_out, shape = (layout.put_param(_cast(param, dtype), len(shape)) for param in clamped), layout.of_step(shape)
     return tuple(_over_trailing_dims(param, shape) for param in laid_out)
 
 
@@ -505,15 +372,21 @@ def _say_once(layer: str, reason: str) -> None:
         )
 
 
-def _run_reference(model, x, rec, states, params, call, unroll, spk=None, feed_back=None) -> Result:
+def _run_reference(model, x, rec, states, params, call, unroll) -> Result:
     if not torch.compiler.is_compiling():
         ops.tell("reference", (x,), x.shape[0] if unroll else None)
     states = states or tuple(x.new_zeros(x.shape[1:] if unroll else x.shape) for _ in model.states)
     if call.inhibition and states[0].dim() < 2:
         raise ValueError(f"x must have a batch and a neuron dimension for inhibition, got {tuple(x.shape)}")
-    if unroll:
-        spk, last, seqs = reference.loop(model, x, states, params, call, spk, feed_back)
-        return Result(spk, tuple(state.clone() for state in last), seqs)
-    if model.recurrent and rec is None:
-        rec = torch.zeros_like(x)
-    return Result(*reference.step(model, x, states, params, call, rec), None)
+    if not unroll:
+        rec = torch.zeros_like(x) if model.recurrent and rec is None else rec
+        return Result(*reference.step(model, x, states, params, call, rec), None)
+    before, feed_back = None, None
+    if isinstance(rec, Recurrence):
+        before = x.new_zeros(x.shape[1:]) if rec.spk is None else rec.spk
+
+        def feed_back(spk):
+            return torch.nn.functional.linear(spk, rec.weight, rec.bias)
+
+    spk, last, seqs = reference.loop(model, x, states, params, call, before, feed_back)
+    return Result(spk, tuple(state.clone() for state in last), seqs)

@@ -42,16 +42,16 @@ def groups(layers: list[nn.Module]) -> Iterator[list[nn.Module]]:
         yield group
 
 
-def run_again_in_backward(run: Callable, group: list[nn.Module], before: nn.Module | None, x: Tensor):
+def recomputed(run: Callable, group: list[nn.Module], before: nn.Module | None, x: Tensor):
     """`run(group, x)`, of which nothing but x is kept until backward runs it again; before: the layer that gave x."""
-    if not _may_run_again(group, x):
+    if not _may_recompute(group, x):
         return run(group, x)
     # What a hook of the neuron returned in place of its spikes may be anything.
     spikes = isinstance(before, SpikingNeuron) and not over_time.is_hooked(before)
     given = _Input(x, before.height_of(x) if spikes else None)
     written = _versions(group)
 
-    def rerun(kept):
+    def anew(kept):
         if _versions(group) != written:
             names = ", ".join(type(layer).__name__ for layer in group)
             raise RuntimeError(
@@ -61,7 +61,7 @@ def run_again_in_backward(run: Callable, group: list[nn.Module], before: nn.Modu
         return run(group, given.take(kept))
 
     # The tensor kept is an argument: its device says which generator's state to restore, and its version is checked.
-    return checkpoint(rerun, given.kept, use_reentrant=False, preserve_rng_state=not _is_capturing(x))
+    return checkpoint(anew, given.kept, use_reentrant=False, preserve_rng_state=not _is_capturing(x))
 
 
 class _Input:
@@ -71,7 +71,7 @@ class _Input:
         self.height, self.requires_grad = height, x.requires_grad
         self.first, self.kept = None, x
         if height is not None:
-            # What runs again gets them as they lay: sums of products go by that.
+            # What is recomputed gets them as they lay: sums of products go by that.
             self.layout = layouts.of(x, 1)
             if height.numel() > 1:
                 self.height = self.layout.put_param(height, x.dim() - 1).expand(self.layout.of_step(x.shape[1:]))
@@ -88,7 +88,7 @@ class _Input:
         return spikes.requires_grad_(self.requires_grad)
 
 
-def _may_run_again(group: list[nn.Module], x: Tensor) -> bool:
+def _may_recompute(group: list[nn.Module], x: Tensor) -> bool:
     """Whether a second run computes what the first did, and leaves nothing behind."""
     modules = [module for layer in group for module in layer.modules()]
     neurons = [module for module in modules if isinstance(module, SpikingNeuron)]

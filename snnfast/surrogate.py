@@ -7,20 +7,19 @@ computes (snntorch/surrogate.py), which now and then differ from its documentati
 and `erfc` those of Norse 1.1.0 (norse/torch/functional/threshold.py). `go` is the gradient arriving at the spike.
 """
 
-import inspect
 import itertools
 import math
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import transforms
 from .snntorchs import fallback
+from .spike import derivative, fire, inclusive_step, maker_and_numbers
 
 _from_snntorch, __dir__ = fallback(__name__)
 __path__ = []
@@ -48,42 +47,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     return _from_snntorch(name)
-
-
-class _Spike(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, u, surrogate):
-        ctx.surrogate = surrogate
-        ctx.save_for_backward(u)
-        return surrogate.fires(u)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (u,) = ctx.saved_tensors
-        return ctx.surrogate.gradient(u, grad), None
-
-
-class _TransformedSpike(_Spike):
-    """As `_Spike`, in the form that transforms ask for, which is slower and which Dynamo does not take."""
-
-    @staticmethod
-    def forward(u, surrogate):
-        return surrogate.fires(u)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        u, ctx.surrogate = inputs
-        ctx.save_for_backward(u)
-        ctx.save_for_forward(u)
-
-    @staticmethod
-    def jvp(ctx, tangent, _):
-        (u,) = ctx.saved_tensors
-        return ctx.surrogate.gradient(u, tangent)
-
-    @staticmethod
-    def vmap(info, in_dims, u, surrogate):
-        return _TransformedSpike.apply(u, surrogate), in_dims[0]
 
 
 @dataclass(frozen=True)
@@ -125,17 +88,7 @@ class Surrogate:
         return ((u >= 0) if self.inclusive else (u > 0)).to(u.dtype)
 
     def __call__(self, u: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and torch.jit.is_tracing():
-            return self._traced(u)
-        return (_TransformedSpike if transforms.at_work() else _Spike).apply(u, self)
-
-    def _traced(self, u: Tensor) -> Tensor:
-        """Spikes with this backward in operations that a TorchScript file can hold, which `_Spike` is not.
-
-        What is added to the spikes is 0, and its derivative that of the surrogate.
-        """
-        fixed = u.detach()
-        return self.fires(fixed) + (u - fixed) * self.gradient(fixed, torch.ones_like(fixed))
+        return fire(u, self)
 
 
 @dataclass(frozen=True)
@@ -430,13 +383,7 @@ class evaluated(Surrogate):
 
     def derivative(self, u: Tensor) -> Tensor:
         """d spike / du at every element of `u`, with u's shape and dtype."""
-        if transforms.at_work():
-            return _Derivative.apply(u, self.function, 1)
-        differentiable = u.requires_grad
-        with torch.enable_grad():
-            u = u if differentiable else u.detach().requires_grad_()
-            spikes = self.function(u)
-            return torch.autograd.grad(spikes, u, torch.ones_like(spikes), create_graph=differentiable)[0]
+        return derivative(self.function, u)
 
     def gradient(self, u: Tensor, go: Tensor) -> Tensor:
         return self.derivative(u) * go
@@ -445,61 +392,7 @@ class evaluated(Surrogate):
         return super().__call__(u) if transforms.at_work() else self.function(u)
 
 
-class _Derivative(torch.autograd.Function):
-    """The derivative of this order of an elementwise function, under transforms for which that was not made."""
-
-    @staticmethod
-    def forward(u, function, order):
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            value = function(u)
-            for _ in range(order):
-                if not value.requires_grad:
-                    return torch.zeros_like(u)
-                value = torch.autograd.grad(
-                    value, u, torch.ones_like(value), create_graph=True, materialize_grads=True
-                )[0]
-        return value.detach()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        u, ctx.function, ctx.order = inputs
-        ctx.save_for_backward(u)
-        ctx.save_for_forward(u)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (u,) = ctx.saved_tensors
-        return _Derivative.apply(u, ctx.function, ctx.order + 1) * grad, None, None
-
-    @staticmethod
-    def jvp(ctx, tangent, *_):
-        (u,) = ctx.saved_tensors
-        return _Derivative.apply(u, ctx.function, ctx.order + 1) * tangent
-
-    @staticmethod
-    def vmap(info, in_dims, u, function, order):
-        return _Derivative.apply(u, function, order), in_dims[0]
-
-
-_NAMED = {
-    known.__name__: known
-    for known in (
-        atan,
-        fast_sigmoid,
-        sigmoid,
-        straight_through_estimator,
-        triangular,
-        heaviside,
-        spike_rate_escape,
-        SFS,
-        logistic,
-        triangle,
-        tanh,
-        circ,
-        erfc,
-    )
-}
+_NAMED = {known.__name__: known for known in Surrogate.__subclasses__() if known not in (disabled, evaluated)}
 _KNOWN = {*_NAMED.values(), disabled, evaluated}
 _numbers = itertools.count()
 _evaluated = weakref.WeakValueDictionary()
@@ -541,56 +434,14 @@ def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor],
     named = named_in_snntorch(spike_grad)
     if named is not None:
         return named
-    inclusive = _inclusive_step(spike_grad)
+    inclusive = inclusive_step(spike_grad)
     return spike_grad if inclusive is None else evaluated(spike_grad, inclusive)
 
 
 def named_in_snntorch(spike_grad: Any) -> Surrogate | None:
-    """snnTorch hands out closures `<name>.<locals>.inner` over their parameters."""
-    if getattr(spike_grad, "__module__", None) != "snntorch.surrogate":
+    """The surrogate that snnTorch's own closure stands for."""
+    name, numbers = maker_and_numbers(spike_grad, "snntorch.surrogate")
+    surrogate = _NAMED.get(name)
+    if surrogate is None or set(numbers) != {field.name for field in fields(surrogate)}:
         return None
-    surrogate = _NAMED.get(getattr(spike_grad, "__qualname__", "").split(".")[0])
-    if surrogate is None:
-        return None
-    found = inspect.getclosurevars(spike_grad).nonlocals
-    names = [field.name for field in fields(surrogate)]
-    if set(names) != set(found) or not all(isinstance(value, (int, float)) for value in found.values()):
-        return None
-    return surrogate(**{name: float(found[name]) for name in names})
-
-
-def _inclusive_step(spike_grad) -> bool | None:
-    """Whether the function fires at 0 too; None unless it is a plain step whose linear backward a derivative says."""
-    if isinstance(spike_grad, nn.Module) and any(True for _ in spike_grad.parameters()):
-        return None
-    found = []
-    # A thread of its own has none of the modes, saved-tensor hooks and transforms that the caller is in.
-    trial = threading.Thread(target=lambda: found.append(_tried(spike_grad)))
-    trial.start()
-    trial.join()
-    return found[0] if found else None
-
-
-def _tried(spike_grad) -> bool | None:
-    magnitudes = torch.logspace(-6, 6, 25, device="cpu", dtype=torch.float32)
-    u = torch.cat([-magnitudes, torch.zeros(1, device="cpu", dtype=torch.float32), magnitudes])
-
-    def backward(go):
-        # Not torch.manual_seed, which seeds the generators of all devices.
-        torch.default_generator.manual_seed(0)
-        leaf = u.clone().requires_grad_()
-        spikes = spike_grad(leaf)
-        return torch.autograd.grad(spikes, leaf, torch.full_like(spikes, go))[0]
-
-    try:
-        with torch.random.fork_rng(devices=[]), torch.autograd.set_detect_anomaly(False):
-            spikes = spike_grad(u)
-            inclusive = bool(spikes[len(magnitudes)] > 0)
-            if spikes.requires_grad or not torch.equal(spikes.float(), ((u >= 0) if inclusive else (u > 0)).float()):
-                return None
-            derivative = backward(1.0)
-            linear = all(torch.allclose(backward(go), go * derivative, equal_nan=True) for go in (0.05, -3.0, 100.0))
-            return inclusive if linear else None
-    except Exception:
-        # The user's function has its say when the layer calls it, with the user's own tensors.
-        return None
+    return surrogate(**numbers)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-functional: Callable[[], bool] = torch._C._are_functorch_transforms_active
+from . import _torch
+
+functional: Callable[[], bool] = _torch.transforms_at_work
 """Whether a transform of `torch.func` (grad, vmap, jvp ...) is at work."""
 
 
@@ -22,17 +24,25 @@ def at_work() -> bool:
     return functional() or forward_mode()
 
 
+def differentiated(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call with these tensors goes through autograd."""
+    # A transform of torch.func may differentiate what does not say so, and takes Functions apart, not bare operators.
+    if functional():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def any_batched(tensors: Iterable[Tensor | None], legacy: bool = False) -> bool:
     """Whether `vmap` maps over one of them; legacy: as `torch.autograd.grad(..., is_grads_batched=True)` still does."""
     if torch.compiler.is_compiling():
         return False
-    is_batched = torch._C._functorch.is_legacy_batchedtensor if legacy else torch._C._functorch.is_batchedtensor
+    is_batched = _torch.is_mapped_by_autograd if legacy else _torch.is_mapped
     return any(tensor is not None and is_batched(tensor) for tensor in tensors)
 
 
 def is_left_behind(tensor: Tensor) -> bool:
     """Whether a tensor is of a transform that has ended."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor) and not functional()
+    return _torch.is_wrapped(tensor) and not functional()
 
 
 def saves_through_hooks() -> bool:
@@ -41,7 +51,7 @@ def saves_through_hooks() -> bool:
 
 
 def _have_hooks() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return _torch.saved_tensors_hooks(False) is not None
 
 
 @contextlib.contextmanager
@@ -61,7 +71,7 @@ def apply(function: type[torch.autograd.Function], *args):
     """`function.apply` of one with `setup_context`, less the signature that torch binds anew in every call."""
     if functional() or torch.compiler.is_compiling():
         return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*torch._functorch.utils.unwrap_dead_wrappers(args))
+    return super(torch.autograd.Function, function).apply(*_torch.unwrap_dead_wrappers(args))
 
 
 class Fold(NamedTuple):

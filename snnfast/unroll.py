@@ -72,19 +72,19 @@ class Unroll(nn.Sequential):
         return _run(self, x, self.recompute)
 
 
-def _run(net: nn.Sequential, x: Tensor, again: bool, states: bool = True):
-    """All layers of a sequential; again: as `recompute` says; states: a last neuron of output=True returns its own."""
+def _run(net: nn.Sequential, x: Tensor, recomputes: bool, states: bool = True):
+    """All layers of a sequential; states: a last neuron of output=True returns its own."""
     layers = _flat(net) or [nn.Identity()]
     if _is_steady(x):
         x, layers = _run_steady(layers, x)
-    if not again or not recompute.applies():
-        return _run_layers(layers, x, again, states)
+    if not recomputes or not recompute.applies():
+        return _run_layers(layers, x, recomputes, states)
     *inner, last = recompute.groups(layers)
     before = None
     for group in inner:
-        x = recompute.run_again_in_backward(partial(_run_layers, again=again, states=False), group, before, x)
+        x = recompute.recomputed(partial(_run_layers, recomputes=recomputes, states=False), group, before, x)
         before = group[-1]
-    return recompute.run_again_in_backward(partial(_run_layers, again=again, states=states), last, before, x)
+    return recompute.recomputed(partial(_run_layers, recomputes=recomputes, states=states), last, before, x)
 
 
 def _flat(layers: nn.Sequential) -> list[nn.Module]:
@@ -121,14 +121,14 @@ def _keeps_steady(layer: nn.Module) -> bool:
     return not over_time.is_hooked(layer)
 
 
-def _run_layers(layers: list[nn.Module], x: Tensor, again: bool, states: bool):
+def _run_layers(layers: list[nn.Module], x: Tensor, recomputes: bool, states: bool):
     """The output of the last layer, of neurons the spikes; the last, where it has output=True, adds `states`."""
     for place, layer in enumerate(layers, 1):
         wanted = states and place == len(layers)
         if isinstance(layer, SpikingNeuron):
             x = over_time.call(layer, layer.unroll if wanted and layer.output else layer.unroll_spikes, x)
         elif _is_plain_sequential(layer):
-            x = over_time.call(layer, partial(_run, layer, again=again, states=wanted), x)
+            x = over_time.call(layer, partial(_run, layer, recomputes=recomputes, states=wanted), x)
         else:
             x = over_time.run(layer, x)
     return x

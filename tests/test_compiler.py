@@ -1314,7 +1314,7 @@ def test_the_loop_of_norses_tutorial_is_two_sequence_calls(inner):
     with profile(activities=[ProfilerActivity.CPU]) as calls:
         voltages_and_gradients(net, *batch)
     counts = {event.key: event.count for event in calls.key_averages() if event.key.startswith("snnfast::")}
-    for name in ("lif_recurrent_dense_fwd", "lif_recurrent_dense_bwd", "li_fwd", "li_bwd"):
+    for name in ("lif_recurrent_fwd", "lif_recurrent_bwd", "li_fwd", "li_bwd"):
         assert counts[f"snnfast::{name}"] == 1
     assert not any(name.endswith("step") for name in counts)
 

@@ -340,7 +340,7 @@ def test_without_memory_torchs_own_allocator_says_so(what, capfd):
 
 def test_what_fails_within_an_operator_keeps_its_type(monkeypatch):
     """As on a GPU that is nearly full: the stable ABI forgets the type, torch's allocator tells it again."""
-    monkeypatch.setattr(ops, "LARGE", 1 << 62)
+    monkeypatch.setattr(ops.calls, "LARGE", 1 << 62)
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator") as raised:
         MEMORY["unroll"]()
     assert raised.value.__context__ is None
@@ -348,7 +348,7 @@ def test_what_fails_within_an_operator_keeps_its_type(monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setitem(ops._FAKES, "leaky_fwd", full)
+    monkeypatch.setitem(ops.calls.fakes, "leaky_fwd", full)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as raised:
         MEMORY["unroll"]()
     assert raised.value.__context__ is None

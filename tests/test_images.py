@@ -80,8 +80,8 @@ def test_threads_give_the_same_sums():
 
 def watched(monkeypatch):
     """The names of the operators that are called from now on."""
-    called, call = [], ops._call
-    monkeypatch.setattr(ops, "_call", lambda name, *rest, **more: called.append(name) or call(name, *rest, **more))
+    called, call = [], ops.calls.call
+    monkeypatch.setattr(ops.calls, "call", lambda name, *rest, **more: called.append(name) or call(name, *rest, **more))
     return called
 
 

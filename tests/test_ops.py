@@ -90,7 +90,7 @@ def outcome(model, x, rec, states, params, gradient, weight=None):
     if weight is None:
         result = ops.run(model, x, rec, states, params, options, True)
     else:
-        result = ops.run_dense(model, x, ops.Recurrence(weight, None), None, states, params, options, True)
+        result = ops.run(model, x, ops.Recurrence(weight), states, params, options, True)
     outputs = (result.spk, *(seq for seq in result.seqs if seq is not result.spk))
     return [*outputs, *result.last, *torch.autograd.grad(outputs, x, [gradient] * len(outputs))]
 
@@ -185,7 +185,7 @@ def test_no_steps_leave_the_states_as_they_were(model, dense, initial, dtype, de
     if dense:
         weight, bias, spk = (torch.randn(shape, device=device, dtype=dtype) for shape in ((4, 4), (4,), (3, 4)))
         others = [weight.requires_grad_(), bias.requires_grad_(), spk.requires_grad_()]
-        result = ops.run_dense(model, x, ops.Recurrence(weight, bias), spk, states, params, options, True)
+        result = ops.run(model, x, ops.Recurrence(weight, bias, spk), states, params, options, True)
     else:
         result = ops.run(model, x, rec, states, params, options, True)
     assert result.spk.shape == (0, 3, 4) and all(seq.shape == (0, 3, 4) for seq in result.seqs)
@@ -219,10 +219,10 @@ def calls_of(model, device):
     derivative = torch.randn_like(x)
     yield bwd, (spk, None, *grads, seqs, extras, states, params, derivative, True, *how, *after, True, True)
     if model.recurrent:
-        fwd, bwd = (getattr(torch.ops.snnfast, f"{model.name}_dense_{way}").default for way in ("fwd", "bwd"))
-        weight, bias, before = (torch.randn(shape, device=device) for shape in ((4, 4), (4,), (3, 4)))
-        yield fwd, (x, weight, bias, before, states, params, *how, model.stored, True)
-        yield bwd, (spk, *grads, seqs, extras, weight, states, params, derivative, *how, *after, True)
+        recurrence = [torch.randn(shape, device=device) for shape in ((4, 4), (4,), (3, 4))]
+        yield fwd, (x, None, states, params, True, *how, model.stored, 1, True, *recurrence)
+        wanted = True, True, recurrence[0]
+        yield bwd, (spk, None, *grads, seqs, extras, states, params, derivative, True, *how, *after, *wanted)
 
 
 def other_calls(device):
@@ -296,8 +296,7 @@ def test_what_no_gradient_reaches_makes_none_of_nan(model, reset_delay, reset, d
         given = [tensor.clone().requires_grad_() for tensor in (x, *states, *params)]
         current, of_states, of_params = given[0], given[1 : 1 + len(states)], given[1 + len(states) :]
         if model.recurrent:
-            recurrence = ops.Recurrence(weight, None)
-            result = functional.run_dense(model, current, None, of_states, of_params, recurrence, options, True)
+            result = functional.run(model, current, of_states, of_params, options, True, rec=ops.Recurrence(weight))
         else:
             result = functional.run(model, current, of_states, of_params, options, True)
         outputs = [result.spk, *result.seqs, *result.last]

@@ -256,7 +256,7 @@ def test_recomputed_through_parametrised_recurrent_weights(name, norm, training)
 def test_weights_of_one_to_one_recurrence_are_recomputed(device):
     layer = snn.RLeaky(0.9, V=torch.rand(5), all_to_all=False, learn_recurrent=False).to(device)
     group = [nn.Linear(4, 5).to(device), layer]
-    assert recompute._may_run_again(group, torch.zeros(T, B, 4, device=device))
+    assert recompute._may_recompute(group, torch.zeros(T, B, 4, device=device))
 
 
 def test_batch_norm_sees_every_step_once(device):

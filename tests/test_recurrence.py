@@ -264,9 +264,8 @@ def test_no_steps_hand_gradients_through(device):
     weight = torch.zeros(5, 5, device=device, requires_grad=True)
     params = tuple(torch.tensor(value, device=device) for value in (0.9, 1.0, 1.0))
     options = functional.checked_options(None, "subtract", True, unroll=True)
-    recurrence = ops.Recurrence(weight, None)
     x = torch.zeros(0, 3, 5, device=device, requires_grad=True)
-    result = functional.run_dense(reference.RLEAKY, x, None, (mem,), params, recurrence, options)
+    result = functional.run(reference.RLEAKY, x, (mem,), params, options, rec=ops.Recurrence(weight))
     (3 * result.last[0]).sum().backward()
     assert identical(mem.grad, torch.full_like(mem, 3.0))
 

@@ -10,8 +10,8 @@
 #include "../dispatch.h"
 #include "../integers.h"
 #include "../op/tensors.h"
-#include "dense.h"
 #include "fresh.h"
+#include "recurrent.h"
 #include "tile.h"
 
 namespace snnfast {
@@ -21,9 +21,9 @@ inline constexpr int64_t kStepsPerTask = 32768;  // neuron-steps worth waking an
 struct Cpu {
   using StorageTypes = std::tuple<float, double>;
 
-  // Backward reads the states that forward stored: running steps again takes it longer.
+  // Backward reads the states that forward stored: rerunning steps takes it longer.
   template <typename S>
-  static constexpr bool kRecomputes = false;
+  static constexpr bool kReruns = false;
 
   static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) { return fresh(like, sizes, dtype); }
 
@@ -35,12 +35,13 @@ struct Cpu {
   }
 
   template <typename Neuron, typename T>
-  static bool scan_dense(const Tensor&, const Scan<Neuron, T>& scan, const NeuronOptions& options,
-                         const std::optional<Tensor>& spk0, const Tensor& weight_t, const std::optional<Tensor>& bias) {
+  static bool scan_recurrent(const Tensor&, const Scan<Neuron, T>& scan, const NeuronOptions& options,
+                             const std::optional<Tensor>& spk0, const Tensor& weight_t,
+                             const std::optional<Tensor>& bias) {
     const int64_t features = weight_t.size(0);
     const Matrix<T> matrix(data<T>(weight_t), features, features);
     for_slabs(scan.neurons, features, [&](int64_t first, int64_t samples) {
-      scan_dense_slab(scan, options, data<T>(spk0), matrix, data<T>(bias), first, samples);
+      scan_recurrent_slab(scan, options, data<T>(spk0), matrix, data<T>(bias), first, samples);
     });
     return true;
   }
@@ -57,8 +58,8 @@ struct Cpu {
 
   // fed [neurons]: dL/dspk0. False where the weights do not fit the cache: products of whole steps are faster there.
   template <typename Neuron, typename T>
-  static bool scan_dense_backward(const Tensor&, const ScanBackward<Neuron, T>& scan, const NeuronOptions& options,
-                                  const SurrogateChoice& choice, const Tensor& weight, const Tensor& fed) {
+  static bool scan_recurrent_backward(const Tensor&, const ScanBackward<Neuron, T>& scan, const NeuronOptions& options,
+                                      const SurrogateChoice& choice, const Tensor& weight, const Tensor& fed) {
     constexpr int64_t kCached = 256 << 10;
     const int64_t features = weight.size(0);
     if (features * features * int64_t{sizeof(T)} > kCached) return false;

@@ -1,7 +1,7 @@
 #include "../neuron/lif.h"
 
-#include "../op/dense.h"
+#include "../op/neuron.h"
 #include "backend.h"
 
 SNNFAST_NEURON(CPU, Cpu, lif, Lif)
-SNNFAST_RECURRENT_NEURON(CPU, Cpu, lif_recurrent, LifRecurrent)
+SNNFAST_NEURON(CPU, Cpu, lif_recurrent, LifRecurrent)

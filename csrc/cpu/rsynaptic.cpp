@@ -1,6 +1,6 @@
 #include "../neuron/synaptic.h"
-#include "../op/dense.h"
+#include "../op/neuron.h"
 #include "backend.h"
 
-SNNFAST_RECURRENT_NEURON(CPU, Cpu, rsynaptic, RSynaptic)
+SNNFAST_NEURON(CPU, Cpu, rsynaptic, RSynaptic)
 SNNFAST_NEURON(CPU, Cpu, rsynaptic_one_to_one, RSynapticOneToOne)

@@ -11,8 +11,8 @@
 #include "../dispatch.h"
 #include "../integers.h"
 #include "../op/tensors.h"
-#include "dense.cuh"
 #include "launch.cuh"
+#include "recurrent.cuh"
 #include "scan.cuh"
 
 namespace snnfast {
@@ -20,10 +20,10 @@ namespace snnfast {
 struct Cuda {
   using StorageTypes = std::tuple<float, double, Half, BFloat16>;
 
-  // Whether backward can run steps again: in half precision, where the currents are half the traffic, and half the
+  // Whether backward can rerun steps: in half precision, where the currents are half the traffic, and half the
   // memory, of the states that it would read.
   template <typename S>
-  static constexpr bool kRecomputes = sizeof(S) < sizeof(float);
+  static constexpr bool kReruns = sizeof(S) < sizeof(float);
 
   static Tensor empty(const Tensor& like, Sizes sizes, ScalarType dtype) { return new_empty(like, sizes, dtype); }
 
@@ -55,8 +55,9 @@ struct Cuda {
 
   // False where the weights do not fit the chip.
   template <typename Neuron, typename S, typename T = typename Neuron::Scalar>
-  static bool scan_dense(const Tensor& x, Scan<Neuron, S> scan, const NeuronOptions& options,
-                         const std::optional<Tensor>& spk0, const Tensor& weight_t, const std::optional<Tensor>& bias) {
+  static bool scan_recurrent(const Tensor& x, Scan<Neuron, S> scan, const NeuronOptions& options,
+                             const std::optional<Tensor>& spk0, const Tensor& weight_t,
+                             const std::optional<Tensor>& bias) {
     if constexpr (std::is_same_v<T, float>) {
       const int64_t features = weight_t.size(0);
       if (!same_in_all_samples<Neuron>(scan.params, features)) return false;
@@ -66,7 +67,7 @@ struct Cuda {
       std::optional<Tensor> first;
       if (spk0.has_value()) first = torch::stable::matmul(*spk0, weight_t);
       scan.rec = data<T>(first);
-      launch(x, team->grid(), dense_kernel<Neuron, S>, scan, options, data<T>(weight_t), data<T>(bias), *team,
+      launch(x, team->grid(), recurrent_kernel<Neuron, S>, scan, options, data<T>(weight_t), data<T>(bias), *team,
              mutable_data<unsigned>(board));
       return true;
     }
@@ -75,15 +76,16 @@ struct Cuda {
 
   // fed [neurons]: dL/dspk0.
   template <typename Neuron, typename S, typename T = typename Neuron::Scalar>
-  static bool scan_dense_backward(const Tensor& on, const ScanBackward<Neuron, S>& scan, const NeuronOptions& options,
-                                  const SurrogateChoice& choice, const Tensor& weight, const Tensor& fed) {
+  static bool scan_recurrent_backward(const Tensor& on, const ScanBackward<Neuron, S>& scan,
+                                      const NeuronOptions& options, const SurrogateChoice& choice, const Tensor& weight,
+                                      const Tensor& fed) {
     if constexpr (std::is_same_v<T, float>) {
       const int64_t features = weight.size(0);
       const std::optional<Team> team = backward_team(Chip(on), features, scan.neurons / features);
       if (!team.has_value() || !team->counts(scan.steps)) return false;
       const Tensor arrivals = torch::stable::new_zeros(on, {team->teams}, ScalarType::Int);
       dispatch_bool(scan.grad_params[0] != nullptr, [&](auto with_params) {
-        constexpr auto kernel = dense_backward_kernel<decltype(with_params)::value, Neuron, S>;
+        constexpr auto kernel = recurrent_backward_kernel<decltype(with_params)::value, Neuron, S>;
         launch(on, team->grid(), kernel, scan, options, any_surrogate<T>(choice), data<T>(weight), mutable_data<T>(fed),
                *team, mutable_data<unsigned>(arrivals));
       });
@@ -120,7 +122,7 @@ struct Cuda {
   static void scan_backward_in(const Tensor& on, const ScanBackward<Neuron, S>& scan, const NeuronOptions& options,
                                const Surrogate& surrogate) {
     Grid blocks = grid(on, scan.neurons, Regime::kLanes);
-    if constexpr (kRecomputes<S> && Recomputable<Neuron>) {
+    if constexpr (kReruns<S> && Rerunnable<Neuron>) {
       if (scan.x) {
         blocks.shared = chunk_bytes<Neuron, Regime>(blocks.threads);
         constexpr auto kernel = scan_again_kernel<kWithParams, Regime, Neuron, S, Surrogate>;
@@ -131,7 +133,7 @@ struct Cuda {
     launch(on, blocks, kernel, scan, options, surrogate);
   }
 
-  // Of the shared memory in which a block runs a chunk of steps again.
+  // Of the shared memory in which a block reruns a chunk of steps.
   template <typename Neuron, typename Regime>
   static constexpr int64_t chunk_bytes(int threads) {
     return kChunk * threads * int64_t{sizeof(Kept<Neuron, Regime::kLanes>)};

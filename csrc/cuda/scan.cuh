@@ -260,13 +260,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
 }
 
-// What a step that is run again leaves to its way back: of each lane the states, then the extras.
+// What a step that is rerun leaves to its way back: of each lane the states, then the extras.
 template <typename Neuron, int kLanes>
 struct alignas(kLanes * sizeof(typename Neuron::Scalar)) Kept {
   typename Neuron::Scalar values[kLanes][Neuron::kStates + Neuron::kExtras];
 };
 
-// A chunk of steps that are run again into shared memory, where every thread of the block has a place for each.
+// A chunk of steps that are rerun into shared memory, where every thread of the block has a place for each.
 template <typename Neuron, int kLanes>
 class Chunk {
  public:
@@ -319,7 +319,7 @@ class Chunk {
   States before_;
 };
 
-// From currents and the states before each chunk: a chunk of steps is run again, then walked back.
+// From currents and the states before each chunk: a chunk of steps is rerun, then walked back.
 template <bool kWithParams, typename Regime, typename Neuron, typename S, typename Surrogate>
 __global__ void __launch_bounds__(kThreads, 1)
     scan_again_kernel(const ScanBackward<Neuron, S> scan, const NeuronOptions options, const Surrogate surrogate) {

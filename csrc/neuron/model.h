@@ -37,10 +37,10 @@ concept Recurrent = Neuron::kRecurrent;
 template <typename Neuron>
 concept Spiking = !requires { Neuron::kSpikes; } || Neuron::kSpikes;
 
-// Whether backward may run a model's steps again from the currents, in the place of reading their states: where there
+// Whether backward may rerun a model's steps from the currents, in the place of reading their states: where there
 // is one state, that is the smaller traffic.
 template <typename Neuron>
-concept Recomputable = Neuron::kStates == 1 && Spiking<Neuron> && !Recurrent<Neuron>;
+concept Rerunnable = Neuron::kStates == 1 && Spiking<Neuron> && !Recurrent<Neuron>;
 
 template <typename Neuron>
 C10_HOST_DEVICE auto spike_height([[maybe_unused]] const Neuron& neuron) {

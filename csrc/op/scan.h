@@ -11,7 +11,7 @@
 
 namespace snnfast {
 
-// Steps that backward runs again at a time, from the states before them.
+// Steps that backward reruns at a time, from the states before them.
 inline constexpr int64_t kChunk = 16;
 
 // How many chunks begin after the first step.
@@ -76,7 +76,7 @@ struct ScanBackward {
   const T* fed;                             // [neurons]; what reaches the last step's spikes from the step after it
   Rows<T> grad_states[Neuron::kStates];     // [steps, neurons]
   const T* grad_last[Neuron::kStates];      // [neurons]
-  Rows<S> x;                                // [steps, neurons]; from which, and from starts, steps are run again
+  Rows<S> x;                                // [steps, neurons]; from which, and from starts, steps are rerun
   const T* starts[Neuron::kStates];         // [chunk_starts(steps), neurons], as forward wrote them
   const T* states[Neuron::kStates];         // [steps, neurons], as forward wrote them, where there is no x
   Slots<const T*, Neuron::kExtras> extras;  // [steps, neurons], as forward wrote them, where there is no x

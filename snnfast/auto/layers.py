@@ -14,7 +14,7 @@ import snntorch
 import torch
 from torch import Tensor, nn
 
-from .. import surrogate, transforms
+from .. import _torch, surrogate, transforms
 from ..functional import runs_reference
 from ..loops import recording, settings
 from ..loops.placeholder import Pending
@@ -65,7 +65,7 @@ class Behind:
         parameters = self._parameters_of_model()
         if not torch.is_grad_enabled():
             return parameters
-        with torch._C.DisableTorchFunction():
+        with _torch.unwatched():
             return tuple(map(self._unwritten, self.model.params, parameters))
 
     def _unwritten(self, name: str, parameter: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def _by_name(fused: SpikingNeuron, states: tuple, named: dict) -> dict | None:
 
 def _fits(layer: nn.Module, fused: SpikingNeuron, input_, given: dict) -> bool:
     """Whether the fused step computes what the layer's own does, in numbers, types and errors."""
-    with torch._C.DisableTorchFunction():
+    with _torch.unwatched():
         return (
             type(input_) in TENSORS
             and _is_as_made(layer, fused)

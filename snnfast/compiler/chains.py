@@ -13,7 +13,7 @@ FROM_ELSEWHERE = "it goes on from the state of another layer, or with other para
 
 
 @dataclass(frozen=True)
-class Neuron:
+class NeuronOperators:
     """A neuron's step and sequence operators.
 
     Both take the current first; the step has the states at the positions `states`. It returns spikes, then the states;
@@ -51,11 +51,11 @@ class Neuron:
         return [*(recs or ())[1:], *step.args[self.states[-1] + 1 :]]
 
 
-def _neuron(model: Model) -> Neuron:
+def _neuron(model: Model) -> NeuronOperators:
     first = 1 + model.recurrent
     positions = tuple(range(first, first + len(model.states)))
     keeps_all = model.stored == len(model.needed)
-    return Neuron(*ops.CAPTURED[model.name], positions, model.stored, model.recurrent, keeps_all)
+    return NeuronOperators(*ops.CAPTURED[model.name], positions, model.stored, model.recurrent, keeps_all)
 
 
 NEURONS = tuple(_neuron(model) for model in MODELS)
@@ -65,7 +65,7 @@ NEURONS = tuple(_neuron(model) for model in MODELS)
 class Chain:
     """Steps of one layer, each but the first starting from the states that the one before it left."""
 
-    neuron: Neuron
+    neuron: NeuronOperators
     steps: list[Node]
 
     @property
@@ -91,7 +91,7 @@ def find_chains(graph) -> list[Chain]:
     return chains
 
 
-def _step_before(node: Node, neuron: Neuron) -> Node | None:
+def _step_before(node: Node, neuron: NeuronOperators) -> Node | None:
     """The step all of whose states this one starts from."""
     origins = set()
     for output, position in enumerate(neuron.states, 1):
@@ -101,7 +101,7 @@ def _step_before(node: Node, neuron: Neuron) -> Node | None:
     return origins.pop() if len(origins) == 1 else None
 
 
-def _is_output(picked: Node, output: int, neuron: Neuron) -> bool:
+def _is_output(picked: Node, output: int, neuron: NeuronOperators) -> bool:
     """Whether a node picks this output of a step, or in its place spikes that are its equal."""
     if picked.args[1] != 0 or output <= neuron.stored:
         return picked.args[1] == output
@@ -109,7 +109,7 @@ def _is_output(picked: Node, output: int, neuron: Neuron) -> bool:
     return g.signature(values[0]) == g.signature(values[output])
 
 
-def _why_apart(before: Node, node: Node, neuron: Neuron) -> str | None:
+def _why_apart(before: Node, node: Node, neuron: NeuronOperators) -> str | None:
     """Why two steps, of which one starts from what the other left, are not two of one sequence."""
     reason = _why_not_fed_back(before, node) if neuron.recurrent else None
     if reason is None and not _alike(before, node, neuron):
@@ -117,7 +117,7 @@ def _why_apart(before: Node, node: Node, neuron: Neuron) -> str | None:
     return reason
 
 
-def _alike(before: Node, node: Node, neuron: Neuron) -> bool:
+def _alike(before: Node, node: Node, neuron: NeuronOperators) -> bool:
     """The same neurons: equal parameters and options, and currents of one shape."""
     if neuron.shared_arguments(before) != neuron.shared_arguments(node) or g.kind(before) != g.kind(node):
         return False
@@ -156,7 +156,7 @@ def what_broke(chain: Chain) -> str | None:
     return None
 
 
-def _follows_a_step(node: Node, neuron: Neuron, within: int = 8) -> bool:
+def _follows_a_step(node: Node, neuron: NeuronOperators, within: int = 8) -> bool:
     """Whether a value is made, by a few calls, of what some step returned."""
     if g.is_operator(node, neuron.step):
         return True

@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import get_compilation_metrics
 from torch._guards import TracingContext
 from torch._subclasses import FakeTensor
 from torch.fx import Interpreter, Node
 
-from .. import ops
+from .. import _torch, ops
 from ..loops import recording
 from ..loops.report import stories
 from ..loops.settings import Settings, default_numbers
@@ -354,7 +353,7 @@ class _Counted(Interpreter):
     def run_node(self, node: Node):
         outer, self._count.running = self._count.running, (self, node)
         packet = getattr(node.target, "overloadpacket", node.target)
-        if isinstance(packet, torch._ops.OpOverloadPacket) and packet._qualified_op_name.startswith("snnfast::"):
+        if isinstance(packet, _torch.Packet) and packet._qualified_op_name.startswith("snnfast::"):
             self._count.operators[packet._qualified_op_name] += 1
         try:
             return super().run_node(node)

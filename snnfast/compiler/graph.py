@@ -3,11 +3,12 @@
 import operator
 import re
 
-import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten
+
+from .. import _torch
 
 
 def value(node: Node):
@@ -106,5 +107,4 @@ def run(node_op: str, target, args, kwargs):
 
 def grad_enabled_throughout(graph: Graph) -> bool:
     """Whether no node switches the gradient mode."""
-    switches = (torch._C._set_grad_enabled, torch.autograd.grad_mode._enter_inference_mode)
-    return not any(node.op == "call_function" and node.target in switches for node in graph.nodes)
+    return not any(node.op == "call_function" and node.target in _torch.switches_grad for node in graph.nodes)

@@ -15,10 +15,11 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from .. import _torch
 from ..loops.window import Windows
 from . import graph as g
 from . import rules
-from .chains import Chain, Neuron
+from .chains import Chain, NeuronOperators
 from .effects import Watcher
 from .order import Order, accumulation_edges, effect_edges, mutated_storages
 from .rules import Batched, Call, Stacked
@@ -28,7 +29,7 @@ from .rules import Batched, Call, Stacked
 class SequencePack:
     """Steps of a neuron that run as one sequence; `outputs`: the nodes that pick a step's output, (output, step)."""
 
-    neuron: Neuron
+    neuron: NeuronOperators
     steps: tuple[Node, ...]
     outputs: dict[Node, tuple[int, int]] = field(default_factory=dict)
 
@@ -109,7 +110,7 @@ class Packing:
                 windows[:0] = [steps[:middle], steps[middle:]]
         return packs
 
-    def _sequence_pack(self, neuron: Neuron, steps: tuple[Node, ...]) -> SequencePack | None:
+    def _sequence_pack(self, neuron: NeuronOperators, steps: tuple[Node, ...]) -> SequencePack | None:
         pack = SequencePack(neuron, steps)
         for step, node in enumerate(steps):
             for user in node.users:
@@ -295,12 +296,12 @@ class Packing:
 @contextlib.contextmanager
 def _no_loop_inside_vmap():
     """Within it, vmap refuses operators that it could only run sample by sample."""
-    before = torch._C._functorch._is_vmap_fallback_enabled()
-    torch._C._functorch._set_vmap_fallback_enabled(False)
+    before = _torch.vmap_falls_back()
+    _torch.let_vmap_fall_back(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_enabled(before)
+        _torch.let_vmap_fall_back(before)
 
 
 def _numbered(lanes: tuple) -> dict[Node, int]:

@@ -15,7 +15,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from .. import images, products
+from .. import _torch, images, products
 from . import graph as g
 
 
@@ -88,7 +88,7 @@ def batch(call: Call) -> Batched | None:
     return batched or by_vmap(call)
 
 
-def _again(call: Call, exact: bool, prepare: Callable[[Stacked], Stacked] = lambda leaf: leaf, after=None) -> Batched:
+def _same(call: Call, exact: bool, prepare: Callable[[Stacked], Stacked] = lambda leaf: leaf, after=None) -> Batched:
     def one(leaf):
         return prepare(leaf) if isinstance(leaf, Stacked) else leaf
 
@@ -116,14 +116,14 @@ def pointwise(call: Call) -> Batched | None:
     name = getattr(call.target, "__name__", call.target)
     # `add(alpha=)` is one fused operation in vectors and two in what remains.
     rounded = name in CORRECTLY_ROUNDED and "alpha" not in call.kwargs
-    return _again(call, rounded and not _shares_gradients(call), prepare)
+    return _same(call, rounded and not _shares_gradients(call), prepare)
 
 
 def leading(call: Call) -> Batched | None:
     """Acts on the last dimensions of its first argument and takes any number before them."""
     if not _only_first_stacked(call) or stacked(call)[0].rank < 1:
         return None
-    return _again(call, exact=False)
+    return _same(call, exact=False)
 
 
 def linear(call: Call) -> Batched | None:
@@ -152,8 +152,8 @@ def folding(rank: int, exact: bool = False, target=None) -> Callable[[Call], Bat
         if (rank and stacked(call)[0].rank != rank) or stacked(call)[0].rank < 2:
             return None
         unfold = unfolding(len(call.lanes))
-        again = _again(call, exact and not _shares_gradients(call), lambda leaf: Stacked(leaf.lanes, fold), unfold)
-        return replace(again, target=target) if target else again
+        folded = _same(call, exact and not _shares_gradients(call), lambda leaf: Stacked(leaf.lanes, fold), unfold)
+        return replace(folded, target=target) if target else folded
 
     return rule
 
@@ -230,12 +230,12 @@ def pick(call: Call) -> Batched | None:
     first = call.args[0]
     if not isinstance(first, Stacked) or not isinstance(g.value(first.lanes[0]), (tuple, list)):
         return None
-    return _again(call, exact=True)
+    return _same(call, exact=True)
 
 
 def by_vmap(call: Call) -> Batched | None:
     """Any operator of torch that vmap knows, on tensors."""
-    custom = isinstance(call.target, (torch._ops.OperatorBase, torch._ops.OpOverloadPacket))
+    custom = isinstance(call.target, (_torch.Operator, _torch.Packet))
     if custom or not g.tensors(call.lanes[0]) or call.target in NO_VMAP:
         return None
     if not call.is_method and (getattr(call.target, "__module__", None) or "torch").split(".")[0] not in (
@@ -328,14 +328,14 @@ TABLE = {
     **dict.fromkeys(functions(POINTWISE, torch), pointwise),
     **dict.fromkeys(functions(ACTIVATIONS, torch, F), pointwise),
     **dict.fromkeys(functions(OPERATORS, operator), pointwise),
-    **dict.fromkeys((F.linear, torch._C._nn.linear), linear),
+    **dict.fromkeys((F.linear, _torch.functions.linear), linear),
     F.layer_norm: leading,
     **dict.fromkeys((operator.matmul, torch.matmul, torch.mm), matrix_product),
     **dict.fromkeys((F.conv1d, torch.conv1d), folding(3)),
     **dict.fromkeys((F.conv2d, torch.conv2d), folding(4, target=images.conv2d)),
     **dict.fromkeys((F.conv3d, torch.conv3d), folding(5)),
     **dict.fromkeys(functions(POOLS.replace("?", "1"), F, torch), folding(3, exact=True)),
-    **dict.fromkeys(functions(POOLS.replace("?", "2"), F, torch, torch._C._nn), folding(4, exact=True)),
+    **dict.fromkeys(functions(POOLS.replace("?", "2"), F, torch, _torch.functions), folding(4, exact=True)),
     **dict.fromkeys(BATCH_NORMS, batch_norm),
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), folding(4, exact=True, target=images.max_pool2d)),
     torch.flatten: flatten,

@@ -10,7 +10,7 @@ import weakref
 import torch
 from torch import nn
 
-from .. import surrogate
+from .. import spike
 from .report import Loops
 
 apply = vars(torch.autograd.Function)["apply"]
@@ -36,7 +36,7 @@ def is_one(function) -> bool:
 
 def may_wait(function: type, args: tuple) -> bool:
     """Whether a call reads its arguments and gives new tensors, and nothing else."""
-    if function is surrogate._Spike:
+    if function is spike.Spike:
         return getattr(args[1], "key", None) is not None
     return _is_pure_by_code(function)
 

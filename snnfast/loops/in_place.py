@@ -1,8 +1,8 @@
 """In-place operations that may wait: the object is from then on what will have been written to it."""
 
-import torch
 from torch import Tensor
 
+from .. import _torch
 from . import known
 from .operation import Like, Operation
 from .placeholder import Pending, become, make_pending
@@ -85,4 +85,4 @@ def _may_be_written(target, like: Like) -> bool:
     storage = target.untyped_storage()
     if is_shared_with_others(target) or storage.nbytes() != target.nbytes:
         return False
-    return torch._C._storage_Use_Count(storage._cdata) <= 2
+    return _torch.storage_users(storage._cdata) <= 2

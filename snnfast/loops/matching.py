@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..neurons.base import was_reset
+from ..neurons.states import was_reset
 from .operation import LITERAL, MADE, REAL, SAME, Like, Operation
 from .placeholder import Pending
 

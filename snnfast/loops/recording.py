@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .. import transforms
+from .. import _torch, transforms
 from . import functions, placeholder, settings
 
 is_on = False
@@ -113,7 +113,7 @@ def step(layer, input_: Tensor, states: tuple):
     if chosen is None or not layer._may_wait() or not _is_plain_place():
         stop()
         return layer._step_fused(input_, states)
-    with torch._C.DisableTorchFunction():
+    with _torch.unwatched():
         return _recorder().step(layer, input_, states, chosen)
 
 
@@ -140,11 +140,11 @@ def call(function: type, args: tuple):
             return NotImplemented
         if _skips(functions.loops_of(landmark)):
             return NotImplemented
-        with torch._C.DisableTorchFunction():
+        with _torch.unwatched():
             return _recorder().begin_at(landmark, function, args, chosen)
     if not _is_plain_place() or not functions.may_wait(function, args):
         return NotImplemented
-    with torch._C.DisableTorchFunction():
+    with _torch.unwatched():
         return recorder.call(function, args)
 
 
@@ -169,8 +169,8 @@ def _is_plain_place() -> bool:
     return not (
         torch.compiler.is_compiling()
         or transforms.at_work()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._is_any_autocast_enabled()
+        or _torch.dispatch_modes()
+        or _torch.any_autocast()
         or torch.jit.is_tracing()
         or transforms.saves_through_hooks()
     )

@@ -7,18 +7,13 @@ import sys
 import threading
 
 import torch
-from torch._functorch import eager_transforms, vmap
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from .. import _torch
 from . import functions, recording
 
-_CALLS = [(torch._C.ScriptFunction, "__call__"), (torch._C.ScriptMethod, "__call__")]
-_TRANSFORMS = [
-    (vmap, "_vmap_increment_nesting"),
-    (eager_transforms, "_grad_increment_nesting"),
-    (eager_transforms, "_jvp_increment_nesting"),
-]
-_WATCHED = [(owner, name, getattr(owner, name)) for owner, name in _CALLS + _TRANSFORMS]
+_CALLS = [(made, "__call__") for made in _torch.script_calls]
+_WATCHED = [(owner, name, getattr(owner, name)) for owner, name in (*_CALLS, *_torch.transforms_begin)]
 
 _next_batch = _BaseDataLoaderIter.__next__
 _compile = torch.compile

@@ -74,17 +74,8 @@ class ALIF(SpikingNeuron):
         learn_graded_spikes_factor: bool = False,
     ) -> None:
         super().__init__(
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
-            graded_spikes_factor,
-            learn_graded_spikes_factor,
+            *(threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_threshold, reset_mechanism),
+            *(state_quant, output, graded_spikes_factor, learn_graded_spikes_factor),
         )
         self._add_parameter("beta", beta, learn_beta)
         self._add_parameter("rho", rho, learn_rho)

@@ -59,15 +59,8 @@ class Alpha(SpikingNeuron, *snntorch_class("Alpha")):
         output: bool = False,
     ) -> None:
         super().__init__(
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
+            *(threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_threshold),
+            *(reset_mechanism, state_quant, output),
         )
         self._add_parameter("beta", beta, learn_beta)
         self._add_parameter("alpha", alpha, learn_alpha)

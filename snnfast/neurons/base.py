@@ -14,26 +14,13 @@ from torch import Tensor, nn
 
 from .. import ops, surrogate, transforms
 from ..annotations import SpikeGrad, StateQuant, Values
-from ..functional import (
-    RESET_MECHANISMS,
-    check_reset_mechanism,
-    fits_one_operator,
-    in_place_of_unfit,
-    run,
-    spike_height,
-)
+from ..checks import RESET_MECHANISMS, check_reset_mechanism
+from ..functional import fits_one_operator, run, spike_height
 from ..loops import recording
 from ..loops.settings import Settings
 from ..reference import Model
 from . import own
-from .instances import enter, layer_of
-
-try:
-    import snntorch
-except ImportError:
-    snntorch = None
-
-_SnntorchNeuron = snntorch and snntorch.SpikingNeuron
+from .states import HiddenState, snntorch, zeros
 
 
 def snntorch_class(name: str) -> tuple:
@@ -41,7 +28,7 @@ def snntorch_class(name: str) -> tuple:
     return (getattr(snntorch, name),) if hasattr(snntorch, name) else ()
 
 
-class SpikingNeuron(_SnntorchNeuron or own.Equations):
+class SpikingNeuron(HiddenState, snntorch.SpikingNeuron if snntorch else own.Equations):
     """Base of the fused layers. Subclasses name model and states and give `forward` their arguments.
 
     Methods that a step of snnTorch calls (`mem_reset`, `state_function`, `fire`, ...) may be overridden, in a subclass
@@ -89,8 +76,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         super().__init_subclass__(**options)
         cls._methods = own.Methods(cls)
 
-    if _SnntorchNeuron is None:
-        instances = []
+    if snntorch is None:
         reset_dict = {name: value for value, name in enumerate(RESET_MECHANISMS)}
 
     def __init__(
@@ -130,26 +116,8 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         self._reset_mechanism = reset_mechanism
         own.choose_charge(self)
         # A constructor that fails after this leaves a layer in the list until it is collected.
-        SpikingNeuron._init_mem(self)
+        HiddenState._init_mem(self)
         self._register_instance()
-
-    def _init_mem(self) -> None:
-        """Makes the hidden state, the last thing that a constructor does; a subclass may add states of its own."""
-        for name in self.state_names:
-            self._keep(name, torch.zeros(0))
-
-    def _add_states(self) -> None:
-        for name in self.state_names:
-            self.__dict__.pop(name, None)
-        self._init_mem()
-        self._keep_buffers_as_states()
-
-    def _keep_buffers_as_states(self) -> None:
-        """States are no buffers, whoever registered them as such."""
-        for name in self.state_names:
-            if name in self._buffers:
-                self._keep(name, self._buffers.pop(name))
-                self._non_persistent_buffers_set.discard(name)
 
     def _add_parameter(self, name: str, value, learn: bool) -> None:
         """A learnable parameter or a buffer. Numbers and arrays as torch.as_tensor takes them, tensors as they are."""
@@ -201,14 +169,6 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         """Keeps the key, of which Python's own surrogates have one in every process and copy."""
         self.__dict__["_surrogate_key"] = getattr(self._surrogate, "key", None)
 
-    def _register_instance(self) -> None:
-        """Enters snnTorch's list of instances without keeping the layer alive."""
-        enter(self, _root().instances)
-
-    def set_through_list(self, name: str, value: Any) -> None:
-        """Sets what snnTorch's `reset_hidden` sets of every layer in its list of instances."""
-        setattr(self, name, value)
-
     @property
     def reset_mechanism(self) -> str:
         """One of "subtract", "zero", "none"; assigning it changes the dynamics and `reset_mechanism_val` (0, 1, 2)."""
@@ -245,7 +205,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         state = self.__dict__.copy()
         for name in self.state_names:
             left = transforms.is_left_behind(state[name])
-            state[name] = _zeros(state[name]) if left else state[name].detach()
+            state[name] = zeros(state[name]) if left else state[name].detach()
         # A method of a class is found by its name, which a patched one may not have.
         state.pop("_charge", None)
         state.pop("_loops", None)
@@ -259,27 +219,6 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         self._register_instance()
         if "_recorded" in state:
             recording.switch(layers=True)
-
-    def _initial(self, name: str, given: Tensor | None, shape: torch.Size, device) -> Tensor | None:
-        """The state a call starts from: the given, else the stored one; None (zeros) where its shape does not fit."""
-        state = getattr(self, name) if given is None else given
-        if not isinstance(state, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(state).__name__}")
-        if state.shape == shape:
-            state = state if given is not None else state.to(device)
-            frozen = not torch.compiler.is_compiling() and torch.is_grad_enabled() and state.is_inference()
-            return state.clone() if frozen else state
-        if given is not None and not torch.compiler.is_compiling() and not _is_known_to_be_zeros(given):
-            warnings.warn(
-                f"{type(self).__name__}: {name} of shape {tuple(given.shape)} does not fit the input's "
-                f"{tuple(shape)} and is replaced by zeros, as in snnTorch",
-                stacklevel=3,
-            )
-        return in_place_of_unfit(shape, device)
-
-    def _keep(self, name: str, state: Tensor) -> None:
-        """Stores a state without nn.Module's search for parameters of that name: a step is short."""
-        object.__setattr__(self, name, state)
 
     def _parameters_of_call(self) -> tuple[Tensor, ...]:
         """The neuron's parameters, as backward may keep them.
@@ -316,7 +255,7 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         return self._output(own.step(self, input_, states))
 
     def _step_fused(self, input_: Tensor, states: tuple):
-        if torch.compiler.is_compiling() and fits_one_operator(self._surrogate_key, self.state_quant, self.inhibition):
+        if torch.compiler.is_compiling() and self._fits_one_operator():
             # What `_run` comes to in a captured graph, but quicker to trace: a loop comes here at every step.
             given = {n: getattr(self, n) if s is None else s for n, s in zip(self.state_names, states, strict=True)}
             options = *self._surrogate_key, self.reset_mechanism, self.reset_delay
@@ -329,6 +268,9 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         for name, state in last.items():
             self._keep(name, state)
         return self._output(spk)
+
+    def _fits_one_operator(self) -> bool:
+        return fits_one_operator(self._surrogate_key, self.state_quant, self.inhibition)
 
     def record_loops(self, settings: Settings) -> None:
         """Has loops over this layer recorded with these settings (`snnfast.accelerate`)."""
@@ -455,36 +397,6 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
             self.inhibition,
         )
 
-    def _states_before(self, input_, states, unroll) -> dict[str, Tensor | None]:
-        """What a call starts from, by name: the given states, the layer's own where it keeps them, or None: zeros."""
-        if isinstance(input_, Tensor) and (not unroll or input_.dim() > 0):
-            shape = input_.shape[1:] if unroll else input_.shape
-            loop = unroll and not self.init_hidden
-            if loop and all(state is None for state in states):
-                states = self._states_of_reset()
-            fit = self._fitted if loop else self._initial
-            places = zip(self.state_names, states, strict=True)
-            states = tuple(fit(name, state, shape, input_.device) for name, state in places)
-        return dict(zip(self.state_names, states, strict=True))
-
-    def _fitted(self, name: str, given: Tensor | None, shape: torch.Size, device) -> Tensor | None:
-        """A state given to a sequence, which must fit, but for the zeros that a reset made for another batch."""
-        if not isinstance(given, Tensor) or given.shape == shape:
-            return given
-        return None if given.shape == (0,) or was_reset(given) else given
-
-    def _states_of_reset(self) -> tuple:
-        """What a loop over steps begins with: zeros, None for each, or what the user's own `reset_mem` has made."""
-        names = ("reset_mem",) if self.model is None else (f"init_{self.model.layer.lower()}", "reset_mem")
-        reset = next((name for name in names if name in self.__dict__ or own.overrides(type(self), name)), None)
-        if reset is None:
-            return (None,) * len(self.state_names)
-        states = getattr(self, reset)()
-        states = states if isinstance(states, tuple) else (states,)
-        if len(states) != len(self.state_names) or not all(isinstance(state, Tensor) for state in states):
-            states = tuple(getattr(self, name) for name in self.state_names)
-        return states
-
     def _charging(self, input_: Tensor) -> tuple[Model, Tensor | tuple[Tensor, Tensor], tuple[Tensor, ...]]:
         """The model that charges the layer, its currents and its parameters."""
         return self.model, input_, self._parameters_of_model()
@@ -504,55 +416,6 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
     def _returns_states(self) -> bool:
         return self.output or not self.init_hidden
 
-    def reset_mem(self) -> Any:
-        """Sets the states to zeros (of shape (0,) before the first call, which every call takes for "zeros").
-
-        Returns:
-            the state, or the states in the order in which calls return them.
-        """
-        self.reset_state()
-        states = tuple(getattr(self, name) for name in self.state_names)
-        return states[0] if len(states) == 1 else states
-
-    def reset_state(self) -> None:
-        """Sets the hidden state to zeros, cut off from any graph."""
-        for name in self.state_names:
-            if torch.compiler.is_compiling():
-                # Zeros of the state's own shape would tie the graph to that shape, which the first call changes.
-                self._keep(name, torch.zeros(0))
-            else:
-                setattr(self, name, _zeros(getattr(self, name)))
-
-    def detach_state(self) -> None:
-        """Cuts the hidden state off from its graph, in place: truncated backpropagation through time."""
-        for name in self.state_names:
-            state = getattr(self, name)
-            # A view cannot be detached in place; Dynamo cannot ask whether it is one.
-            view = not torch.compiler.is_compiling() and state._is_view()
-            self._keep(name, state.detach() if view else state.detach_())
-
-    @classmethod
-    def init(cls) -> None:
-        """Forgets all layers, snnTorch's too: `reset_hidden` and `detach_hidden` reach those made after it."""
-        _root().instances = []
-
-    @classmethod
-    def reset_hidden(cls) -> None:
-        """Resets every living layer of this class, as snnTorch does; `snnfast.reset(net)` resets one net."""
-        for layer in cls._living():
-            layer.reset_state()
-
-    @classmethod
-    def detach_hidden(cls) -> None:
-        """Detaches every living layer of this class."""
-        for layer in cls._living():
-            layer.detach_state()
-
-    @classmethod
-    def _living(cls) -> list:
-        """Strong references, so that no layer dies underway."""
-        return [layer for layer in map(layer_of, list(_root().instances)) if isinstance(layer, cls)]
-
     def extra_repr(self) -> str:
         params = () if self.model is None else self.model.params
         shown = [name for name in params if name in ("alpha", "beta", "rho", "strength")]
@@ -569,36 +432,5 @@ class SpikingNeuron(_SnntorchNeuron or own.Equations):
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
-def _zeros(state: Tensor) -> Tensor:
-    """Zeros as a state, without what zeros_like keeps of a transform of torch.func around it.
-
-    They are known as zeros for as long as nobody writes to them.
-    """
-    zeros = torch.zeros(state.shape, dtype=state.dtype, device=state.device)
-    zeros.version_of_reset = _version(zeros)
-    return zeros
-
-
-def _root() -> type:
-    """The class that holds the list of all layers."""
-    return _SnntorchNeuron or SpikingNeuron
-
-
 def _brief(param: Tensor) -> str:
     return f"{param.item():.4g}" if param.numel() == 1 and not param.is_meta else str(tuple(param.shape))
-
-
-def was_reset(state: Tensor) -> bool:
-    """Whether a state is still the zeros that a reset made."""
-    return getattr(state, "version_of_reset", -1) == _version(state)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _is_known_to_be_zeros(state: Tensor) -> bool:
-    """Without asking a GPU, which would have to be waited for, or what vmap maps over."""
-    if was_reset(state):
-        return True
-    return state.device.type == "cpu" and not transforms.functional() and not state.any()

@@ -64,15 +64,8 @@ class Lapicque(SpikingNeuron, *snntorch_class("Lapicque")):
         output: bool = False,
     ) -> None:
         super().__init__(
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
+            *(threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_threshold),
+            *(reset_mechanism, state_quant, output),
         )
         given = {name: value for name, value in (("beta", beta), ("R", R), ("C", C)) if _is_given(value)}
         if "beta" not in given and len(given) < 2:

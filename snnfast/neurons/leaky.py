@@ -70,17 +70,8 @@ class Leaky(SpikingNeuron, *snntorch_class("Leaky")):
         reset_delay: bool = True,
     ) -> None:
         super().__init__(
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
-            graded_spikes_factor,
-            learn_graded_spikes_factor,
+            *(threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_threshold, reset_mechanism),
+            *(state_quant, output, graded_spikes_factor, learn_graded_spikes_factor),
         )
         self._add_parameter("beta", beta, learn_beta)
         self.reset_delay = reset_delay

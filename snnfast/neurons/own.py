@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from .. import ops
 from ..capture import constant
-from ..functional import check_current, check_fits
+from ..checks import check_current, check_fits
 from ..reference import Call, firing
 
 CHARGES = {"subtract": "_base_sub", "zero": "_base_zero", "none": "_base_int"}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..annotations import SpikeGrad, StateQuant, Values
-from ..functional import run, run_dense
+from ..functional import run
 from ..reference import RLEAKY, RLEAKY_ONE_TO_ONE, RSYNAPTIC, RSYNAPTIC_ONE_TO_ONE, Model
 from .base import SpikingNeuron, snntorch_class
 
@@ -82,13 +82,8 @@ class RecurrentNeuron(SpikingNeuron):
     def _parameters_of_given(self) -> tuple[Tensor, ...]:
         return self._parameters_of_call()[: len(self.given.params)]
 
-    def _step_fused(self, input_, states):
-        if self._feeds_back_one_to_one():
-            return super()._step_fused(input_, states)
-        spk, last = self._step_alone(input_, states)
-        for name, state in last.items():
-            self._keep(name, state)
-        return self._output(spk)
+    def _fits_one_operator(self):
+        return self._feeds_back_one_to_one() and super()._fits_one_operator()
 
     def _step_alone(self, input_, states):
         if self._feeds_back_one_to_one():
@@ -115,17 +110,16 @@ class RecurrentNeuron(SpikingNeuron):
         return spk, {"spk": spk[-1].clone(), **dict(zip(self.given.states, last, strict=True))}, seqs
 
     def _unroll_at_once(self, input_, by_name, want_seqs):
-        return run_dense(
+        return run(
             self.given,
             input_,
-            by_name["spk"],
             tuple(by_name[name] for name in self.given.states),
             self._parameters_of_given(),
-            ops.Recurrence(self.recurrent.weight, self.recurrent.bias),
             self._options(unroll=True),
             want_seqs,
             self.state_quant,
             self.inhibition,
+            ops.Recurrence(self.recurrent.weight, self.recurrent.bias, by_name["spk"]),
         )
 
     def _unroll_by_step(self, input_, by_name, want_seqs):
@@ -228,15 +222,8 @@ class RLeaky(RecurrentNeuron, *snntorch_class("RLeaky")):
         reset_delay: bool = True,
     ) -> None:
         super().__init__(
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
+            *(threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_threshold),
+            *(reset_mechanism, state_quant, output),
         )
         self._add_parameter("beta", beta, learn_beta)
         self._add_recurrence(V, all_to_all, linear_features, conv2d_channels, kernel_size, learn_recurrent)
@@ -310,15 +297,8 @@ class RSynaptic(RecurrentNeuron, *snntorch_class("RSynaptic")):
         reset_delay: bool = True,
     ) -> None:
         super().__init__(
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
+            *(threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_threshold),
+            *(reset_mechanism, state_quant, output),
         )
         self._add_parameter("beta", beta, learn_beta)
         self._add_recurrence(V, all_to_all, linear_features, conv2d_channels, kernel_size, learn_recurrent)

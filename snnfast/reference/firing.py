@@ -46,10 +46,10 @@ def fire(states: tuple, reset: Tensor, params: tuple, call: Call) -> tuple[Tenso
 def reset_at_once(mem: Tensor, spk: Tensor, reset: Tensor, params: tuple, reset_mechanism: str) -> Tensor:
     """The membrane reset in the step that fires, where the delayed reset has not done so already."""
     limit, graded_spikes_factor = params
-    again = spk / graded_spikes_factor - reset
+    due = spk / graded_spikes_factor - reset
     if reset_mechanism == "subtract":
-        return mem - again * limit
-    return mem - again * mem if reset_mechanism == "zero" else mem
+        return mem - due * limit
+    return mem - due * mem if reset_mechanism == "zero" else mem
 
 
 def spikes(mem: Tensor, threshold: Tensor, call: Call) -> Tensor:

@@ -75,8 +75,8 @@ class Model:
         return tuple(kept.get(name, earlier if name in self.held else later) for name, earlier, later in each)
 
     @property
-    def recomputable(self) -> bool:
-        """Whether backward may run the steps again from the currents, in the place of reading their states."""
+    def rerunnable(self) -> bool:
+        """Whether backward may rerun the steps from the currents, in the place of reading their states."""
         return len(self.states) == 1 and self.spikes and not self.recurrent
 
     @property

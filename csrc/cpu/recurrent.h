@@ -23,8 +23,8 @@ void feed_back(const T* spk, const Matrix<T>& weight_t, const T* bias, int64_t s
 
 // As scan_tile, with `last` for the states between steps, since a slab may be wider than a tile.
 template <typename Neuron, typename T = typename Neuron::Scalar>
-void scan_dense_slab(const Scan<Neuron, T>& scan, const NeuronOptions& options, const T* spk0,
-                     const Matrix<T>& weight_t, const T* bias, int64_t first_sample, int64_t samples) {
+void scan_recurrent_slab(const Scan<Neuron, T>& scan, const NeuronOptions& options, const T* spk0,
+                         const Matrix<T>& weight_t, const T* bias, int64_t first_sample, int64_t samples) {
   const int64_t features = weight_t.columns();
   vectorized([&] {
     Row<T> params[Neuron::kParams], unwanted[Neuron::kExtras + 1];

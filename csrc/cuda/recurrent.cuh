@@ -195,8 +195,8 @@ __device__ T step_at(const Scan<Neuron, S>& scan, const NeuronOptions& options, 
 // scan.rec [neurons]: the recurrent current of the first step, but for the bias; null: zeros. board: zeros.
 template <typename Neuron, typename S, typename T = typename Neuron::Scalar>
 __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
-    dense_kernel(const Scan<Neuron, S> scan, const NeuronOptions options, const T* weight_t, const T* bias,
-                 const Team team, unsigned* board) {
+    recurrent_kernel(const Scan<Neuron, S> scan, const NeuronOptions options, const T* weight_t, const T* bias,
+                     const Team team, unsigned* board) {
   const Share share(team);
   T* matrix = shared_memory<T>();
   load_columns(matrix, weight_t, team, share, [&](int row) {
@@ -305,9 +305,9 @@ __device__ void step_back_at(const ScanBackward<Neuron, S>& scan, const NeuronOp
 // scan.grad_initial holds what steps hand each other. fed [neurons]: dL/dspk before the first step. arrivals: zeros.
 template <bool kWithParams, typename Neuron, typename S, typename T = typename Neuron::Scalar>
 __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
-    dense_backward_kernel(const ScanBackward<Neuron, S> scan, const NeuronOptions options,
-                          const AnySurrogate<T> surrogate, const T* weight, T* fed, const Team team,
-                          unsigned* arrivals) {
+    recurrent_backward_kernel(const ScanBackward<Neuron, S> scan, const NeuronOptions options,
+                              const AnySurrogate<T> surrogate, const T* weight, T* fed, const Team team,
+                              unsigned* arrivals) {
   const Share share(team);
   T* matrix = shared_memory<T>();
   auto* grads = reinterpret_cast<Quad<T>*>(matrix + team.matrix());
