@@ -42,6 +42,12 @@ def half_device(request):
 
 
 @pytest.fixture
+def fresh_dynamo():
+    """Nothing compiled before is known any more."""
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def module(monkeypatch):
     """Imports one of the benchmarks' files as the scripts do, by its bare name."""
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
