@@ -16,12 +16,14 @@ unwrap_dead_wrappers = torch._functorch.utils.unwrap_dead_wrappers  # tensors wi
 
 saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # the innermost; None: none
 unwatched = torch._C.DisableTorchFunction  # a context in which neither modes nor subclasses see torch's functions
+unwatched_by_subclasses = torch._C.DisableTorchFunctionSubclass  # one in which modes do
 dispatch_modes = torch._C._len_torch_dispatch_stack  # how many TorchDispatchModes are at work
 any_autocast = torch._C._is_any_autocast_enabled  # whether autocast is, for any device
 function_modes = torch._C._len_torch_function_stack  # how many TorchFunctionModes are at work
 pop_function_mode = torch._C._pop_torch_function_stack  # takes the innermost away
 push_function_mode = torch._C._push_on_torch_function_stack  # puts one within all others
 
+swap_tensors = torch._C._swap_tensor_impl  # what each of two tensors is becomes the other's
 storage_users = torch._C._storage_Use_Count  # how many objects share a storage, by its `_cdata`
 script_calls = torch._C.ScriptFunction, torch._C.ScriptMethod  # what torch.jit.script makes, which no mode sees
 transforms_begin = (  # what torch.func's transforms call first

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _torch
+
 WHOLE, OWN, NOBODYS = range(3)
 
 
@@ -67,7 +69,7 @@ def own(tensor) -> None:
     piece = of(tensor) if isinstance(tensor, Tensor) else None
     if piece is not None and not shares_memory(tensor):
         forget(tensor)
-        torch._C._swap_tensor_impl(tensor, tensor.clone())
+        _torch.swap_tensors(tensor, tensor.clone())
 
 
 def _of_gradient(tensor) -> Piece | None:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .. import _torch
+
 _DESCRIBED = [
     "shape",
     "dtype",
@@ -48,7 +50,7 @@ class Pending(Tensor):
         kwargs = kwargs or {}
         if not describes(func, args):
             compute(args, kwargs)
-        with torch._C.DisableTorchFunctionSubclass():
+        with _torch.unwatched_by_subclasses():
             return func(*args, **kwargs)
 
     @classmethod
@@ -80,10 +82,10 @@ def become(placeholder: Pending, value: Tensor) -> None:
     del placeholder.made_by
     placeholder.__class__ = Tensor
     try:
-        torch._C._swap_tensor_impl(placeholder, value)
+        _torch.swap_tensors(placeholder, value)
     except RuntimeError:
         # A profiler that records shapes still refers to what an operator was given.
-        torch._C._swap_tensor_impl(placeholder, value.view_as(value))
+        _torch.swap_tensors(placeholder, value.view_as(value))
 
 
 def make_pending(tensor: Tensor, recorder, operation, output: int, period: int) -> Tensor:

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from .. import _torch
 from . import known
 from .operation import Operation
 from .placeholder import Pending
 from .reading import Reading, memory_of
 
-_SWITCHES = {torch._C._set_grad_enabled}
+_SWITCHES = {_torch.switches_grad[0]}
 
 
 def is_harmless(func, args: tuple, kwargs: dict, reading: Reading, waiting: list[Operation]) -> bool:

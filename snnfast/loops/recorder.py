@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
+from .. import _torch
 from . import functions, in_place, known, pieces, recording, settling, stack, unseen
 from .before import Before
 from .computing import computed, why_it_was_no_use
@@ -342,7 +343,7 @@ class Recorder(TorchFunctionMode):
             return joined
         if any_pending(args) or (kwargs and any_pending(kwargs.values())):
             if describes(func, args):
-                with torch._C.DisableTorchFunctionSubclass():
+                with _torch.unwatched_by_subclasses():
                     return func(*args, **kwargs)
             if func in known.OF_SHAPE and type(args[0]) is Pending and not any_pending(args[1:]):
                 return func(stand_in(args[0]), *args[1:], **kwargs)
@@ -402,7 +403,7 @@ class Recorder(TorchFunctionMode):
                 return
             self.packing = True
             try:
-                with torch._C.DisableTorchFunction(), in_modes((True, False, False)), without_autocast():
+                with _torch.unwatched(), in_modes((True, False, False)), without_autocast():
                     self.reading.check()
                     with self.reading.as_read() if self.reading.fixed else contextlib.nullcontext():
                         self._pack(as_written)

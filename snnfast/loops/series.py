@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from .. import transforms
+from .. import _torch, transforms
 
 
 class Series:
@@ -73,7 +73,7 @@ class Numbers(list):
         return first if is_run and first + count <= size else None
 
 
-_is_autocast = torch._C._is_any_autocast_enabled
+_is_autocast = _torch.any_autocast
 
 
 def modes() -> tuple:
