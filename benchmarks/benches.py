@@ -14,15 +14,19 @@ from torch.nn import functional as F
 import measure
 import published
 from contenders import (
+    DEEP_CONTENDERS,
     ENCODING_CONTENDERS,
     LAYER_CONTENDERS,
     LOOP_CONTENDERS,
     RLIF_CONTENDERS,
     Contender,
+    Refused,
     SnnTorch,
     Torch,
+    TorchRnn,
     each_before,
 )
+from deep import DEEP
 
 # A rounding that differs flips a spike now and then, and the neuron's later spikes with it.
 SPIKES_OFF = 1e-3
@@ -305,7 +309,7 @@ class RateFcBench(LeakyBench):
 
     name = "rate-fc"
     sizes = (Size(25, 128, 1000),)
-    quick_sizes = (Size(5, 16, 100),)
+    quick_sizes = (Size(10, 16, 100),)
     inputs, outputs = 784, 10
 
     def __init__(self, size: Size, dtype: torch.dtype, device: torch.device):
@@ -460,6 +464,8 @@ class OnmBench(LeakyBench):
 
     def workload(self, contender: Contender) -> OnmWorkload:
         """The contender's network, with the same initial weight for every contender."""
+        if self.matmul == "bf16" and not contender.autocasts:
+            raise Refused("torch's autocast does not reach its products")
         linear = copy.deepcopy(self._linear)
         return self._workload(contender.network(linear), contender.reset, linear)
 
@@ -624,6 +630,45 @@ class RlifBench(LayerBench):
         return False
 
 
+class ShdWorkload(RlifWorkload):
+    """A recurrent layer and a Linear, trained: forward gives the layer's spikes, backward all the rest.
+
+    The rest: cross-entropy of the Linear's mean over time, and the gradients.
+    """
+
+    def __init__(self, module, reset, x, readout, labels, names):
+        super().__init__(module, reset, x, None, names)
+        self.readout, self.labels = readout, labels
+        self.parameters += readout.parameters()
+        self._names = [*names, *(f"readout {name}" for name, _ in readout.named_parameters())]
+        self.held = (x, *self.parameters)
+
+    def backward(self, spikes):
+        F.cross_entropy(self.readout(spikes).mean(0), self.labels).backward()
+
+
+class ShdBench(RlifBench):
+    """A recurrent net of the shape that is trained on the Spiking Heidelberg Digits, N-N-20."""
+
+    name = "shd"
+    sizes = (Size(256, 256, 128),)
+    quick_sizes = (Size(20, 8, 64),)
+    outputs = 20
+    cpu_neuron_steps = 2**24
+
+    def __init__(self, size: Size, dtype: torch.dtype, device: torch.device):
+        super().__init__(size, dtype, device)
+        self.labels = torch.randint(self.outputs, (size.B,), generator=torch.Generator().manual_seed(0)).to(device)
+
+    def contenders(self):
+        return tuple(each for each in RLIF_CONTENDERS if each is not TorchRnn)
+
+    def _workload(self, module, reset, step):
+        names = [name for name, _ in step.named_parameters()]
+        readout = self._seeded(lambda features: nn.Linear(features, self.outputs))
+        return ShdWorkload(module, reset, self.x, readout, self.labels, names)
+
+
 class EncodingWorkload:
     """An encoder; there is no way back."""
 
@@ -772,8 +817,93 @@ class LoopsBench(Bench):
         return contender.exact and self.loop.library in ("snntorch", contender.package)
 
 
+class DeepWorkload:
+    """One training iteration of a deep network but for its update: forward gives the logits [B, classes]."""
+
+    def __init__(self, module, reset, x, labels):
+        self.module, self._reset, self.x, self.labels = module, reset, x, labels
+        self.parameters = list(module.parameters())
+        self.held = (x, *self.parameters)
+
+    def reset(self):
+        for parameter in self.parameters:
+            parameter.grad = None
+        self._reset(self.module)
+
+    def forward(self):
+        return self.module(self.x)
+
+    def backward(self, logits):
+        F.cross_entropy(logits, self.labels).backward()
+
+    def results(self, logits):
+        """The logits, and the gradients of the first and the last weight."""
+        weights = [parameter for parameter in self.parameters if parameter.dim() > 1]
+        return {"logits": logits, "first gradient": weights[0].grad, "last gradient": weights[-1].grad}
+
+
+class _Specified(Contender):
+    """A contender's specification in place of its layer, in the plainest form of a network."""
+
+    def __init__(self, contender):
+        self.lif = contender.specification
+
+
+class DeepBench(Bench):
+    """A deep network with batch-norm or convolutions, trained; its limit is not known.
+
+    The specification is the same network with the contender's specification for its neurons.
+    """
+
+    name = "deep"
+
+    def __init__(self, network: str, sizes: published.Sizes, dtype: torch.dtype, device: torch.device):
+        self.network_name, self.network, self.size = network, DEEP[network], sizes
+        self.dtype, self.device = dtype, device
+        x, labels = self.network.inputs(sizes)
+        self.x, self.labels = x.to(device, dtype), labels.to(device)
+
+    @classmethod
+    def chosen(cls, options) -> list["DeepBench"]:
+        """One bench for each network of the command line's."""
+        sizes = {name: DEEP[name].small if options.quick else DEEP[name].full for name in options.deep}
+        runs = itertools.product(sizes.items(), cls._dtypes(options))
+        return [cls(name, size, dtype, options.device) for (name, size), dtype in runs]
+
+    def contenders(self) -> tuple[type[Contender], ...]:
+        """Who takes part."""
+        return DEEP_CONTENDERS
+
+    def described(self) -> dict:
+        """Which network it is, and its sizes."""
+        return {"network": self.network_name, "T": self.size.T, "B": self.size.B, "layers": list(self.size.layers)}
+
+    def _workload(self, contender, reset):
+        network = self.network.network(contender, self.size).to(self.device, self.dtype)
+        return DeepWorkload(network, reset, self.x, self.labels)
+
+    def workload(self, contender: Contender) -> DeepWorkload:
+        """The contender's form of the network."""
+        return self._workload(contender, contender.reset)
+
+    def specified(self, contender: Contender) -> DeepWorkload:
+        """The network on the contender's specification."""
+        return self._workload(_Specified(contender), lambda module: None)
+
+    def limit(self) -> None:
+        """Nothing is timed beside the contenders."""
+
+    def exact(self, contender: Contender) -> bool:
+        """Never: products and statistics over all steps may round otherwise."""
+        return False
+
+
 BENCHES = {
-    bench.name: bench for bench in (LifBench, OnmBench, RateFcBench, CallsBench, RlifBench, EncodingBench, LoopsBench)
+    bench.name: bench
+    for bench in (
+        *(LifBench, OnmBench, RateFcBench, CallsBench, RlifBench, ShdBench, EncodingBench, LoopsBench),
+        DeepBench,
+    )
 }
 
 

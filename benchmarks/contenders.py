@@ -4,6 +4,7 @@ Layers and networks run over whole sequences, time first, and return spikes only
 contender is constructed, so a machine may lack any of them.
 """
 
+import functools
 import math
 import types
 from collections.abc import Callable
@@ -36,6 +37,9 @@ class Contender:
         devices: the types of device that it runs on.
         compiles: whether the first call compiles.
         unrolls: whether that compiles a graph of all T steps.
+        counted: whether its memory is torch's, and so is known.
+        autocasts: whether torch's autocast reaches its products.
+        steps_at_most: beyond so many it would not end within minutes.
     """
 
     name: str
@@ -46,6 +50,9 @@ class Contender:
     devices = ("cpu", "cuda")
     compiles = False
     unrolls = False
+    counted = True
+    autocasts = True
+    steps_at_most: float = math.inf
 
     def __init__(self):
         self.library = import_module(self.package)
@@ -69,9 +76,14 @@ class Contender:
         """The layer alone: currents [T, B, N] -> spikes [T, B, N]."""
         raise NotImplementedError
 
-    def network(self, *linears: nn.Linear) -> nn.Module:
-        """Given Linears, a LIF layer behind each: [T, B, inputs] -> spikes [T, B, outputs]."""
-        return nn.Sequential(*each_before(self.lif, linears))
+    def network(self, *linears: nn.Module) -> nn.Module:
+        """Given Linears, or other layers without time, a LIF layer behind each: [T, B, ...] -> spikes [T, B, ...]."""
+        over_time = [each if isinstance(each, nn.Linear) else AllSteps(each) for each in linears]
+        return nn.Sequential(*each_before(self.lif, over_time))
+
+    def deep(self, build: Callable[[Callable[[], nn.Module]], nn.Module]) -> nn.Module:
+        """A network over [T, B, ...] that takes its LIF layers, new ones, from what `build` is given."""
+        return build(self.lif)
 
     def step(self) -> Callable[[torch.Tensor, object], tuple[torch.Tensor, object]]:
         """One step of the layer: (current [B, N], state or None) -> (spikes [B, N], state)."""
@@ -111,6 +123,17 @@ class Contender:
 
     def reset(self, module: nn.Module) -> None:
         """Forgets the state that a run left in `module`."""
+
+
+class AllSteps(nn.Module):
+    """Layers without time on all steps at once: [T, B, ...] as [T*B, ...]."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x_seq):
+        return self.layers(x_seq.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
 
 
 def each_before(layer, linears):
@@ -281,16 +304,16 @@ class SnnTorch(Contender):
                         setattr(layer, name, getattr(layer, name).new_zeros(0))
 
 
-class SnnTorchCompiled(SnnTorch):
-    """The same loops under torch.compile, which unrolls all T steps into one graph."""
+class Compiled(Contender):
+    """Before a contender: the same under torch.compile, which unrolls all T steps into one graph."""
 
-    name = "snntorch-compile"
     # Inductor may contract a multiply and an add, which flips a spike now and then.
     exact = False
     compiles = unrolls = True
+    fullgraph = True
 
     def _compile(self, module):
-        return torch.compile(module, dynamic=False, fullgraph=True)
+        return torch.compile(module, dynamic=False, fullgraph=self.fullgraph)
 
     def lif(self):
         return self._compile(super().lif())
@@ -298,16 +321,69 @@ class SnnTorchCompiled(SnnTorch):
     def network(self, *linears):
         return self._compile(super().network(*linears))
 
+    def deep(self, build):
+        return self._compile(build(super().lif))
+
     def step(self):
-        # Without fullgraph: the membrane is an argument.
+        # Without fullgraph: snnTorch's membrane is an argument.
         return torch.compile(super().step(), dynamic=False)
 
     def rlif(self, features):
         return self._compile(super().rlif(features))
 
+
+class SnnTorchCompiled(Compiled, SnnTorch):
+    """snnTorch's loops, compiled."""
+
+    name = "snntorch-compile"
+
     def prepared(self, network):
         # Without fullgraph: in the published loops the membrane is an argument.
         return torch.compile(_on_own_code(network))
+
+
+class SnnTorchState(SnnTorch):
+    """snnTorch's StateLeaky: a convolution over time, whose work grows with T squared. Another neuron: no reset."""
+
+    name = "snntorch-state"
+    same_neuron = False
+    exact = False
+    steps_at_most = 1000
+
+    def lif(self):
+        return _StateLeaky(self.library)
+
+    def network(self, *linears):
+        return Contender.network(self, *linears)
+
+    def step(self):
+        raise NotImplementedError("StateLeaky has no call of one step")
+
+    def specification(self):
+        """A sum that decays by its exp(beta - 1) a step."""
+        decay, fire = math.exp(BETA - 1), self.library.surrogate.atan()
+
+        def step(x, v):
+            v = x if v is None else decay * v + x
+            return fire(v - THRESHOLD), v
+
+        return CellLoop(step)
+
+    def reset(self, module):
+        pass
+
+
+class _StateLeaky(nn.Module):
+    """It asks for the number of channels, which the first input tells."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.library, self.layer = library, None
+
+    def forward(self, x_seq):
+        if self.layer is None:
+            self.layer = self.library.StateLeaky(beta=BETA, channels=x_seq.shape[-1]).to(x_seq.device)
+        return self.layer(x_seq)[0]
 
 
 class SpikingJelly(Contender):
@@ -365,6 +441,12 @@ class SpikingJelly(Contender):
 
     def reset(self, module):
         self.functional.reset_net(module)
+
+
+class SpikingJellyCompiled(Compiled, SpikingJelly):
+    """The same loop compiled, at few steps its fastest form."""
+
+    name = "spikingjelly-compile"
 
 
 class KeptState(nn.Module):
@@ -593,11 +675,14 @@ class NorseBox(Contender):
             reset_method=functional.reset_subtract,
         )
 
+    def _cell(self):
+        return self.norse.LIFBoxCell(self.parameters, dt=self.dt)
+
     def lif(self):
-        return CellLoop(self.step())
+        return CellLoop(self._cell())
 
     def step(self):
-        return self.norse.LIFBoxCell(self.parameters, dt=self.dt)
+        return self._cell()
 
     def specification(self):
         """The Euler step that Norse documents, in units of the membrane."""
@@ -612,15 +697,118 @@ class NorseBox(Contender):
         return CellLoop(step)
 
 
-class NorseCompiled(Norse):
-    """The same loop under torch.compile."""
+class NorseCompiled(Compiled, Norse):
+    """The same loop compiled. Without fullgraph: Norse's own cell reads its leak's value for the first state."""
 
     name = "norse-compile"
-    compiles = unrolls = True
+    fullgraph = False
+
+
+class NorseBoxCompiled(Compiled, NorseBox):
+    """The same of Norse's LIF without a synaptic current."""
+
+    name = "norse-lifbox-compile"
+    fullgraph = False
+
+
+class OverJax(Contender):
+    """Base of the libraries on JAX: other neurons than Leaky, with a gradient through the reset."""
+
+    same_neuron = False
+    exact = False
+    devices = ("cpu",)
+    compiles = True
+    counted = autocasts = False
+
+    def __init__(self):
+        super().__init__()
+        self.make = functools.partial(getattr(import_module("over_jax"), self.package), BETA, THRESHOLD)
+
+    def lif(self):
+        return self.make()
+
+    def network(self, *linears):
+        if not all(isinstance(linear, nn.Linear) for linear in linears):
+            raise Refused("only its networks of dense layers are written here")
+        return self.make(linears)
+
+    def deep(self, build):
+        raise Refused("only its networks of dense layers are written here")
+
+    def step(self):
+        raise NotImplementedError("a step of JAX within a loop of torch is no form that anybody uses")
 
     def rlif(self, features):
-        # Without fullgraph: Norse's own cell reads its leak's value for the first state.
-        return torch.compile(super().rlif(features), dynamic=False)
+        return self.make([nn.Linear(features, features)], recurrent=nn.Linear(features, features, bias=False))
+
+    def _fire(self):
+        return import_module("snnfast.surrogate").atan(alpha=2.0)
+
+
+class JaxPike(OverJax):
+    """jaxpike's LIF, which resets in the step that fires, its input scaled by 1 - beta, and so is its threshold."""
+
+    name = package = "jaxpike"
+
+    def specification(self):
+        """What it documents."""
+        return CellLoop(lambda x, v: self._step(x, 0.0 if v is None else v))
+
+    def rlif_step(self, features):
+        """The same, its own spikes of the step before through a second weight."""
+        return _RecurrentStep(features, lambda current, v, z: self._step(current, v))
+
+    def _step(self, x, v):
+        v_th, fire = (1 - BETA) * THRESHOLD, self._fire()
+        v = BETA * v + (1 - BETA) * x
+        spk = fire(v - v_th)
+        return spk, v - spk * v_th
+
+
+class Spyx(OverJax):
+    """Spyx' LIF: Leaky's membranes, whose spikes come out one step later."""
+
+    name = package = "spyx"
+
+    def specification(self):
+        """What it documents."""
+        fire = self._fire()
+
+        def step(x, v):
+            v = torch.zeros_like(x) if v is None else v
+            spk = fire(v - THRESHOLD)
+            return spk, BETA * v + x - spk * THRESHOLD
+
+        return CellLoop(step)
+
+    def rlif_step(self, features):
+        """The same, its own spikes through a second weight."""
+        fire = self._fire()
+
+        def update(current, v, z):
+            v = BETA * v + current - z * THRESHOLD
+            return fire(v - THRESHOLD), v
+
+        return _RecurrentStep(features, update, delayed=True)
+
+
+class _RecurrentStep(nn.Module):
+    """`update(current, v, z)` to (spikes, v), z being the spikes of the step before, which a second weight adds.
+
+    State (spikes, v, what the input weight gave); delayed: its current is heard one step later.
+    """
+
+    def __init__(self, features, update, delayed=False):
+        super().__init__()
+        self.linear = nn.Linear(features, features)
+        self.recurrent = nn.Linear(features, features, bias=False)
+        self._update, self._delayed = update, delayed
+
+    def forward(self, x, state=None):
+        z, v, before = state or (torch.zeros_like(x),) * 3
+        now = self.linear(x)
+        spk, v = self._update((before if self._delayed else now) + self.recurrent(z), v, z)
+        return spk, (spk, v, now)
 
 
 class TorchRnn(Contender):
@@ -682,13 +870,12 @@ class SnnFastLoop(SnnFast):
         return loop.takes_leaky
 
 
-class SnnFastCompiled(SnnFast):
-    """The author's loop, with `import snnfast` for `import snntorch`, compiled by snnfast."""
+class SnnFastRecorded(SnnFast):
+    """The author's loop, with `import snnfast` for `import snntorch`, recorded as it runs: nothing is compiled."""
 
-    name = "snnfast-compile"
+    name = "snnfast-record"
     # Products over whole sequences round otherwise than one product per step.
     exact = False
-    compiles = True
 
     @classmethod
     def runs(cls, loop):
@@ -698,15 +885,37 @@ class SnnFastCompiled(SnnFast):
         return self.library if loop.library == "snntorch" else None
 
     def prepared(self, network):
+        return self.library.accelerate(network)
+
+
+class SnnFastCompiled(SnnFastRecorded):
+    """The same loop compiled by snnfast; of a deep network, its layers over time in torch's own graph."""
+
+    name = "snnfast-compile"
+    compiles = True
+
+    def prepared(self, network):
         return self.library.accelerate(_on_own_code(network), compile=True)
+
+    def deep(self, build):
+        return torch.compile(super().deep(build), dynamic=False)
 
 
 LAYER_CONTENDERS = (
-    *(SnnFast, Reference, SnnTorch, SnnTorchCompiled, NorseBox),
-    *(SpikingJelly, SpikingJellyTriton, SpikingJellyPrecision, SpikingJellyNative, SpikingJellyCupy),
-    SinabsExodus,
+    *(SnnFast, Reference, SnnTorch, SnnTorchCompiled, SnnTorchState, NorseBox, NorseBoxCompiled, JaxPike, Spyx),
+    *(SpikingJelly, SpikingJellyCompiled, SpikingJellyTriton, SpikingJellyPrecision, SpikingJellyNative),
+    *(SpikingJellyCupy, SinabsExodus),
 )
-RLIF_CONTENDERS = (SnnFast, Norse, NorseCompiled, SnnFastRLeaky, SnnTorch, SnnTorchCompiled, TorchRnn)
+RLIF_CONTENDERS = (
+    *(SnnFast, Norse, NorseCompiled, SnnFastRLeaky, SnnTorch, SnnTorchCompiled, JaxPike, Spyx, TorchRnn),
+)
 ENCODING_CONTENDERS = (SnnFast, SnnTorch)
-LOOP_CONTENDERS = (SnnTorch, Torch, SnnFastLoop, SnnFastCompiled, SnnTorchCompiled, TorchCompiled)
-CONTENDERS = {contender.name: contender for contender in (*LAYER_CONTENDERS, *RLIF_CONTENDERS, *LOOP_CONTENDERS)}
+LOOP_CONTENDERS = (SnnTorch, Torch, SnnFastLoop, SnnFastRecorded, SnnFastCompiled, SnnTorchCompiled, TorchCompiled)
+DEEP_CONTENDERS = (
+    *(SnnFast, SnnFastCompiled, SnnTorch, SnnTorchCompiled, NorseBox, NorseBoxCompiled),
+    *(SpikingJelly, SpikingJellyCompiled, JaxPike, Spyx),
+)
+CONTENDERS = {
+    contender.name: contender
+    for contender in (*LAYER_CONTENDERS, *RLIF_CONTENDERS, *LOOP_CONTENDERS, *DEEP_CONTENDERS)
+}

@@ -102,7 +102,7 @@ def interleave(workloads: dict[str, Workload], clock: Clock, rounds: int, second
     with a pass that is not timed: a training loop repeats one workload, so nobody should pay for
     the caches and the allocator as a neighbour left them.
     """
-    passes = {name: _passes_per_slice(workload, clock) for name, workload in workloads.items()}
+    passes = {name: passes_per_slice(workload, clock) for name, workload in workloads.items()}
     timings = {name: Timing([], []) for name in workloads}
     names, order = list(workloads), random.Random(0)
     started = time.perf_counter()
@@ -122,7 +122,7 @@ def interleave(workloads: dict[str, Workload], clock: Clock, rounds: int, second
     return timings
 
 
-def _passes_per_slice(workload: Workload, clock: Clock) -> int:
+def passes_per_slice(workload: Workload, clock: Clock) -> int:
     """Warms the workload up and says how many passes fill a slice."""
     time_passes(workload, clock, 1)
     _, whole = time_passes(workload, clock, 1)

@@ -25,6 +25,7 @@ import table
 from benches import BENCHES, MATMULS, CallsBench, LoopsBench, Size, check, dtype_name, outcome
 from calls import described, measure_apart
 from contenders import CONTENDERS, Contender, Refused
+from deep import DEEP
 from published import LOOPS
 
 DTYPES = {dtype_name(dtype): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
@@ -68,8 +69,10 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def refuse_long_graphs(contender: Contender, bench, compile_max_t: int) -> None:
-    """Raises `Refused` where compiling would take minutes."""
+def refuse_long(contender: Contender, bench, compile_max_t: int) -> None:
+    """Raises `Refused` where compiling, or a run, would take minutes."""
+    if contender.steps_at_most < bench.size.T:
+        raise Refused(f"not run beyond T={contender.steps_at_most}")
     if contender.unrolls and compile_max_t < bench.size.T:
         raise Refused(
             f"not compiled: the graph unrolls T={bench.size.T} steps, more than --compile-max-t {compile_max_t}"
@@ -78,7 +81,7 @@ def refuse_long_graphs(contender: Contender, bench, compile_max_t: int) -> None:
 
 def check_contender(contender: Contender, bench, compile_max_t: int) -> tuple[dict, object]:
     """The row's first entries and the workload, once the result is the specified one."""
-    refuse_long_graphs(contender, bench, compile_max_t)
+    refuse_long(contender, bench, compile_max_t)
     if contender.compiles:
         start_compiler(bench.device)
     workload = bench.workload(contender)
@@ -102,8 +105,10 @@ def checked(contender: Contender, bench, result: dict[str, torch.Tensor]) -> str
     return "exact" if exact else "close"
 
 
-def memory(workload, device: torch.device) -> dict:
-    """Peak and retained bytes of one pass."""
+def memory(contender: Contender, workload, device: torch.device) -> dict:
+    """Peak and retained bytes of one pass, where they are known."""
+    if not contender.counted:
+        return {}
     workload.reset()
     retained = measure.retained_bytes(workload.forward, workload.held)
     workload.reset()
@@ -120,6 +125,7 @@ def empty_row(contender_class: type[Contender], bench, common: dict) -> dict:
         "same_neuron": bench.same_neuron(contender_class),
         "compiles": contender_class.compiles,
         **common,
+        "load": round(os.getloadavg()[0], 2),
         **NOT_MEASURED,
         "error": None,
     }
@@ -132,7 +138,7 @@ def enter(contender_class: type[Contender], bench, compile_max_t: int, common: d
         contender = contender_class.on(bench.device)
         row["version"] = contender.version
         checked, workload = check_contender(contender, bench, compile_max_t)
-        checked |= memory(workload, bench.device)
+        checked |= memory(contender, workload, bench.device)
     except Exception as error:
         row["error"] = described(error)
         return Entry(row)
@@ -179,7 +185,7 @@ def run_calls(bench: CallsBench, contenders: list[type[Contender]], options, com
         try:
             contender = contender_class.on(bench.device)
             row["version"] = contender.version
-            refuse_long_graphs(contender, bench, options.compile_max_t)
+            refuse_long(contender, bench, options.compile_max_t)
             row |= measure_apart(contender.name, bench.size, bench.device)
         except Exception as error:
             row["error"] = described(error)
@@ -202,6 +208,7 @@ def environment(options) -> dict:
     """What the rows of one run share: hardware, versions, commit and date."""
     return {
         "device": measure.device_name(options.device),
+        "cores": os.cpu_count(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit(),
@@ -240,8 +247,9 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--bench", nargs="+", choices=BENCHES, default=list(BENCHES))
-    add("--sizes", nargs="+", type=parse_size, metavar="T,B,N", help="instead of every bench's but the loops'")
+    add("--sizes", nargs="+", type=parse_size, metavar="T,B,N", help="instead of every bench's but loops' and deep's")
     add("--loops", nargs="+", choices=LOOPS, default=list(LOOPS), help="those of the bench loops (all)")
+    add("--deep", nargs="+", choices=DEEP, default=list(DEEP), help="those of the bench deep (all)")
     add("--dtype", nargs="+", choices=DTYPES, help="instead of every bench's; onm's is float32 with --matmul")
     add("--matmul", nargs="+", choices=MATMULS, default=list(MATMULS), help="how onm's products are computed (all)")
     add("--density", nargs="+", type=float, help="onm on spikes of these densities (its own input: normal numbers)")

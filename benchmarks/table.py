@@ -34,6 +34,16 @@ LOOP_COLUMNS = (
     "peak MB",
     "retained MB",
 )
+DEEP_COLUMNS = (
+    "network",
+    "contender",
+    "forward ms",
+    "forward + backward ms",
+    "speed-up over snnTorch's neurons",
+    "how many times snnfast's best",
+    "compiling call s",
+    "peak MB",
+)
 ENCODING_COLUMNS = (
     "encoder",
     "contender",
@@ -64,12 +74,15 @@ CALLS = {
 }
 # Beyond so many sizes a bench of layers is one table with a line a size.
 SIZES_APART = 4
-# Which contender of snnfast's computes what a peer of rlif's does; in lif it is OURS for all.
+RECURRENT = ("rlif", "shd")
+# Which contender of snnfast's computes what a peer of theirs does; in lif it is OURS for all.
 COUNTERPARTS = {
     "norse": "snnfast",
     "norse-compile": "snnfast",
     "snntorch": "snnfast-rleaky",
     "snntorch-compile": "snnfast-rleaky",
+    "jaxpike": "snnfast-rleaky",
+    "spyx": "snnfast-rleaky",
 }
 RECIPE_COLUMNS = (
     "recipe",
@@ -146,7 +159,7 @@ def _bench_line(row, baseline_ms):
         _number(row["forward_backward_ms"]),
         _speed_up(row, baseline_ms),
         f"{row['limit_share']:.0%}",
-        _number(row["retained_bytes"] / (row["T"] * row["B"] * row["N"])),
+        _number(row["retained_bytes"] and row["retained_bytes"] / (row["T"] * row["B"] * row["N"])),
         _megabytes(row["peak_bytes"]),
     ]
 
@@ -190,6 +203,7 @@ RUN_KEYS = {
     "onm": ("T", "B", "N", "matmul", "density"),
     "encoding": ("encoder", "T", "B", "N"),
     "loops": ("loop", "T", "B"),
+    "deep": ("network", "T", "B"),
 }
 
 
@@ -224,6 +238,29 @@ def _loop_lines(rows):
     ]
 
 
+def _deep_title(row):
+    return f"{row['network']}, T={row['T']}, B={row['B']}, {'-'.join(map(str, row['layers']))}"
+
+
+def _deep_lines(rows):
+    timed = [row for row in rows if not row["error"]]
+    baseline_ms = _milliseconds_of((BASELINE,), timed)
+    ours_ms = min((row["forward_backward_ms"] for row in timed if row["contender"].startswith(OURS)), default=None)
+    return [
+        [
+            _deep_title(row),
+            _name(row),
+            _number(row["forward_ms"]),
+            _number(row["forward_backward_ms"]),
+            _speed_up(row, baseline_ms),
+            f"{_number(row['forward_backward_ms'] / ours_ms)}x" if ours_ms else "-",
+            _number(row["first_call_s"]) if row["compiles"] else "-",
+            _megabytes(row["peak_bytes"]),
+        ]
+        for row in timed
+    ]
+
+
 def _title_of_runs(name, rows):
     def all_of(key):
         return ", ".join(sorted({str(row[key]) for row in rows}))
@@ -243,7 +280,7 @@ def _grid_cell(row, timed):
     cell = _number(row["forward_backward_ms"])
     if row["bench"] == "lif" and row["contender"] == OURS:
         return f"{cell} ({row['limit_share']:.0%})"
-    counterpart = timed.get(COUNTERPARTS.get(row["contender"]) if row["bench"] == "rlif" else OURS)
+    counterpart = timed.get(COUNTERPARTS.get(row["contender"]) if row["bench"] in RECURRENT else OURS)
     if counterpart is None:
         return cell
     return f"{cell} ({_number(row['forward_backward_ms'] / counterpart['forward_backward_ms'])}x)"
@@ -272,7 +309,7 @@ def _grid_table(name, runs):
     # Names of the newest run: versions may differ between runs.
     names = {row["contender"]: _name(row) for row in sorted(rows, key=lambda row: row["date"]) if not row["error"]}
     contenders = [each for each in dict.fromkeys(row["contender"] for row in rows) if each in names]
-    compared = "its counterpart's" if name == "rlif" else f"{OURS}'s, and {OURS}'s share of the limit"
+    compared = "its counterpart's" if name in RECURRENT else f"{OURS}'s, and {OURS}'s share of the limit"
     parts = [f"{_title_of_runs(name, rows)}: ms of forward + backward (and how many times {compared})"]
     if contenders:
         columns = ["size", "limit", *(names[each] for each in contenders)]
@@ -353,7 +390,7 @@ def _calls_table(rows):
 def _tables(runs):
     """Those of a bench's runs on one hardware in one dtype."""
     name = runs[0][0]["bench"]
-    if name == "rlif" or (name == "lif" and len(runs) > SIZES_APART):
+    if name in RECURRENT or (name == "lif" and len(runs) > SIZES_APART):
         return [_grid_table(name, runs)]
     if name in TABLES:
         return [_table_of_runs(name, runs, *TABLES[name])]
@@ -365,6 +402,7 @@ TABLES = {
     "onm": (ONM_COLUMNS, _onm_lines, functools.partial(_missing_lines, size=_onm_size)),
     "encoding": (ENCODING_COLUMNS, _encoding_lines, functools.partial(_missing_each, title=_encoding_title)),
     "loops": (LOOP_COLUMNS, _loop_lines, functools.partial(_missing_each, title=_loop_title)),
+    "deep": (DEEP_COLUMNS, _deep_lines, functools.partial(_missing_lines, size=_deep_title)),
 }
 
 
@@ -374,7 +412,7 @@ def bench_tables(rows: list[dict]) -> str:
     Speed-ups hold only within a run, so a table, or a loop, an encoder or a size within one, shows its newest run
     alone.
     """
-    order = ("lif", "onm", "rate-fc", "calls", "rlif", "encoding", "loops")
+    order = ("lif", "onm", "rate-fc", "calls", "rlif", "shd", "encoding", "loops", "deep")
     runs = sorted(newest_runs(rows), key=lambda runs: order.index(runs[0][0]["bench"]))
     return "\n".join(table for group in runs for table in _tables(group))
 
