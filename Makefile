@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES = setup.py toolchain.py pyproject.toml $(shell find csrc -type f)
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: mnist test test-all differential sanitize bench docs lint format build cuda wheel clean
+.PHONY: mnist test test-all differential sanitize bench bench-gate bench-public docs lint format build cuda wheel clean
 
 mnist: build
 	$(VENV)/bin/python examples/mnist.py --recipe rate-fc $(ARGS)
@@ -30,6 +30,16 @@ sanitize: $(VENV)/dependencies
 bench: build
 	$(PIP) install --quiet --no-deps spikingjelly==2.0.0 loguru
 	$(VENV)/bin/python benchmarks/run.py $(ARGS)
+
+# Whether the working tree is slower than a commit: make bench-gate BASE=main.
+bench-gate: build
+	$(VENV)/bin/python benchmarks/gate.py $(BASE) $(ARGS)
+
+# The benchmark of the field's libraries, those on JAX included: half an hour; ARGS=--quick proves it in minutes.
+bench-public: build
+	$(PIP) install --quiet --no-deps -r benchmarks/requirements.txt
+	$(PIP) install --quiet -r benchmarks/requirements-jax.txt
+	$(VENV)/bin/python benchmarks/public.py $(ARGS)
 
 # The site, into build/site: any warning is an error, and every notebook is run. DOCS_EXECUTE=false leaves them as they are.
 docs: build

@@ -916,6 +916,5 @@ DEEP_CONTENDERS = (
     *(SpikingJelly, SpikingJellyCompiled, JaxPike, Spyx),
 )
 CONTENDERS = {
-    contender.name: contender
-    for contender in (*LAYER_CONTENDERS, *RLIF_CONTENDERS, *LOOP_CONTENDERS, *DEEP_CONTENDERS)
+    contender.name: contender for contender in (*LAYER_CONTENDERS, *RLIF_CONTENDERS, *LOOP_CONTENDERS, *DEEP_CONTENDERS)
 }

@@ -1,7 +1,7 @@
 """Deep networks of the field, which torch libraries run layer by layer over whole sequences x [T, B, ...].
 
-They take their LIF layers, [T, B, ...] to spikes of that shape, from `lif`. All that has no time sees all steps at once,
-batch-norm's statistics included, as the papers' own code has it.
+They take their LIF layers, [T, B, ...] to spikes of that shape, from `lif`. All that has no time sees all steps at
+once, batch-norm's statistics included, as the papers' own code has it.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def _convolution(inputs, outputs, kernel, stride, lif):
 
 
 class SewBlock(nn.Module):
-    """Spike-element-wise residual block that adds (Fang et al. 2021): x [T, B, inputs, H, W] to [T, B, outputs, H', W']."""
+    """Spike-element-wise residual block that adds (Fang et al. 2021): [T, B, inputs, H, W] to [T, B, outputs, ...]."""
 
     def __init__(self, inputs, outputs, stride, lif):
         super().__init__()
@@ -56,7 +56,7 @@ class SewResNet18(nn.Module):
 
 
 class SpikformerBlock(nn.Module):
-    """Spiking self-attention and MLP (Zhou et al. 2023), both residual: x [T, B, tokens, width] to logits [B, classes]."""
+    """Spiking self-attention and MLP (Zhou et al. 2023), residual: x [T, B, tokens, width] to logits [B, classes]."""
 
     def __init__(self, lif, width, heads, hidden, classes):
         super().__init__()
@@ -151,7 +151,8 @@ DEEP = {
         shape=lambda sizes: (3, sizes.layers[0], sizes.layers[0]),
         rate=0.0,
         full=Sizes(4, 8, (32, 64, 10)),
-        small=Sizes(2, 2, (8, 4, 10)),
+        # Not 4 channels: there torch 2.11's compiled backward of such a network, of ReLUs too, corrupts a CPU's heap.
+        small=Sizes(2, 2, (16, 16, 10)),
     ),
     # layers: tokens, width, heads, the MLP's width, classes
     "spikformer": Deep(

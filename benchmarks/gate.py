@@ -14,6 +14,7 @@ Exits with 1 if a case is slower, or gives no figures in the working tree.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import math
@@ -24,9 +25,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -105,39 +107,41 @@ def judged(ratios: list[float], limit: float) -> Verdict:
     return Verdict(statistics.median(ordered), (ordered[k - 1], ordered[n - k]) if k else None, limit)
 
 
+@contextlib.contextmanager
+def worker(folder: Path, threads: int) -> Iterator["Worker"]:
+    """A process that runs cases on the package in a folder when it is told to, and ends with the block."""
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, __file__, "--worker", str(folder), "--threads", str(threads)]
+    environment, pipe = os.environ | {"PYTHONPATH": path}, subprocess.PIPE
+    # What it says goes to a file: nobody empties a second pipe while it answers on the first.
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=said, text=True)
+        try:
+            yield Worker(process, said)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@dataclass
 class Worker:
-    """A process that runs cases on the package in a folder when it is told to."""
+    """The process, and what it says on its standard error."""
 
-    def __init__(self, folder: Path, threads: int):
-        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, __file__, "--worker", str(folder), "--threads", str(threads)]
-        # A file, since nobody empties a pipe while the process talks on the other one.
-        self._said = tempfile.TemporaryFile("w+")
-        environment, pipe = os.environ | {"PYTHONPATH": path}, subprocess.PIPE
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=pipe, stdout=pipe, stderr=self._said, text=True
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._process.kill()
-        self._process.communicate()
-        self._said.close()
+    process: subprocess.Popen
+    said: TextIO
 
     def milliseconds(self, case: str) -> float:
         """A slice of a case, mean of its passes; raises RuntimeError with what the process said."""
         try:
-            self._process.stdin.write(case + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            self.process.stdin.write(case + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:
-            self._process.wait()
-            self._said.seek(0)
-            raise RuntimeError((self._said.read().strip() or "the process died").splitlines()[-1])
+            self.process.wait()
+            self.said.seek(0)
+            raise RuntimeError((self.said.read().strip() or "the process died").splitlines()[-1])
         answer = json.loads(answer)
         if isinstance(answer, str):
             raise RuntimeError(answer)
@@ -170,7 +174,7 @@ def serve(folder: Path, threads: int) -> None:
 def pair_ratios(base: Path, change: Path, cases: list[str], rounds: int, threads: int) -> dict[str, float | str]:
     """Of one pair of processes: each case's ratio, or what went wrong, with the side that it went wrong on."""
     ratios = {}
-    with Worker(base, threads) as one, Worker(change, threads) as other:
+    with worker(base, threads) as one, worker(change, threads) as other:
         sides = {"base": one, "change": other}
         for case in cases:
             found = []
@@ -208,10 +212,15 @@ def _git(*arguments: str) -> bytes:
     return done.stdout
 
 
+def checkouts() -> Path:
+    """Where checkouts are kept."""
+    return ROOT / "build" / "gate"
+
+
 def checkout(base: str) -> Path:
     """A folder with the commit, its CPU half built; one that was built before is taken again."""
     commit = _git("rev-parse", "--verify", f"{base}^{{commit}}").decode().strip()
-    folder = ROOT / "build" / "gate" / commit
+    folder = checkouts() / commit
     if list(folder.glob("snnfast/_C.*")):
         return folder
     shutil.rmtree(folder, ignore_errors=True)

@@ -101,14 +101,13 @@ def spyx(beta: float, threshold: float, linears=(), recurrent=None) -> OverJax:
     from flax import nnx
 
     # snnTorch's atan; Spyx' arctan is it over pi.
-    options = {"beta": beta, "threshold": threshold, "activation": spyx.axn.custom(lambda u: 1 / (1 + (jnp.pi * u) ** 2))}
+    atan = spyx.axn.custom(lambda u: 1 / (1 + (jnp.pi * u) ** 2))
 
     def fire(current, weight=None):
-        shape = current.shape[2:]
-        if weight is None:
-            return spyx.nn.run(spyx.nn.LIF(shape, rngs=nnx.Rngs(0), **options), current)[0]
-        neuron = spyx.nn.RLIF(shape, rngs=nnx.Rngs(0), **options)
-        neuron.recurrent_w = nnx.Param(weight.T)
+        kind = spyx.nn.LIF if weight is None else spyx.nn.RLIF
+        neuron = kind(current.shape[2:], beta=beta, threshold=threshold, activation=atan, rngs=nnx.Rngs(0))
+        if weight is not None:
+            neuron.recurrent_w = nnx.Param(weight.T)
         return spyx.nn.run(neuron, current)[0]
 
     def run(x, *parameters):

@@ -9,11 +9,13 @@ import argparse
 import datetime
 import functools
 import json
+import math
 import os
 import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +147,11 @@ def enter(contender_class: type[Contender], bench, compile_max_t: int, common: d
     return Entry(row | checked, workload)
 
 
+def late(contender_class: type[Contender], bench, common: dict) -> Entry:
+    """The row of a contender for which no time was left."""
+    return Entry(empty_row(contender_class, bench, common) | {"error": "Refused: the time of --begin-within was over"})
+
+
 @functools.cache
 def start_compiler(device: torch.device) -> None:
     """Loads and starts torch's compiler, which whoever compiles first would pay for."""
@@ -157,7 +164,10 @@ def run_size(bench, contenders: list[type[Contender]], options, common: dict) ->
     """The rows of every contender at one size, timed against each other in the same rounds."""
     # Graphs of earlier sizes would turn the next ones dynamic or exhaust the recompile limit.
     torch.compiler.reset()
-    entries = [enter(each, bench, options.compile_max_t, common) for each in contenders]
+    entries = [
+        late(each, bench, common) if options.over() else enter(each, bench, options.compile_max_t, common)
+        for each in contenders
+    ]
     workloads = {e.row["contender"]: e.workload for e in entries if e.workload is not None}
     if not workloads:
         return [entry.row for entry in entries]
@@ -247,7 +257,13 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--bench", nargs="+", choices=BENCHES, default=list(BENCHES))
-    add("--sizes", nargs="+", type=parse_size, metavar="T,B,N", help="instead of every bench's but loops' and deep's")
+    add(
+        "--sizes",
+        nargs="+",
+        type=parse_size,
+        metavar="T,B,N",
+        help="instead of the benches' own, but of loops and deep",
+    )
     add("--loops", nargs="+", choices=LOOPS, default=list(LOOPS), help="those of the bench loops (all)")
     add("--deep", nargs="+", choices=DEEP, default=list(DEEP), help="those of the bench deep (all)")
     add("--dtype", nargs="+", choices=DTYPES, help="instead of every bench's; onm's is float32 with --matmul")
@@ -258,10 +274,13 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=30, help="rounds at most per size (default 30)")
     add("--seconds", type=float, default=60, help="seconds of rounds at most per size (default 60)")
     add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    add("--begin-within", type=float, default=math.inf, metavar="S", help="no contender begins after so many seconds")
     add("--compile-max-t", type=int, default=100, help="no compiled loop beyond this T")
     add("--json", type=Path, help="one file for all rows, not benchmarks/results/<bench>-...json")
     add("--quick", action="store_true", help="tiny sizes, few rounds; no JSON without --json")
     options = parser.parse_args(arguments)
+    began = time.monotonic()
+    options.over = lambda: time.monotonic() - began > options.begin_within
     options.dtype = options.dtype and [DTYPES[name] for name in options.dtype]
     if options.quick:
         options.rounds, options.seconds = min(options.rounds, 5), min(options.seconds, 2)

@@ -30,14 +30,15 @@ GPU_CONTENDERS = (
     "sinabs-exodus",
 )
 LAYER_CONTENDERS = (
-    *("snnfast", "reference", "snntorch", "snntorch-compile", "norse-lifbox", "spikingjelly"),
+    *("snnfast", "reference", "snntorch", "snntorch-compile", "snntorch-state"),
+    *("norse-lifbox", "norse-lifbox-compile", "jaxpike", "spyx", "spikingjelly", "spikingjelly-compile"),
     *GPU_CONTENDERS,
 )
 RLIF_CONTENDERS = (
     *("snnfast", "norse", "norse-compile"),
-    *("snnfast-rleaky", "snntorch", "snntorch-compile", "torch-rnn"),
+    *("snnfast-rleaky", "snntorch", "snntorch-compile", "jaxpike", "spyx", "torch-rnn"),
 )
-COMPILED = ["snnfast-compile"] if hasattr(snnfast, "accelerate") else []
+COMPILED = ["snnfast-record", "snnfast-compile"] if hasattr(snnfast, "accelerate") else []
 ON_SNNTORCH = ["snntorch", "snnfast-loop", *COMPILED, "snntorch-compile"]
 ON_TORCH = ["torch", *COMPILED, "torch-compile"]
 LOOPS = {
@@ -52,9 +53,9 @@ LOOPS = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """All rows of a tiny run in which SpikingJelly and Norse cannot be imported, but for those of calls."""
+    """All rows of a tiny run in which the peers cannot be imported, snnTorch but, but for those of calls."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    for library in ("spikingjelly", "norse"):
+    for library in ("spikingjelly", "norse", "jaxpike", "spyx"):
         blocked = folder / library
         blocked.mkdir()
         (blocked / "__init__.py").write_text("raise ImportError('blocked by the test')")
@@ -160,7 +161,7 @@ def test_compiled_recurrent_loops_are_refused_beyond_the_bound(rows):
 
 def test_peers_without_figures_say_why(rows):
     for bench in ("lif", "rate-fc"):
-        for name in ("spikingjelly", "norse-lifbox"):
+        for name in ("spikingjelly", "spikingjelly-compile", "norse-lifbox", "jaxpike", "spyx"):
             assert "blocked by the test" in rows[bench, name]["error"]
             assert rows[bench, name]["forward_backward_ms"] is None
         assert "--compile-max-t 1" in rows[bench, "snntorch-compile"]["error"]
