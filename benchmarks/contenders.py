@@ -889,13 +889,16 @@ class SnnFastRecorded(SnnFast):
 
 
 class SnnFastCompiled(SnnFastRecorded):
-    """The same loop compiled by snnfast; of a deep network, its layers over time in torch's own graph."""
+    """The same loop compiled by snnfast; a deep network, written over time already, by torch alone."""
 
     name = "snnfast-compile"
     compiles = True
 
     def prepared(self, network):
         return self.library.accelerate(_on_own_code(network), compile=True)
+
+    def network(self, *linears):
+        return torch.compile(super().network(*linears), dynamic=False)
 
     def deep(self, build):
         return torch.compile(super().deep(build), dynamic=False)

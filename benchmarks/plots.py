@@ -183,7 +183,21 @@ def _calls(rows, title):
     return _each_size(rows, parts, title, "ms, forward + backward")
 
 
-BENCHES = {"lif": _lif, "onm": _onm, "rate-fc": _rate_fc, "calls": _calls}
+def _named(key):
+    """An iteration of each contender, a picture per network of that name."""
+
+    def draw_each(rows, title):
+        parts = {"forward": "forward_ms", "forward + backward": "forward_backward_ms"}
+        for name, of in _by(rows, lambda row: row[key]).items():
+            yield name, _bars(of, parts, f"{title}\n{name}, T={of[0]['T']}, B={of[0]['B']}", "ms")
+
+    return draw_each
+
+
+BENCHES = {
+    **{"lif": _lif, "onm": _onm, "rate-fc": _rate_fc, "calls": _calls, "rlif": _rate_fc, "shd": _rate_fc},
+    **{"loops": _named("loop"), "deep": _named("network")},
+}
 
 
 def draw(rows: list[dict], out: Path) -> list[Path]:
