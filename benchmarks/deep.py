@@ -73,13 +73,14 @@ class SpikformerBlock(nn.Module):
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x):
-        query, key, value = (
-            each(x).unflatten(-1, (self.heads, -1)).transpose(2, 3) for each in (self.query, self.key, self.value)
-        )
+        query, key, value = self._split(self.query(x)), self._split(self.key(x)), self._split(self.value(x))
         heads = 0.125 * (query @ key.transpose(-2, -1) @ value)
         x = x + self.project(self.attend(heads.transpose(2, 3).flatten(3)))
         x = x + self.mlp(x)
         return self.fc(x.mean((0, 2)))
+
+    def _split(self, x):
+        return x.unflatten(-1, (self.heads, -1)).transpose(2, 3)
 
 
 class _Tokens(nn.Module):
@@ -150,7 +151,7 @@ DEEP = {
         build=lambda contender, sizes: contender.deep(lambda lif: SewResNet18(lif, 3, *sizes.layers[1:])),
         shape=lambda sizes: (3, sizes.layers[0], sizes.layers[0]),
         rate=0.0,
-        full=Sizes(4, 8, (32, 64, 10)),
+        full=Sizes(4, 4, (32, 64, 10)),
         # Not 4 channels: there torch 2.11's compiled backward of such a network, of ReLUs too, corrupts a CPU's heap.
         small=Sizes(2, 2, (16, 16, 10)),
     ),

@@ -176,7 +176,8 @@ def run_size(bench, contenders: list[type[Contender]], options, common: dict) ->
     timed = workloads | ({LIMIT: limit} if limit else {})
     try:
         timings = measure.interleave(timed, clock, options.rounds, options.seconds)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        # Memory that runs out, or a compiler that only now gives up: the other sizes go on.
         return [entry.row | {"error": entry.row["error"] or described(error)} for entry in entries]
     limit_row = bench.limit_row(limit, timings.pop(LIMIT)) if limit else {}
     for entry in entries:

@@ -69,6 +69,14 @@ def test_every_neuron_of_a_deep_network_fires(deep, module):
         assert all(0 < rate < 0.9 for rate in seen), (network, seen)
 
 
+def test_the_residual_network_is_resnet_18(module):
+    deep = module("deep")
+    network = deep.SewResNet18(nn.Identity, 3, 64, 10)
+    # As everybody's ResNet-18 for CIFAR-10.
+    assert sum(parameter.numel() for parameter in network.parameters()) == 11_173_962
+    assert network.blocks(network.stem(torch.randn(1, 1, 3, 32, 32))).shape == (1, 1, 512, 4, 4)
+
+
 @pytest.mark.parametrize("contender", ["snnfast", "snnfast-rleaky", "norse", "snntorch"])
 def test_the_net_of_spoken_digits_is_checked(module, contender):
     benches = module("benches")
