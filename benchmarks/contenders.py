@@ -348,7 +348,7 @@ class SnnTorchState(SnnTorch):
     name = "snntorch-state"
     same_neuron = False
     exact = False
-    steps_at_most = 1000
+    steps_at_most = 500
 
     def lif(self):
         return _StateLeaky(self.library)

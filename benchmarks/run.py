@@ -32,6 +32,8 @@ from published import LOOPS
 
 DTYPES = {dtype_name(dtype): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
 LIMIT = "limit"
+# Of a longer loop on a CPU, the profiler that counts its memory takes minutes to tell.
+PROFILED_STEPS = 1000
 NOT_MEASURED = dict.fromkeys(
     (
         "check",
@@ -107,9 +109,10 @@ def checked(contender: Contender, bench, result: dict[str, torch.Tensor]) -> str
     return "exact" if exact else "close"
 
 
-def memory(contender: Contender, workload, device: torch.device) -> dict:
+def memory(contender: Contender, workload, bench) -> dict:
     """Peak and retained bytes of one pass, where they are known."""
-    if not contender.counted:
+    device = bench.device
+    if not contender.counted or (device.type == "cpu" and bench.size.T > PROFILED_STEPS):
         return {}
     workload.reset()
     retained = measure.retained_bytes(workload.forward, workload.held)
@@ -140,7 +143,7 @@ def enter(contender_class: type[Contender], bench, compile_max_t: int, common: d
         contender = contender_class.on(bench.device)
         row["version"] = contender.version
         checked, workload = check_contender(contender, bench, compile_max_t)
-        checked |= memory(contender, workload, bench.device)
+        checked |= memory(contender, workload, bench)
     except Exception as error:
         row["error"] = described(error)
         return Entry(row)
