@@ -22,8 +22,10 @@ constexpr const char* kEncoders[] = {
 // cpu/pooling.cpp.
 constexpr const char* kConvolutions[] = {
     "conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor",
-    "conv2d_grad_weight(Tensor grad, Tensor x, int[] weight, int[] stride, int[] padding) -> Tensor",
+    "conv2d_grad_weight(Tensor grad, Tensor x, int[] weight, int[] stride, int[] padding, bool by_grad) "
+    "-> Tensor",
     "conv2d_grad_input(Tensor grad, Tensor weight, int[] x, int[] stride, int[] padding) -> Tensor",
+    "conv_transpose2d(Tensor x, Tensor weight, Tensor? bias, int[] size, int[] stride, int[] padding) -> Tensor",
     "max_pool2d(Tensor x, int[] size, int[] stride, int[] padding) -> Tensor[]",
     "max_pool2d_grad(Tensor grad, Tensor taps, int[] x, int[] size, int[] stride, int[] padding) -> Tensor"};
 

@@ -43,11 +43,14 @@ def test_the_operators(inputs, outputs, filters, image, stride, padding, share):
             return (
                 ops.conv2d(x, weight, bias, stride, padding),
                 ops.conv2d_grad_input(grad, weight, x.shape, stride, padding),
-                ops.conv2d_grad_weight(grad, x, weight.shape, stride, padding),
+                ops.conv2d_grad_weight(grad, x, weight.shape, stride, padding, False),
+                ops.conv2d_grad_weight(grad, x, weight.shape, stride, padding, True),
+                ops.conv_transpose2d(grad, weight, weight.sum((0, 2, 3)), image, stride, padding),
             )
         wanted = True, True, False
         options = stride, padding, (1, 1), False, (0, 0), 1, wanted
-        return y, *torch.ops.aten.convolution_backward(grad, x, weight, [outputs], *options)[:2]
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, [outputs], *options)
+        return y, of_x, of_weight, of_weight, of_x + weight.sum((0, 2, 3))[:, None, None]
 
     exact = results(torch.float64, False)
     for one, theirs, true in zip(results(torch.float32, True), results(torch.float32, False), exact, strict=True):
@@ -73,7 +76,7 @@ def test_threads_give_the_same_sums():
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(ops.conv2d_grad_weight(grad, x, weight.shape, (1, 1), (0, 0)))
+        found.append(ops.conv2d_grad_weight(grad, x, weight.shape, (1, 1), (0, 0), False))
     torch.set_num_threads(before)
     assert found[0].equal(found[1]) and found[0].equal(found[2])
 
@@ -83,6 +86,58 @@ def watched(monkeypatch):
     called, call = [], ops.calls.call
     monkeypatch.setattr(ops.calls, "call", lambda name, *rest, **more: called.append(name) or call(name, *rest, **more))
     return called
+
+
+TRANSPOSED = [
+    ((16, 24, (3, 3), (8, 8)), {"stride": 2, "padding": 1, "output_padding": 1}),
+    ((16, 24, (3, 4), (8, 6)), {"stride": (1, 2), "padding": (0, 2)}),
+    ((40, 2, (5, 5), (9, 9)), {"stride": 3}),
+    ((16, 24, (3, 3), (8, 8)), {"dilation": 2}),
+]
+
+
+def transposed_layer(inputs, outputs, filters, image, share, batch=48):
+    x, weight, _ = layer(inputs, outputs, filters, image, share, batch)
+    return x, weight.transpose(0, 1).contiguous(), torch.linspace(-1, 1, outputs)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.9])
+def test_transposed_convolutions(share, monkeypatch):
+    called = watched(monkeypatch)
+    for sizes, options in TRANSPOSED:
+        called.clear()
+        given = transposed_layer(*sizes, share)
+        ours, theirs = (trained(f, *given, **options) for f in (images.conv_transpose2d, F.conv_transpose2d))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        ran = share < 0.1 and "dilation" not in options
+        assert called == ["conv_transpose2d", "conv2d_grad_weight"] * ran
+    x, weight, _ = given
+    torch.testing.assert_close(images.conv_transpose2d(x, weight), F.conv_transpose2d(x, weight), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="to have 16 channels, but got 15"):
+        images.conv_transpose2d(x[:, 1:], weight)
+    with pytest.raises(RuntimeError, match="output padding must be smaller"):
+        images.conv_transpose2d(x, weight, output_padding=1)
+
+
+def test_steps_of_transposed_convolutions_are_the_loop_s_to_the_bit(monkeypatch):
+    called = watched(monkeypatch)
+    for sizes, options in TRANSPOSED[:3]:
+        x, weight, bias = transposed_layer(*sizes, 0.03, batch=96)
+        with torch.no_grad():
+            at_once = images.conv_transpose2d(x, weight, bias, **options, steps=4)
+            assert at_once.equal(torch.cat([F.conv_transpose2d(step, weight, bias, **options) for step in x.chunk(4)]))
+    assert "conv_transpose2d" in called
+
+
+def test_gradients_of_gradients_of_transposed_convolutions():
+    x, weight, bias = transposed_layer(16, 24, (3, 3), (8, 8), 0.03)
+    found = []
+    for function in (images.conv_transpose2d, F.conv_transpose2d):
+        given = [one.clone().requires_grad_() for one in (x, weight, bias)]
+        out = function(*given, stride=2)
+        grads = torch.autograd.grad(out.square().mean(), given, create_graph=True)
+        found.append(torch.autograd.grad(sum(grad.square().sum() for grad in grads), given))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def trained(function, x, weight, bias, **options):
@@ -108,6 +163,24 @@ def test_steps_are_the_loop_s_to_the_bit():
     with torch.no_grad():
         at_once = images.conv2d(x, weight, bias, steps=4)
         assert at_once.equal(torch.cat([F.conv2d(step, weight, bias) for step in x.chunk(4)]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_reaches_transposed_what_it_reaches_in_torch(bad):
+    x, weight, bias = transposed_layer(16, 24, (3, 3), (8, 8), 0.03)
+    for spoilt in (x, weight, None):
+        given = [one.clone() for one in (x, weight)]
+        for one, like in zip(given, (x, weight), strict=True):
+            if spoilt is like:
+                one[0, 0, 1, 1] = bad
+        learnt = given[1].requires_grad_()
+        found = []
+        for function in (images.conv_transpose2d, F.conv_transpose2d):
+            out = function(given[0], learnt, bias)
+            grad = torch.ones_like(out)
+            grad[0, 0] = bad if spoilt is None else 1.0
+            found.append((out.isfinite(), torch.autograd.grad(out, learnt, grad)[0].isfinite()))
+        assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -196,7 +269,7 @@ def test_a_recorded_loop_keeps_its_bits(monkeypatch):
 
 
 def test_others_run_torch_s_own(monkeypatch):
-    monkeypatch.setattr(ops, "_call", None)
+    monkeypatch.setattr(ops.calls, "call", None)
     x, weight, bias = layer(16, 32, (3, 3), (12, 12), 0.05, batch=16)
     last = x.contiguous(memory_format=torch.channels_last)
     assert images.conv2d(last, weight, bias).is_contiguous(memory_format=torch.channels_last)
@@ -213,8 +286,8 @@ def test_others_run_torch_s_own(monkeypatch):
 
 def test_wrong_arguments_of_the_operators():
     x, weight, grad = torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 3, 3), torch.zeros(2, 4, 6, 6)
-    names = ("conv2d", "conv2d_grad_weight", "conv2d_grad_input", "max_pool2d", "max_pool2d_grad")
-    conv, by_weight, by_input, pool, by_pool = (getattr(torch.ops.snnfast, name) for name in names)
+    names = ("conv2d", "conv2d_grad_weight", "conv2d_grad_input", "conv_transpose2d", "max_pool2d", "max_pool2d_grad")
+    conv, by_weight, by_input, transposed, pool, by_pool = (getattr(torch.ops.snnfast, name) for name in names)
     one, none = [1, 1], [0, 0]
     taps = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     wrong = [
@@ -223,8 +296,11 @@ def test_wrong_arguments_of_the_operators():
         (lambda: conv(x, weight, None, none, none), "stride must be 1 or more"),
         (lambda: conv(x[..., :2], weight, None, one, none), "must not be larger than the padded image"),
         (lambda: conv(x.double(), weight, None, one, none), "x must have dtype Float, got Double"),
-        (lambda: by_weight(grad[:, :3], x, [4, 3, 3, 3], one, none), "grad must have 288 elements, got 216"),
+        (lambda: by_weight(grad[:, :3], x, [4, 3, 3, 3], one, none, False), "grad must have 288 elements, got 216"),
         (lambda: by_input(grad, weight.double(), [2, 3, 8, 8], one, none), "weight must have dtype Float, got Double"),
+        (lambda: transposed(grad[0], weight, None, [8, 8], one, none), r"x and weight must be \[B, inputs, H, W\]"),
+        (lambda: transposed(grad, weight, None, [8, 9], one, none), "x must have 336 elements, got 288"),
+        (lambda: transposed(grad, weight, torch.zeros(4), [8, 8], one, none), "bias must have 3 elements, got 4"),
         (lambda: pool(x, [16, 16], one, [8, 8]), "at most 255 taps, got 256"),
         (lambda: pool(x, [2, 2], one, [2, 2]), "padding from 0 to half the size"),
         (lambda: by_pool(torch.zeros(2, 3, 4, 4), taps[:1], [2, 3, 8, 8], [2, 2], [2, 2], none), "taps must have 96"),
@@ -242,7 +318,8 @@ def test_operators_follow_torch_s_rules():
     taps = torch.zeros(2, 3, 3, 3, dtype=torch.uint8)
     calls = [
         ("conv2d", (x, weight, bias, one, none)),
-        ("conv2d_grad_weight", (y, x, list(weight.shape), one, none)),
+        ("conv2d_grad_weight", (y, x, list(weight.shape), one, none, True)),
+        ("conv_transpose2d", (y, weight, x[0, :, 0, 0], [6, 6], one, none)),
         ("conv2d_grad_input", (y, weight, list(x.shape), one, none)),
         ("max_pool2d", (x, [2, 2], [2, 2], none)),
         ("max_pool2d_grad", (torch.ones(2, 3, 3, 3), taps, list(x.shape), [2, 2], [2, 2], none)),

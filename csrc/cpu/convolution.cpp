@@ -1,11 +1,12 @@
-// Convolutions of images of which many values are zero, and of gradients of which many are: forward, and both
-// gradients.
+// Convolutions, transposed ones too, of images of which many values are zero, and of gradients of which many are:
+// forward, and both gradients.
 //
 // Sums run over what is not zero alone, in registers that hold the output's channels, or a row of the input's gradient.
 // An image's values are sorted and its results turned around in the first cache, so that any layout will do and no
 // other memory is needed. Forward adds in the order of oneDNN's kernels for contiguous images with eight lanes: from
 // the bias on, over blocks of input channels, then over the rows and columns of the filter, then over the channels of a
-// block. So its sums may be torch's to the bit; snnfast.images tries whether they are.
+// block. A transposed one adds in that of its kernels for strides: for each column of the filter a sum of its own, over
+// the rows, then over the channels. So sums may be torch's to the bit; snnfast.images tries whether they are.
 #pragma GCC optimize("fp-contract=fast")
 
 #include <torch/csrc/stable/library.h>
@@ -183,6 +184,35 @@ class Taps {
   std::vector<std::size_t> starts_;
 };
 
+// What of images [images, channels, height, width] is not zero: of each place in turn its channels.
+class Places {
+ public:
+  Places(int64_t channels, const std::array<int64_t, 2>& size)
+      : channels_(channels), size_(size), events_(size[0] * size[1] * channels), starts_(size[0] * size[1] + 1) {}
+
+  void look_at(const Images& x, int64_t image) {
+    events_.clear();
+    int64_t place = 0;
+    for (int64_t row = 0; row < size_[0]; ++row) {
+      for (int64_t column = 0; column < size_[1]; ++column) {
+        starts_[place++] = events_.count();
+        events_.look_at(x.at(image, 0, row, column), channels_, x.strides[1], 0);
+      }
+    }
+    starts_[place] = events_.count();
+  }
+
+  int32_t count() const { return events_.count(); }
+  const Event* begin(int64_t row, int64_t column) const { return events_.begin(starts_[row * size_[1] + column]); }
+  const Event* end(int64_t row, int64_t column) const { return events_.begin(starts_[row * size_[1] + column + 1]); }
+
+ private:
+  const int64_t channels_;
+  const std::array<int64_t, 2> size_;
+  Events events_;
+  std::vector<int32_t> starts_;
+};
+
 class Forward {
  public:
   Forward(const Shape& shape, const float* weight, const float* bias)
@@ -280,7 +310,7 @@ class WeightGradient {
   void run(const Images& grad, const Images& x, int64_t begin, int64_t end, Matrix<float>& total) const {
     constexpr int64_t kTerms = 128;
     const int64_t part = std::max<int64_t>(1, kTerms / s_.places());
-    Matrix<float> sums(filters(), s_.outputs), grads(s_.places(), s_.outputs);
+    Matrix<float> sums(rows(), columns()), grads(s_.places(), s_.outputs);
     grads.clear();
     Events events(s_.width);
     for (int64_t first = begin; first < end; first += part) {
@@ -289,11 +319,19 @@ class WeightGradient {
         turn(grad, image, grads);
         for (int64_t c = 0; c < s_.inputs; ++c) add_channel(x, image, c, grads, events, sums);
       }
-      for (int64_t k = 0; k < filters() * sums.stride(); ++k) total.row(0)[k] += sums.row(0)[k];
+      for (int64_t k = 0; k < rows() * sums.stride(); ++k) total.row(0)[k] += sums.row(0)[k];
     }
   }
 
-  int64_t filters() const { return s_.inputs * s_.rows * s_.columns; }
+  int64_t rows() const { return s_.inputs * s_.rows * s_.columns; }
+  int64_t columns() const { return s_.outputs; }
+
+  // dL/dweight [outputs, inputs, rows, columns] += total
+  void give(const Matrix<float>& total, float* to) const {
+    for (int64_t filter = 0; filter < rows(); ++filter) {
+      for (int64_t out = 0; out < s_.outputs; ++out) to[out * rows() + filter] += total.row(filter)[out];
+    }
+  }
 
  private:
   void turn(const Images& grad, int64_t image, Matrix<float>& grads) const {
@@ -334,6 +372,81 @@ class WeightGradient {
   Taps taps_y_, taps_x_;
 };
 
+// The same at the cost of what of the output's gradient is not zero, as [outputs, rows] by [columns, inputs]: of a
+// transposed convolution, whose input stands there, the weight's gradient.
+class WeightGradientByPlaces {
+ public:
+  explicit WeightGradientByPlaces(const Shape& shape)
+      : s_(shape), height_(shape.height + 2 * shape.padding[0]), width_(shape.width + 2 * shape.padding[1]) {}
+
+  int64_t rows() const { return s_.outputs * s_.rows; }
+  int64_t columns() const { return s_.columns * s_.inputs; }
+
+  void run(const Images& grad, const Images& x, int64_t begin, int64_t end, Matrix<float>& total) const {
+    constexpr int64_t kTerms = 128;
+    const int64_t part = std::max<int64_t>(1, kTerms / s_.places());
+    Matrix<float> sums(rows(), columns());
+    // Whole vectors reach beyond a row.
+    std::vector<float> turned(height_ * width_ * s_.inputs + kLanes);
+    Places places(s_.outputs, s_.size);
+    for (int64_t first = begin; first < end; first += part) {
+      bool any = false;
+      for (int64_t image = first; image < std::min(first + part, end); ++image) {
+        places.look_at(grad, image);
+        if (places.count() == 0) continue;
+        if (!any) sums.clear();
+        any = true;
+        turn(x, image, turned.data());
+        add_image(places, turned.data(), sums);
+      }
+      if (!any) continue;
+      for (int64_t k = 0; k < rows() * sums.stride(); ++k) total.row(0)[k] += sums.row(0)[k];
+    }
+  }
+
+  // dL/dweight [outputs, inputs, rows, columns] += total
+  void give(const Matrix<float>& total, float* to) const {
+    for (int64_t out = 0; out < s_.outputs; ++out) {
+      for (int64_t c = 0; c < s_.inputs; ++c) {
+        for (int64_t row = 0; row < s_.rows; ++row) {
+          const float* from = total.row(out * s_.rows + row) + c;
+          for (int64_t column = 0; column < s_.columns; ++column) *to++ += from[column * s_.inputs];
+        }
+      }
+    }
+  }
+
+ private:
+  void turn(const Images& x, int64_t image, float* turned) const {
+    for (int64_t c = 0; c < s_.inputs; ++c) {
+      for (int64_t y = 0; y < s_.height; ++y) {
+        const float* from = x.at(image, c, y);
+        float* to = turned + ((y + s_.padding[0]) * width_ + s_.padding[1]) * s_.inputs + c;
+        for (int64_t column = 0; column < s_.width; ++column) to[column * s_.inputs] = from[column * x.strides[3]];
+      }
+    }
+  }
+
+  void add_image(const Places& places, const float* turned, Matrix<float>& sums) const {
+    for (int64_t oy = 0; oy < s_.size[0]; ++oy) {
+      for (int64_t ox = 0; ox < s_.size[1]; ++ox) {
+        for (const Event *event = places.begin(oy, ox), *end = places.end(oy, ox); event < end; ++event) {
+          for (int64_t row = 0; row < s_.rows; ++row) {
+            const float* from = turned + ((oy * s_.stride[0] + row) * width_ + ox * s_.stride[1]) * s_.inputs;
+            float* to = sums.row(event->place * s_.rows + row);
+            for_columns(columns(), [&]<int kVectors>(int64_t first) {
+              add_row<kVectors>(event->height, from + first, to + first);
+            });
+          }
+        }
+      }
+    }
+  }
+
+  const Shape& s_;
+  const int64_t height_, width_;
+};
+
 // dL/dx: each place of the output adds its channels' filters, a row of [columns, inputs] at a time.
 class InputGradient {
  public:
@@ -354,16 +467,14 @@ class InputGradient {
     const int64_t height = s_.height + 2 * s_.padding[0], width = (s_.width + 2 * s_.padding[1]) * s_.inputs;
     // Whole vectors reach beyond a row, where they add zeros.
     std::vector<float> sums(height * width + kLanes);
-    Events events(s_.places() * s_.outputs);
-    std::vector<int32_t> starts(s_.places() + 1);
+    Places places(s_.outputs, s_.size);
     for (int64_t image = begin; image < end; ++image) {
-      find(grad, image, events, starts);
+      places.look_at(grad, image);
       std::fill(sums.begin(), sums.end(), 0.0f);
       for (int64_t row = 0; row < s_.rows; ++row) {
         for (int64_t oy = 0; oy < s_.size[0]; ++oy) {
           for (int64_t ox = 0; ox < s_.size[1]; ++ox) {
-            const int64_t place = oy * s_.size[1] + ox;
-            const Event *begin = events.begin(starts[place]), *end = events.begin(starts[place + 1]);
+            const Event *begin = places.begin(oy, ox), *end = places.end(oy, ox);
             float* to = sums.data() + (oy * s_.stride[0] + row) * width + ox * s_.stride[1] * s_.inputs;
             for_columns<13>(s_.columns * s_.inputs, [&]<int kVectors>(int64_t first) {
               add_place<kVectors>(begin, end, row * s_.outputs, first, to + first);
@@ -382,18 +493,6 @@ class InputGradient {
   }
 
  private:
-  void find(const Images& grad, int64_t image, Events& events, std::vector<int32_t>& starts) const {
-    events.clear();
-    int64_t place = 0;
-    for (int64_t oy = 0; oy < s_.size[0]; ++oy) {
-      for (int64_t ox = 0; ox < s_.size[1]; ++ox) {
-        starts[place++] = events.count();
-        events.look_at(grad.at(image, 0, oy, ox), s_.outputs, grad.strides[1], 0);
-      }
-    }
-    starts[place] = events.count();
-  }
-
   template <int kVectors>
   void add_place(const Event* begin, const Event* end, int64_t filter, int64_t first, float* to) const {
     // A sum of its own loses less than one long sum.
@@ -409,6 +508,76 @@ class InputGradient {
 
   const Shape& s_;
   Matrix<float> filters_;  // [rows, outputs] by [columns, inputs]
+};
+
+// A transposed convolution of images [images, outputs, ...]: dL/dx, and a bias, in torch's order of sums.
+class Transposed {
+ public:
+  Transposed(const Shape& shape, const float* weight, const float* bias)
+      : s_(shape),
+        taps_y_(shape, 0, shape.height, shape.rows),
+        taps_x_(shape, 1, shape.width, shape.columns),
+        filters_(shape.rows * shape.columns * shape.outputs, shape.inputs),
+        bias_(1, shape.inputs) {
+    filters_.clear();
+    bias_.clear();
+    if (bias) bias_.copy(bias, 1);
+    const int64_t area = s_.rows * s_.columns;
+    for (int64_t from = 0; from < s_.outputs; ++from) {
+      for (int64_t c = 0; c < s_.inputs; ++c) {
+        for (int64_t tap = 0; tap < area; ++tap) filters_.row(tap * s_.outputs + from)[c] = *weight++;
+      }
+    }
+  }
+
+  void run(const Images& x, int64_t begin, int64_t end, float* y) const {
+    const int64_t area = s_.height * s_.width;
+    Places places(s_.outputs, s_.size);
+    Matrix<float> row(s_.width, s_.inputs);
+    for (int64_t image = begin; image < end; ++image) {
+      places.look_at(x, image);
+      float* to = y + image * s_.inputs * area;
+      if (places.count() == 0) {
+        for (int64_t c = 0; c < s_.inputs; ++c) std::fill(to + c * area, to + (c + 1) * area, bias_.row(0)[c]);
+        continue;
+      }
+      for (int64_t at = 0; at < s_.height; ++at, to += s_.width) {
+        for (int64_t column = 0; column < s_.width; ++column) {
+          for_columns(s_.inputs, [&]<int kVectors>(int64_t first) {
+            sum_at<kVectors>(places, at, column, first, row.row(column) + first);
+          });
+        }
+        for (int64_t c = 0; c < s_.inputs; ++c) {
+          for (int64_t column = 0; column < s_.width; ++column) to[c * area + column] = row.row(column)[c];
+        }
+      }
+    }
+  }
+
+ private:
+  template <int kVectors>
+  void sum_at(const Places& places, int64_t y, int64_t x, int64_t first, float* to) const {
+    Lanes total[kVectors] = {};
+    for (const Taps::Tap *across = taps_x_.begin(x), *right = taps_x_.end(x); across < right; ++across) {
+      Lanes sums[kVectors] = {};
+      for (const Taps::Tap *down = taps_y_.begin(y), *bottom = taps_y_.end(y); down < bottom; ++down) {
+        const int64_t filter = (down->tap * s_.columns + across->tap) * s_.outputs;
+        const Event* const last = places.end(down->out, across->out);
+        for (const Event* event = places.begin(down->out, across->out); event < last; ++event) {
+          add(sums, event->height, filters_.row(filter + event->place) + first);
+        }
+      }
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) total[v] += sums[v];
+    }
+    add(total, 1.0f, bias_.row(0) + first);
+    store(total, to);
+  }
+
+  const Shape& s_;
+  Taps taps_y_, taps_x_;
+  Matrix<float> filters_;  // [rows, columns, outputs] by inputs
+  Matrix<float> bias_;
 };
 
 constexpr int64_t kImages = 8;  // worth waking another thread for
@@ -433,9 +602,27 @@ Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::vector<i
   return y;
 }
 
-// grad [B, outputs, ...], x [B, C, H, W] -> dL/dweight [outputs, C, rows, columns]
+// The sums of all images, as many parts on any number of threads: they are the same.
+template <typename Run>
+std::vector<std::optional<Matrix<float>>> sums_of_parts(int64_t images, int64_t rows, int64_t columns, const Run& run) {
+  constexpr int64_t kParts = 16;
+  const int64_t part = std::max(kImages, divided_up(images, kParts));
+  const int64_t parts = divided_up(images, part);
+  std::vector<std::optional<Matrix<float>>> totals(parts);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      totals[k].emplace(rows, columns);
+      totals[k]->clear();
+      vectorized([&] { run(k * part, std::min((k + 1) * part, images), *totals[k]); });
+    }
+  });
+  return totals;
+}
+
+// grad [B, outputs, ...], x [B, C, H, W] -> dL/dweight [outputs, C, rows, columns]; by_grad: what of grad is not zero
+// is visited, and of x otherwise
 Tensor conv2d_grad_weight(Tensor grad, Tensor x, std::vector<int64_t> weight, std::vector<int64_t> stride,
-                          std::vector<int64_t> padding) {
+                          std::vector<int64_t> padding, bool by_grad) {
   const Shape shape(x.sizes(), Sizes(weight.data(), weight.size()), stride, padding);
   check_tensor("x", x, x, ScalarType::Float, x.numel());
   check_tensor("grad", grad, x, ScalarType::Float, shape.images * shape.outputs * shape.places());
@@ -443,27 +630,17 @@ Tensor conv2d_grad_weight(Tensor grad, Tensor x, std::vector<int64_t> weight, st
                   "grad must have the shape of what the convolution gives");
   x = plain(x);
   grad = plain(grad);
-  const WeightGradient gradient(shape);
-  const Images grads(grad), images(x);
-  // As many parts on any number of threads: the sums are the same.
-  constexpr int64_t kParts = 16;
-  const int64_t part = std::max(kImages, divided_up(shape.images, kParts));
-  const int64_t parts = divided_up(shape.images, part);
-  std::vector<std::optional<Matrix<float>>> totals(parts);
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      totals[k].emplace(gradient.filters(), shape.outputs);
-      totals[k]->clear();
-      vectorized([&] { gradient.run(grads, images, k * part, std::min((k + 1) * part, shape.images), *totals[k]); });
-    }
-  });
   const Tensor result = torch::stable::new_zeros(x, Sizes(weight.data(), weight.size()), ScalarType::Float);
-  float* const to = mutable_data<float>(result);
-  for (const auto& total : totals) {
-    for (int64_t filter = 0; filter < gradient.filters(); ++filter) {
-      const float* from = total->row(filter);
-      for (int64_t out = 0; out < shape.outputs; ++out) to[out * gradient.filters() + filter] += from[out];
-    }
+  const Images grads(grad), images(x);
+  const auto sum_up = [&](const auto& gradient) {
+    const auto run = [&](int64_t begin, int64_t end, auto& total) { gradient.run(grads, images, begin, end, total); };
+    const auto totals = sums_of_parts(shape.images, gradient.rows(), gradient.columns(), run);
+    for (const auto& total : totals) gradient.give(*total, mutable_data<float>(result));
+  };
+  if (by_grad) {
+    sum_up(WeightGradientByPlaces(shape));
+  } else {
+    sum_up(WeightGradient(shape));
   }
   return result;
 }
@@ -487,6 +664,30 @@ Tensor conv2d_grad_input(Tensor grad, Tensor weight, std::vector<int64_t> x, std
   return grad_x;
 }
 
+// x [B, outputs, ...], weight [outputs, C, rows, columns], bias [C], size [H, W] -> [B, C, H, W]
+Tensor conv_transpose2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::vector<int64_t> size,
+                        std::vector<int64_t> stride, std::vector<int64_t> padding) {
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && size.size() == 2,
+                  "x and weight must be [B, inputs, H, W] and [inputs, outputs, rows, columns], and size two numbers");
+  const std::vector<int64_t> sizes{x.size(0), weight.size(1), size[0], size[1]};
+  const Shape shape(Sizes(sizes.data(), sizes.size()), weight.sizes(), stride, padding);
+  check_tensor("x", x, x, ScalarType::Float, shape.images * shape.outputs * shape.places());
+  STD_TORCH_CHECK(x.size(1) == shape.outputs && x.size(2) == shape.size[0],
+                  "x must have the shape that a convolution of images of this size gives");
+  check_tensor("weight", weight, x, ScalarType::Float, weight.numel());
+  check_tensor("bias", bias, x, ScalarType::Float, shape.inputs);
+  x = plain(x);
+  weight = readable(weight);
+  bias = readable(bias);
+  const Tensor y = fresh(x, sizes, ScalarType::Float);
+  const Transposed forward(shape, data<float>(weight), data<float>(bias));
+  const Images images(x);
+  torch::stable::parallel_for(0, shape.images, kImages, [&](int64_t begin, int64_t end) {
+    vectorized([&] { forward.run(images, begin, end, mutable_data<float>(y)); });
+  });
+  return y;
+}
+
 }  // namespace
 }  // namespace snnfast
 
@@ -494,4 +695,5 @@ STABLE_TORCH_LIBRARY_IMPL(snnfast, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&snnfast::conv2d));
   m.impl("conv2d_grad_weight", TORCH_BOX(&snnfast::conv2d_grad_weight));
   m.impl("conv2d_grad_input", TORCH_BOX(&snnfast::conv2d_grad_input));
+  m.impl("conv_transpose2d", TORCH_BOX(&snnfast::conv_transpose2d));
 }

@@ -320,8 +320,8 @@ CORRECTLY_ROUNDED = (
 
 STATISTICS = ("running_mean", "running_var")
 BATCH_NORMS = {
-    F.batch_norm: ("input", *STATISTICS, "weight", "bias", "training"),
-    torch.batch_norm: ("input", "weight", "bias", *STATISTICS, "training"),
+    F.batch_norm: ("input", *STATISTICS, "weight", "bias", "training", "momentum", "eps"),
+    torch.batch_norm: ("input", "weight", "bias", *STATISTICS, "training", "momentum", "eps"),
 }
 
 TABLE = {
@@ -334,6 +334,7 @@ TABLE = {
     **dict.fromkeys((F.conv1d, torch.conv1d), folding(3)),
     **dict.fromkeys((F.conv2d, torch.conv2d), folding(4, target=images.conv2d)),
     **dict.fromkeys((F.conv3d, torch.conv3d), folding(5)),
+    F.conv_transpose2d: folding(4, target=images.conv_transpose2d),
     **dict.fromkeys(functions(POOLS.replace("?", "1"), F, torch), folding(3, exact=True)),
     **dict.fromkeys(functions(POOLS.replace("?", "2"), F, torch, _torch.functions), folding(4, exact=True)),
     **dict.fromkeys(BATCH_NORMS, batch_norm),

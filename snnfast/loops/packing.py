@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
-from .. import images, products
+from .. import batch_norm, images, products
 from ..compiler import graph as g
 from ..compiler import rules
 from ..compiler.emission import ALIGNMENT, own_memory
@@ -163,6 +163,7 @@ class Window:
             return (
                 self._once(operation, inputs)
                 or self._part_of_tensor(operation, inputs)
+                or self._normalised(operation, inputs)
                 or self._by_rule(operation, inputs)
             )
 
@@ -220,6 +221,28 @@ class Window:
             x[first : first + count] = value.stack()
         self.done[operation] = 1, 0
         self.series[operation, 0] = Series(operation.start, count, apart=[x] * count)
+        return True
+
+    def _normalised(self, operation: Operation, inputs: list) -> bool:
+        """Batch-norm in training, whose steps are normalised by themselves."""
+        if self.exact or not rules.trains(operation.function, *operation.values(inputs)):
+            return False
+        x, *rest = inputs
+        rest = [one.steady if isinstance(one, Series) and one.is_steady else one for one in rest]
+        given = rules.given_to_batch_norm(operation.function, *operation.values([x, *rest]))
+        momentum, eps = given.get("momentum", 0.1), given.get("eps", 1e-5)
+        kept = [given.get(name) for name in (*rules.STATISTICS, "weight", "bias")]
+        if not isinstance(x, Series) or any(isinstance(one, (Series, Numbers)) for one in (*kept, eps)):
+            return False
+        lanes = x.steady[None] if x.is_steady else x.stack()
+        if not batch_norm.fits(lanes, *kept):
+            return False
+        # Should it fail, some of its statistics may have been written.
+        self.done[operation] = 1, 0
+        momenta = momentum if isinstance(momentum, Numbers) else [momentum] * operation.count
+        out = batch_norm.over_time(lanes, *kept, momenta, eps)
+        made = {"steady": out[0]} if x.is_steady else {"stack": out}
+        self.series[operation, 0] = Series(operation.start, operation.count, **made)
         return True
 
     def _by_rule(self, operation: Operation, inputs: list) -> bool:
@@ -443,7 +466,7 @@ def _batched(operation: Operation, inputs: list):
         return None
     table = rules.METHODS.get(target) if kind == "call_method" else rules.TABLE.get(target)
     batched = table(one) if table else None
-    if batched is not None and batched.target is images.conv2d:
+    if batched is not None and batched.target in (images.conv2d, images.conv_transpose2d):
         # Spikes are to be the loop's.
         return dataclasses.replace(batched, kwargs={**batched.kwargs, "steps": operation.count})
     return batched

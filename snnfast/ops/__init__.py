@@ -14,6 +14,7 @@ from .spikes import (
     conv2d,
     conv2d_grad_input,
     conv2d_grad_weight,
+    conv_transpose2d,
     encode_delta,
     encode_latency,
     encode_rate,

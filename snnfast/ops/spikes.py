@@ -92,8 +92,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, paddin
 
 
 @_operator()
-def conv2d_grad_weight(grad: Tensor, x: Tensor, weight: tuple, stride: tuple, padding: tuple) -> Tensor:
-    """dL/dweight, of this shape, at the cost of what of x is not zero."""
+def conv2d_grad_weight(grad: Tensor, x: Tensor, weight: tuple, stride: tuple, padding: tuple, by_grad: bool) -> Tensor:
+    """dL/dweight, of this shape, at the cost of what of x is not zero, or `by_grad` of what of dL/doutput is not."""
     return x.new_empty(weight)
 
 
@@ -101,6 +101,15 @@ def conv2d_grad_weight(grad: Tensor, x: Tensor, weight: tuple, stride: tuple, pa
 def conv2d_grad_input(grad: Tensor, weight: Tensor, x: tuple, stride: tuple, padding: tuple) -> Tensor:
     """dL/dx, of this shape, at the cost of what of dL/doutput is not zero."""
     return grad.new_empty(x)
+
+
+@_operator()
+def conv_transpose2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, size: tuple, stride: tuple, padding: tuple
+) -> Tensor:
+    """x [B, C, H, W], weight [C, outputs, rows, columns]: `torch.conv_transpose2d` that gives images of this height and
+    width, at the cost of what of x is not zero."""
+    return x.new_empty((len(x), weight.shape[1], *size))
 
 
 @_operator()

@@ -1,0 +1,80 @@
+"""Batch-norm in training over the steps of a loop: each is normalised by its own samples, as in the loop to the bit,
+and all go into one tensor."""
+
+import torch
+from torch import Tensor
+
+from . import transforms
+
+_aten = torch.ops.aten
+
+
+def over_time(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momenta: list[float],
+    eps: float,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm(..., training=True)` of every step, which `fits` allows.
+
+    Args:
+        x: [T, B, C, ...], or [1, B, C, ...] of an input that is the same at all steps.
+        running_mean, running_var: [C], updated once a step, in turn; None: not kept.
+        weight, bias: [C]; None: 1 and 0.
+        momenta: of each step how much it counts in the running statistics.
+        eps: what is added to the variance.
+
+    Returns:
+        [T, B, C, ...], or [1, B, C, ...].
+    """
+    return _BatchNorm.apply(x, weight, bias, running_mean, running_var, momenta, eps)
+
+
+def fits(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether steps of x [T, B, C, ...] and the other arguments are what the kernels here give the loop's bits of."""
+    if transforms.at_work() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return False
+    if x.dim() < 3 or x.numel() == 0 or not x[0].is_contiguous():
+        return False
+    return all(one is None or (one.dtype is x.dtype and one.is_contiguous()) for one in others)
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, running_mean, running_var, momenta, eps):
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        means, scales = (x.new_empty(len(x), x.shape[2]) for _ in range(2))
+        kept = weight, bias, running_mean, running_var
+        for one, momentum, *into in zip(x, momenta, out, means, scales, strict=False):
+            given = dict(zip(("out", "save_mean", "save_invstd"), into, strict=True))
+            _aten.native_batch_norm.out(one, *kept, True, momentum, eps, **given)
+        if running_mean is not None:
+            for momentum in momenta[len(x) :]:
+                _aten.batch_norm_update_stats(x[0], running_mean, running_var, momentum)
+        ctx.save_for_backward(x, weight, means, scales)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, means, scales = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        plain = not (torch.is_grad_enabled() or transforms.any_batched((grad,), legacy=True))
+        grad_x = torch.empty_like(x) if plain and wanted[0] else None
+        found = []
+        for step, (one, lane, mean, scale) in enumerate(zip(grad, x, means, scales, strict=True)):
+            # The kernel for contiguous images is several times as fast.
+            options = None, None, mean, scale, True, ctx.eps, wanted
+            of_x, *rest = _aten.native_batch_norm_backward(one.contiguous(), lane, weight, *options)
+            found.append((None if grad_x is not None else of_x, *rest))
+            if grad_x is not None:
+                grad_x[step] = of_x
+        of_steps, *shared = zip(*found, strict=True)
+        if wanted[0] and grad_x is None:
+            grad_x = torch.stack(of_steps)
+        # Last step first, as a loop adds them up.
+        sums = [sum(one[-2::-1], one[-1]) if asked else None for one, asked in zip(shared, wanted[1:], strict=True)]
+        return grad_x, *sums, None, None, None, None
