@@ -18,14 +18,15 @@ constexpr const char* kEncoders[] = {
     "encode_latency(Tensor times, int steps, bool ramp, float on, float off, ScalarType dtype) -> Tensor",
     "encode_delta(Tensor x, float threshold, bool padding, bool off_spike, ScalarType dtype) -> Tensor"};
 
-// Convolutions, and pooling by the largest value, of images [B, C, H, W] that are mostly zeros; cpu/convolution.cpp and
-// cpu/pooling.cpp.
+// Convolutions, and pooling by the largest value, of images [B, C, H, W] that are mostly zeros, and batch-norm of
+// [T, B, C, ...]; cpu/convolution.cpp, cpu/pooling.cpp and cpu/batch_norm.cpp.
 constexpr const char* kConvolutions[] = {
     "conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor",
     "conv2d_grad_weight(Tensor grad, Tensor x, int[] weight, int[] stride, int[] padding, bool by_grad) "
     "-> Tensor",
     "conv2d_grad_input(Tensor grad, Tensor weight, int[] x, int[] stride, int[] padding) -> Tensor",
     "conv_transpose2d(Tensor x, Tensor weight, Tensor? bias, int[] size, int[] stride, int[] padding) -> Tensor",
+    "batch_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor[]",
     "max_pool2d(Tensor x, int[] size, int[] stride, int[] padding) -> Tensor[]",
     "max_pool2d_grad(Tensor grad, Tensor taps, int[] x, int[] size, int[] stride, int[] padding) -> Tensor"};
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import snnfast as snn
-from snnfast import batch_norm
+from snnfast import batch_norm, ops
 
 T, B, C = 7, 4, 5
 SHAPES = [(B, C), (B, C, 6), (B, C, 3, 5), (B, C, 2, 3, 2)]
@@ -48,6 +48,20 @@ def test_is_the_loop(shape, tracked, affine, dtype):
         results.append((out.detach(), *given[1:3], *grads))
     for one, two in zip(*results, strict=True):
         assert (one is two is None) or one.equal(two)
+
+
+def test_the_kernel_for_images_is_taken_where_it_gives_torch_s_bits(monkeypatch):
+    assert batch_norm._is_torchs(torch.Size((6, 13, 5, 5)), False, True, torch.get_num_threads())
+    x = torch.randn(2, 6, 13, 5, 5)
+    expected = looped(x, None, None, None, None, [0.1] * 2, 1e-5)
+    monkeypatch.setattr(batch_norm, "_torchs", None)
+    monkeypatch.setattr(batch_norm, "_is_torchs", lambda *_: True)
+    assert batch_norm.over_time(x, None, None, None, None, [0.1] * 2, 1e-5).equal(expected)
+    torch.library.opcheck(torch.ops.snnfast.batch_norm.default, (x, torch.rand(13), None, 1e-5))
+    with pytest.raises(RuntimeError, match=r"x must be \[T, B, C, ...\], got 2 dimensions"):
+        ops.batch_norm(x[0, 0, :, :, 0], None, None, 1e-5)
+    with pytest.raises(RuntimeError, match="weight must have 13 elements, got 12"):
+        ops.batch_norm(x, torch.rand(12), None, 1e-5)
 
 
 def test_an_input_that_stays_is_normalised_once_and_counted_at_every_step():

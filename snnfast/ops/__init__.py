@@ -11,6 +11,7 @@ from .calls import NO_NEURON, listening, tell, unheard
 from .captured import CAPTURED, captured_run, composite
 from .neuron import Options, Recurrence, Result, run
 from .spikes import (
+    batch_norm,
     conv2d,
     conv2d_grad_input,
     conv2d_grad_weight,

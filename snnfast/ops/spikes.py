@@ -113,6 +113,14 @@ def conv_transpose2d(
 
 
 @_operator()
+def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> list[Tensor]:
+    """Every step of x [T, B, C, ...] normalised by its own samples; and of each, [T, C]: means, 1 / deviations, sums of
+    squares about the means."""
+    of_steps = len(x), x.shape[2]
+    return [torch.empty_like(x, memory_format=torch.contiguous_format), *(x.new_empty(of_steps) for _ in range(3))]
+
+
+@_operator()
 def max_pool2d(x: Tensor, size: tuple, stride: tuple, padding: tuple) -> list[Tensor]:
     """The largest values of windows over x [B, C, H, W], and which of its taps each is, counted by rows: uint8."""
     shape = (*x.shape[:2], *_window_places(x.shape, size, stride, padding))
