@@ -11,7 +11,7 @@ import snnfast as snn
 from snnfast import batch_norm, ops
 
 T, B, C = 7, 4, 5
-SHAPES = [(B, C), (B, C, 6), (B, C, 3, 5), (B, C, 2, 3, 2)]
+SHAPES = [(B, C), (2, C), (2, C, 1, 1), (B, C, 6), (B, C, 3, 5), (B, C, 2, 3, 2)]
 
 
 def looped(x, mean, var, weight, bias, momenta, eps):
