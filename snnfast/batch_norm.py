@@ -105,7 +105,7 @@ def _torchs(x, weight, bias, running_mean, running_var, momenta, eps) -> tuple[T
         _aten.native_batch_norm.out(one, *kept, True, momentum, eps, **given)
     if running_mean is not None:
         for momentum in momenta[len(x) :]:
-            _aten.batch_norm_update_stats(x[0], running_mean, running_var, momentum)
+            _aten.batch_norm_update_stats(x[-1], running_mean, running_var, momentum)
     return out, means, scales
 
 
