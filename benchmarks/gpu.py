@@ -26,6 +26,7 @@ import measure
 import snnfast
 from benches import dtype_name
 from run import environment, write_json
+from snnfast import parts
 
 ROOT = Path(__file__).parent.parent
 NEURONS = {
@@ -163,15 +164,13 @@ def epochs(options) -> Iterator[dict]:
 class Product:
     """A matrix product in one of the ways that float32 factors can be multiplied in, as something to time.
 
-    In parts, the factor that is no spikes is a sum of three bfloat16 tensors, each multiplied with the spikes, which
-    bfloat16 holds exactly, into a float32 accumulator of its own.
+    In parts, it is what snnfast computes with `products.choose("parts")`, passes over its factors included.
     """
 
     WAYS = ("float32", "tf32", "three bfloat16 parts")
 
     def __init__(self, way: str, left: torch.Tensor, right: torch.Tensor, spikes_first: bool):
         self.way, self.left, self.right, self.spikes_first = way, left, right, spikes_first
-        self.narrow = (left if spikes_first else right).bfloat16()
 
     def reset(self):
         pass
@@ -180,23 +179,12 @@ class Product:
         if self.way != self.WAYS[2]:
             torch.set_float32_matmul_precision("high" if self.way == "tf32" else "highest")
             return self.left @ self.right
-        rest, total = self.right if self.spikes_first else self.left, None
-        for _ in range(3):
-            part = rest.bfloat16()
-            rest = rest - part
-            product = self._wide(self.narrow, part) if self.spikes_first else self._wide(part, self.narrow)
-            total = product if total is None else total.add_(product)
-        return total
+        if self.spikes_first:
+            return parts.forward(self.left, self.right.T)
+        return parts.grad_weight(self.left.T, self.right)
 
     def backward(self, product):
         pass
-
-    @staticmethod
-    def _wide(left, right):
-        if left.device.type == "cuda":
-            return torch.mm(left, right, out_dtype=torch.float32)
-        # A CPU has no such product: the same terms, added up in float32.
-        return left.float() @ right.float()
 
 
 def products(options) -> Iterator[dict]:

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-memory = importlib.import_module("snnfast._C")
+native = importlib.import_module("snnfast._C")
 try:
     _cuda = importlib.import_module("snnfast._C_cuda")
     _import_error = None

@@ -19,7 +19,7 @@ _VARIABLE = "SNNFAST_MEMORY_MB"
 
 def limit() -> int:
     """Bytes that may lie idle; 0: snnfast keeps no memory of its own."""
-    return _ext.memory.limit()
+    return _ext.native.limit()
 
 
 def set_limit(size: int) -> None:
@@ -32,7 +32,7 @@ def set_limit(size: int) -> None:
         raise TypeError(f"size must be an integer, got {type(size).__name__}")
     if size < 0:
         raise ValueError(f"size must be at least 0, got {size}")
-    _ext.memory.set_limit(size)
+    _ext.native.set_limit(size)
 
 
 def empty_cache() -> int:
@@ -43,7 +43,7 @@ def empty_cache() -> int:
         >>> del spk
         >>> freed = snn.empty_cache()
     """
-    return _ext.memory.trim()
+    return _ext.native.trim()
 
 
 def is_own(storage: torch.UntypedStorage) -> bool:
@@ -51,7 +51,7 @@ def is_own(storage: torch.UntypedStorage) -> bool:
 
     Such a storage is not `resizable()`, like that of an array of NumPy's.
     """
-    return _ext.memory.has(storage.data_ptr())
+    return _ext.native.has(storage.data_ptr())
 
 
 def _limit_of_environment() -> None:

@@ -1,29 +1,44 @@
-"""Linear layers behind spikes on the CPU: `torch.nn.functional.linear` at the cost of what is not zero.
+"""Linear layers behind spikes: `torch.nn.functional.linear` at the cost of what is not zero.
 
-A layer whose float32 input is mostly zeros, such as a neuron's or an encoder's spikes, multiplies only what is not,
-forward and for the gradient of its weights. A sample of the input's rows decides; where most is not zero, sizes are
-small, or numbers are infinite or NaN, the product is torch's own. Sums are in another order than torch's, and err no
-more. `Unroll`, loops that are recorded or compiled, and Norse's recurrent layers compute with them, but for what they
-promise to be a loop's to the bit: a recorded loop has its spikes from torch's products, its gradients from these.
+On the CPU, a layer whose float32 input is mostly zeros, such as a neuron's or an encoder's spikes, multiplies only what
+is not, forward and for the gradient of its weights. A CPU with AMX multiplies spikes on its matrix unit instead where
+that is faster: in three bfloat16 parts, and once they have been seen to err no more than torch. A sample of the input's
+rows decides; where neither is faster, sizes are small, or numbers are infinite or NaN, the product is torch's own. Sums
+are in another order than torch's, and err no more. `Unroll`, loops that are recorded or compiled, and Norse's recurrent
+layers compute with them, but for what they promise to be a loop's to the bit: a recorded loop has its spikes from
+torch's products, its gradients from these.
 
-`SNNFAST_SPIKE_PRODUCTS=torch` in the environment, or `snnfast.products.choose("torch")`, leaves all products to torch.
+`SNNFAST_SPIKE_PRODUCTS=torch` in the environment, or `snnfast.products.choose("torch")`, leaves all products to torch;
+WAYS has what else there is.
 """
 
 import os
+import warnings
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import ops, transforms
+from . import _ext, ops, parts, transforms
 from .functional import is_exported
 
-WAYS = ("auto", "torch")
-"""What may be chosen: "auto": by what is seen of the input; "torch": always torch's own product."""
+WAYS = ("auto", "events", "parts", "torch")
+"""What may be chosen:
+
+- "auto": on the CPU, the fastest way for what is seen of the input; on a GPU, torch's own product;
+- "events": the same without the CPU's matrix unit (AMX);
+- "parts": as "auto", and on a GPU wide Linear layers multiply three bfloat16 parts on the tensor cores. All of those
+  layers must be behind spikes: another input is an error. Where torch may compute float32 products in TF32, it does.
+  Never measured on a GPU so far: `benchmarks/gpu.sh` does that;
+- "torch": always torch's own product.
+"""
 
 _VARIABLE = "SNNFAST_SPIKE_PRODUCTS"
 _LEAST = 1 << 21
+_WIDE = 2048  # fewer outputs would wait for the passes over input and weights, not for the products
+_NO_UNIT, _AMX = 0, 1
 _way = "auto"
 
 
@@ -48,16 +63,18 @@ def choose(way: str) -> None:
     if way not in WAYS:
         raise ValueError(f"way must be one of {', '.join(WAYS)}; got {way!r}")
     _way = way
+    if way in ("events", "torch"):
+        _ext.native.use_unit(_NO_UNIT)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: x [..., in], weight [out, in], bias [out] or None to [..., out]."""
-    return ops.spike_linear(x, weight, bias) if are_ours(x, weight, bias) else F.linear(x, weight, bias)
+    return _ours(x, weight, bias) if are_ours(x, weight, bias) else F.linear(x, weight, bias)
 
 
 def matmul(x: Tensor, weight: Tensor) -> Tensor:
     """`x @ weight`, weight [in, out]."""
-    return ops.spike_linear(x, weight.T, None) if are_ours(x, weight.T, None) else x @ weight
+    return _ours(x, weight.T, None) if are_ours(x, weight.T, None) else x @ weight
 
 
 def torchs(target):
@@ -76,21 +93,73 @@ def factors(target, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor |
 
 def with_values(values: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A product that is known, from elsewhere, with the gradients of `linear`; of factors that `are_ours`."""
+    return _ours(x, weight, bias, values)
+
+
+def _ours(x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor | None = None) -> Tensor:
+    if x.device.type == "cuda":
+        return parts.linear(x, weight, bias, values)
+    if _way in ("auto", "parts") and _amx_is_right():
+        _ext.native.use_unit(_AMX)
     return ops.spike_linear(x, weight, bias, values)
 
 
 def are_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether snnfast computes the product, which may still find that torch's is the faster."""
     given = (x, weight) if bias is None else (x, weight, bias)
-    if _way == "torch" or is_exported() or transforms.at_work() or torch.compiler.is_compiling():
+    device = x.device
+    if _way == "torch" or not (device.type == "cpu" or (_way == "parts" and device.type == "cuda")):
+        return False
+    if is_exported() or transforms.at_work() or torch.compiler.is_compiling():
         return False
     if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in given):
         return False
-    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in given):
+    if any(tensor.device != device or tensor.dtype != torch.float32 for tensor in given):
         return False
-    if x.dim() < 2 or weight.dim() != 2 or weight.shape[1] != x.shape[-1] or torch.is_autocast_enabled("cpu"):
+    if x.dim() < 2 or weight.dim() != 2 or weight.shape[1] != x.shape[-1] or torch.is_autocast_enabled(device.type):
         return False
-    return (bias is None or bias.shape == weight.shape[:1]) and x.numel() * weight.shape[0] >= _LEAST
+    if not (bias is None or bias.shape == weight.shape[:1]) or x.numel() * weight.shape[0] < _LEAST:
+        return False
+    return device.type == "cpu" or _are_for_tensor_cores(weight)
+
+
+def _are_for_tensor_cores(weight: Tensor) -> bool:
+    """Whether a GPU multiplies in parts: wide layers, unless the user has allowed TF32, which is faster."""
+    return len(weight) >= _WIDE and torch.backends.cuda.matmul.fp32_precision != "tf32"
+
+
+@cache
+def _amx_is_right() -> bool:
+    """Whether this CPU has AMX, and products on it err no more than torch's; if they do, a warning says so, once."""
+    if not _ext.native.has_amx():
+        return False
+    if _unit_is_right(_AMX):
+        return True
+    warnings.warn(
+        "snnfast: this CPU's matrix unit (AMX) errs more than float32 may in a product that was tried, and is not used",
+        stacklevel=2,
+    )
+    return False
+
+
+def _unit_is_right(unit: int) -> bool:
+    """Whether a product and a gradient by the unit err at most 1.5 of what torch's do, on random numbers."""
+    draw = torch.Generator().manual_seed(0)
+    # Modes of torch's functions, such as a recorder, have no part in it.
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        x = (torch.rand(300, 1100, generator=draw) < 0.2).float()
+        weight, grad = torch.randn(72, 1100, generator=draw), torch.randn(300, 72, generator=draw)
+        _ext.native.force_unit(unit)
+        try:
+            ours = ops.spike_linear(x, weight), ops._grad_weight(grad, x)
+        finally:
+            _ext.native.force_unit(_NO_UNIT)
+        for found, left, right in zip(ours, (x, grad.T), (weight.T, x), strict=True):
+            exact = left.double() @ right.double()
+            off, allowed = ((each.double() - exact).norm() for each in (found, left @ right))
+            if not off <= 1.5 * allowed:
+                return False
+    return True
 
 
 _TORCHS = {linear: F.linear, matmul: torch.matmul}

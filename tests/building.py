@@ -15,7 +15,10 @@ CPU_SOURCES = ("ops.cpp", *sorted(str(path.relative_to(CSRC)) for path in CSRC.g
 # All CUDA kernels, for which their operators' tests run on the CPU; products are the CPU's own.
 EMULATED_SOURCES = (
     "ops.cpp",
-    *(f"cpu/{name}.cpp" for name in ("fresh", "linear", "memory", "module", "product")),
+    *(
+        f"cpu/{name}.cpp"
+        for name in ("fresh", "linear", "lists_forward", "lists_gradient", "memory", "module", "product", "tiles")
+    ),
     *sorted(str(path.relative_to(CSRC)) for path in CSRC.glob("cuda/*.cu") if path.stem != "device"),
 )
 

@@ -180,7 +180,7 @@ def test_the_way_that_is_chosen(monkeypatch):
     finally:
         products.choose("auto")
     assert are_by_lists(x, weight)
-    with pytest.raises(ValueError, match="way must be one of auto, torch; got 'blas'"):
+    with pytest.raises(ValueError, match="way must be one of auto, events, parts, torch; got 'blas'"):
         products.choose("blas")
 
 
