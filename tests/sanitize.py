@@ -25,7 +25,10 @@ NEITHER_COMPILED_NOR_ENDLESS = (
     "not compile and not fullgraph and not inductor and not without_memory and not fails_within_an_operator"
 )
 CPU_TESTS = (
-    ("test_ops.py test_errors.py test_encoding.py test_products.py test_recurrence.py", NEITHER_COMPILED_NOR_ENDLESS),
+    (
+        "test_ops.py test_errors.py test_encoding.py test_products.py test_tiles.py test_recurrence.py",
+        NEITHER_COMPILED_NOR_ENDLESS,
+    ),
     ("test_leaky.py test_family.py test_surrogate.py test_recompute.py", NEITHER_COMPILED_NOR_ENDLESS),
 )
 EMULATED_TESTS = (

@@ -153,10 +153,11 @@ def test_results_do_not_depend_on_the_number_of_threads():
 @pytest.mark.parametrize(
     "share, inputs, outputs, forward, gradient",
     [
-        (0.05, 320, 160, False, False),  # events
-        (0.3, 320, 160, True, True),
-        (0.9, 320, 160, True, True),
-        (0.9, 33, 17, False, False),  # tiles half empty, torch
+        (0.05, 640, 320, False, False),  # events
+        (0.34, 640, 320, True, True),
+        (0.9, 640, 320, True, True),
+        (0.9, 320, 80, True, False),  # too few products to be worth the packing
+        (0.9, 33, 17, False, False),  # tiles half empty
     ],
 )
 def test_the_way_is_the_fastest_that_is_expected(share, inputs, outputs, forward, gradient):
