@@ -25,19 +25,11 @@ from . import _ext, ops, parts, transforms
 from .functional import is_exported
 
 WAYS = ("auto", "events", "parts", "torch")
-"""What may be chosen:
-
-- "auto": on the CPU, the fastest way for what is seen of the input; on a GPU, torch's own product;
-- "events": the same without the CPU's matrix unit (AMX);
-- "parts": as "auto", and on a GPU wide Linear layers multiply three bfloat16 parts on the tensor cores. All of those
-  layers must be behind spikes: another input is an error. Where torch may compute float32 products in TF32, it does.
-  Never measured on a GPU so far: `benchmarks/gpu.sh` does that;
-- "torch": always torch's own product.
-"""
+"""What `choose` takes."""
 
 _VARIABLE = "SNNFAST_SPIKE_PRODUCTS"
 _LEAST = 1 << 21
-_WIDE = 2048  # fewer outputs would wait for the passes over input and weights, not for the products
+_WIDE = 2048  # of fewer outputs the passes over input and weights would take as long as the products, by their bytes
 _NO_UNIT, _AMX = 0, 1
 _way = "auto"
 
@@ -49,6 +41,15 @@ def chosen() -> str:
 
 def choose(way: str) -> None:
     """Computes all further products so, in this process.
+
+    Args:
+        way: "auto": on the CPU, the fastest way for what is seen of the input; on a GPU, torch's own product.
+            "events": the same, without the CPU's matrix unit (AMX).
+            "parts": as "auto", and on a GPU layers of 2048 outputs and more multiply three bfloat16 parts on the tensor
+            cores, with float32's accuracy. All of those must be behind spikes that are 0 or one height for each neuron:
+            another input is a RuntimeError. Where torch may compute float32 products in TF32, it does. Not measured so
+            far; `benchmarks/gpu.sh` does.
+            "torch": always torch's own product.
 
     Raises:
         ValueError: `way` is none of WAYS.
@@ -147,8 +148,8 @@ def _unit_is_right(unit: int) -> bool:
     draw = torch.Generator().manual_seed(0)
     # Modes of torch's functions, such as a recorder, have no part in it.
     with torch._C.DisableTorchFunction(), torch.no_grad():
-        x = (torch.rand(300, 1100, generator=draw) < 0.2).float()
-        weight, grad = torch.randn(72, 1100, generator=draw), torch.randn(300, 72, generator=draw)
+        x = (torch.rand(300, 1100, generator=draw) < 0.2).to(torch.float32)
+        weight, grad = (torch.randn(*sizes, generator=draw, dtype=torch.float32) for sizes in ((72, 1100), (300, 72)))
         _ext.native.force_unit(unit)
         try:
             ours = ops.spike_linear(x, weight), ops._grad_weight(grad, x)
