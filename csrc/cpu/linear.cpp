@@ -43,21 +43,25 @@ struct Sample {
     constexpr int64_t kRows = 64;
     const int64_t seen = std::min(kRows, sizes.rows) * sizes.inputs;
     if (seen == 0) return;
+    constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
     int64_t found = 0;
-    uint32_t least = std::numeric_limits<uint32_t>::max(), most = 0;  // of the bits of those that are none
+    uint32_t least = kNone, most = 0;  // of the bits of those that are none
     vectorized([&] {
       for (int64_t k = 0; k < std::min(kRows, sizes.rows); ++k) {
         // Not at equal distances: those may be a sample's steps.
         const uint64_t place = sizes.rows <= kRows ? k : (k * 0x9e3779b97f4a7c15u >> 32) * sizes.rows >> 32;
         const float* row = spk + place * sizes.inputs;
+        uint32_t found_here = 0, least_here = kNone, most_here = 0;
         for (int64_t column = 0; column < sizes.inputs; ++column) {
           uint32_t bits;
           std::memcpy(&bits, row + column, sizeof(bits));
-          const bool odd = (bits & 0xffff) != 0;
-          found += row[column] != 0.0f;
-          least = std::min(least, odd ? bits : std::numeric_limits<uint32_t>::max());
-          most = std::max(most, odd ? bits : 0);
+          found_here += row[column] != 0.0f ? 1 : 0;
+          least_here = std::min(least_here, bits & 0xffff ? bits : kNone);
+          most_here = std::max(most_here, bits & 0xffff ? bits : 0);
         }
+        found += found_here;
+        least = std::min(least, least_here);
+        most = std::max(most, most_here);
       }
     });
     density = static_cast<double>(found) / static_cast<double>(seen);
