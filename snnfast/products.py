@@ -152,7 +152,7 @@ def _unit_is_right(unit: int) -> bool:
         weight, grad = (torch.randn(*sizes, generator=draw, dtype=torch.float32) for sizes in ((72, 1100), (300, 72)))
         _ext.native.force_unit(unit)
         try:
-            ours = ops.spike_linear(x, weight), ops._grad_weight(grad, x)
+            ours = ops.spike_linear(x, weight), ops.spikes.grad_weight(grad, x)
         finally:
             _ext.native.force_unit(_NO_UNIT)
         for found, left, right in zip(ours, (x, grad.T), (weight.T, x), strict=True):
