@@ -59,20 +59,20 @@ inline const char* schema_type(const std::string*) { return "str"; }
 inline const char* schema_type(const Constants*) { return "float[]"; }
 inline const char* schema_type(const ScalarType*) { return "ScalarType"; }
 
-inline std::string joined(std::initializer_list<std::string> arguments) {
-  std::string list;
-  for (const std::string& argument : arguments) list.append(list.empty() ? "" : ", ").append(argument);
-  return list;
+inline std::string signature(std::initializer_list<std::string> arguments) {
+  std::string list = "(";
+  for (const std::string& argument : arguments) list.append(list.size() == 1 ? "" : ", ").append(argument);
+  return list.append(") -> Tensor[]");
 }
 
 #define SNNFAST_FIELD(TYPE, NAME, ...) TYPE NAME;
 #define SNNFAST_UNBOXED(TYPE, NAME, ...) torch::stable::detail::to<TYPE>(*stack++),
 #define SNNFAST_DECLARED(TYPE, NAME, ...) std::string(schema_type(static_cast<TYPE*>(nullptr))) + " " #NAME __VA_ARGS__,
-#define SNNFAST_ARGUMENTS(STRUCT, LIST)                                                              \
-  struct STRUCT {                                                                                    \
-    LIST(SNNFAST_FIELD)                                                                              \
-    static STRUCT unboxed(const StableIValue* stack) { return {LIST(SNNFAST_UNBOXED)}; }             \
-    static std::string schema() { return "(" + joined({LIST(SNNFAST_DECLARED)}) + ") -> Tensor[]"; } \
+#define SNNFAST_ARGUMENTS(STRUCT, LIST)                                                  \
+  struct STRUCT {                                                                        \
+    LIST(SNNFAST_FIELD)                                                                  \
+    static STRUCT unboxed(const StableIValue* stack) { return {LIST(SNNFAST_UNBOXED)}; } \
+    static std::string schema() { return signature({LIST(SNNFAST_DECLARED)}); }          \
   };
 
 SNNFAST_ARGUMENTS(Forward, SNNFAST_FORWARD)
