@@ -50,7 +50,7 @@ def test_steps_run_again_change_no_bit(steps, neurons, learn, dtype, half_device
         tensors = leaves(model, steps, neurons, dtype, half_device, learn)
         again = outcome(model, tensors, options)
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "_recomputes", lambda *call: False)
+            patch.setattr(ops.neuron, "_reruns", lambda *call: False)
             stored = outcome(model, tensors, options)
         assert all(map(torch.equal, again, stored)), (model.name, options)
 
@@ -126,7 +126,7 @@ def test_gradients_of_gradients(delay, half_device, monkeypatch):
         return torch.autograd.grad(grad.float().square().sum(), [x, mem, *params[:2]])
 
     again = twice()
-    monkeypatch.setattr(ops, "_recomputes", lambda *call: False)
+    monkeypatch.setattr(ops.neuron, "_reruns", lambda *call: False)
     assert all(map(torch.equal, again, twice()))
 
 
