@@ -1,5 +1,5 @@
 // Every operator of snnfast: pairs per neuron model, all of one form (op/arguments.h), the products with spikes,
-// convolutions, the encoders, and spikes as bits. snnfast/ops/ is the only caller.
+// convolutions, the encoders, spikes as bits, and memory. snnfast/ops/ is the only caller.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -37,6 +37,8 @@ constexpr const char* kBits[] = {"pack_spikes(Tensor spk) -> Tensor",
 }  // namespace
 
 STABLE_TORCH_LIBRARY(snnfast, m) {
+  // Memory for results that generated code writes.
+  m.def("fresh(Tensor like, int[] sizes) -> Tensor");
   m.def("spike_linear(Tensor spk, Tensor weight, Tensor? bias) -> Tensor");
   m.def("spike_linear_grad(Tensor grad, Tensor spk) -> Tensor");
   m.def("spike_linear_grad_spk(Tensor grad, Tensor weight) -> Tensor");

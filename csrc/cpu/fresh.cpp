@@ -1,5 +1,7 @@
 #include "fresh.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <vector>
 
 #include "memory.h"
@@ -31,6 +33,8 @@ std::vector<int64_t> contiguous_strides(Sizes sizes) {
 
 void give(void* data, void*) { blocks::give(data); }
 
+Tensor fresh_like(Tensor like, std::vector<int64_t> sizes) { return fresh(like, sizes, like.scalar_type()); }
+
 }  // namespace
 
 Tensor fresh(const Tensor& like, Sizes sizes, ScalarType dtype) {
@@ -47,3 +51,5 @@ Tensor fresh(const Tensor& like, Sizes sizes, ScalarType dtype) {
 }
 
 }  // namespace snnfast
+
+STABLE_TORCH_LIBRARY_IMPL(snnfast, CPU, m) { m.impl("fresh", TORCH_BOX(&snnfast::fresh_like)); }

@@ -7,7 +7,7 @@ Arguments arrive checked, in the state's dtype and on one device, from `snnfast.
 
 from .. import _ext
 from ..capture import constant
-from .calls import NO_NEURON, listening, tell, unheard
+from .calls import NO_NEURON, fresh, listening, tell, unheard
 from .captured import CAPTURED, captured_run, composite
 from .neuron import Options, Recurrence, Result, run
 from .spikes import (

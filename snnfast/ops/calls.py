@@ -4,6 +4,7 @@ The only file, beside `captured`, that names `torch.ops.snnfast`.
 """
 
 import contextlib
+import math
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,9 @@ from .. import reference
 NO_NEURON = -1
 LARGE = 1 << 24
 """Elements from which an operator's memory is asked for beforehand."""
+
+_LEAST_OWN = 1 << 20
+"""Bytes from which memory is snnfast's own (csrc/cpu/memory.cpp), which only then is worth an operator's call."""
 
 fakes: dict[str, Callable] = {}
 _listeners = []
@@ -104,6 +108,19 @@ def fake(name: str) -> Callable[[Callable], Callable]:
         return kernel
 
     return register
+
+
+@fake("fresh")
+def _fake_fresh(like: Tensor, sizes: list[int]) -> Tensor:
+    return like.new_empty(sizes)
+
+
+def fresh(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor on the CPU, a large one in memory of snnfast's own, as operators' results are."""
+    if math.prod(shape) * dtype.itemsize < _LEAST_OWN:
+        return torch.empty(shape, dtype=dtype)
+    with unheard():
+        return call("fresh", torch.empty((), dtype=dtype), list(shape), steps=math.prod(shape))
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
