@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 
 class Atan(torch.autograd.Function):
+    """snnTorch's, which squares in place."""
+
     alpha = 2.0
 
     @staticmethod
@@ -18,7 +20,7 @@ class Atan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (u,) = ctx.saved_tensors
-        return Atan.alpha / 2 / (1 + (math.pi / 2 * Atan.alpha * u) ** 2) * grad
+        return Atan.alpha / 2 / (1 + (math.pi / 2 * Atan.alpha * u).pow_(2)) * grad
 
 
 class Super(torch.autograd.Function):

@@ -19,7 +19,7 @@ import fuzz_cells
 import snnfast
 import test_models
 from snnfast import ops, reference, surrogate
-from snnfast.cells import building, scanning, trees, why_not_fused
+from snnfast.cells import building, kernel, scanning, trees, why_not_fused
 from snnfast.cells.operators import OPERATORS
 from snnfast.cells.program import Program, run_loop
 from snnfast.cells.surroundings import surroundings_of
@@ -462,6 +462,25 @@ def test_every_operator_rounds_as_atens(dtype):
         xs = [numbers_of_all_kinds((2, size), dtype) for _ in range(3)]
         own = Program(step, [x[0] for x in xs], [], surroundings_of(step))
         with torch.no_grad():
-            fused, looped = own.forward(xs, [], [], [], keep=False)[0], run_loop(step, xs, [])[0]
+            fused, looped = own.forward(xs, [], [], [])[0], run_loop(step, xs, [])[0]
         for operator, a, b in zip(tested, fused, looped, strict=True):
             assert a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all()), (operator, size)
+
+
+def test_sigmoid_rounds_as_atens_wherever_a_number_lies():
+    bits = torch.arange(-(2**31), 2**31, 1021)
+    xs = [bits[: len(bits) // 64 * 64].to(torch.int32).view(torch.float32).view(2, -1)]
+    (found,), _ = snnfast.cells.fused(lambda xs, states: ((torch.sigmoid(xs[0]),), states), [xs[0][0]], [])(xs, [])
+    assert found.nan_to_num(2).equal(torch.sigmoid(xs[0]).nan_to_num(2))
+
+
+def test_backward_reads_what_a_librarys_function_gave(monkeypatch):
+    sources = []
+    monkeypatch.setattr(scanning, "_programs", type(scanning._programs)())
+    monkeypatch.setattr(kernel, "library", lambda source: sources.append(source) or building.library(source))
+    cell, x, mem = cells.Gate(1024), torch.randn(64, 8, 1024), torch.zeros(8, 1024)
+    out = snnfast.scan(cell, x.requires_grad_(), mem)[0]
+    out.sum().backward()
+    forward, backward = sources
+    assert "aten::mkl" in forward and "aten::mkl" not in backward
+    assert snnfast.memory.is_own(out.untyped_storage()) and snnfast.memory.is_own(x.grad.untyped_storage())

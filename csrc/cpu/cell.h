@@ -81,6 +81,7 @@ template <typename Cell, typename T = typename Cell::Scalar>
 void run_cell_tile(const CellCall<T>& call, int64_t first, int width) {
   CellRows<Cell> rows{.functions = call.functions, .whole = whole_of(call, first, width)};
   Slots<Row<T>, Cell::kStates> carried;
+  Slots<Row<T>, Cell::kOuts> unwanted;
   load_cell_params(rows, call, first, width);
   for (int k = 0; k < Cell::kStates; ++k) rows.previous[k] = call.initial[k] + first;
   for (int64_t t = 0; t < call.steps; ++t) {
@@ -91,7 +92,7 @@ void run_cell_tile(const CellCall<T>& call, int64_t first, int width) {
       if (more) prefetch_row(call.x[k].at(t + 1), first, width);
     }
     for (int k = 0; k < Cell::kOuts; ++k) {
-      rows.out[k] = call.out[k] + offset;
+      rows.out[k] = call.out[k] ? call.out[k] + offset : unwanted[k];
       if (more) prefetch_row(call.out[k], offset + call.neurons, width);
     }
     for (int k = 0; k < Cell::kStates; ++k) {

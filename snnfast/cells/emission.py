@@ -128,19 +128,29 @@ class RowEmitter(Emitter):
         return self._is_row(node) or self._read_until[node] > self._part[node]
 
     def _loop(self, part: int) -> str:
-        self._used = []
-        body, calls = [], []
-        for node in self._computed:
-            if self._part[node] == part:
-                body += self._statements(node)
-                if self._is_row(node):
-                    calls += self._call(node)
+        computed = [node for node in self._computed if self._part[node] == part]
+        loops = [self._over("int i = 0; i < width", part, computed)]
+        if any(not self._is_row(node) and isinstance(self._function(node), RowFunction) for node in computed):
+            bounds = "int i = 0; i < rows.whole", "int i = rows.whole; i < width"
+            loops = [self._over(bounds[tail], part, computed, tail) for tail in (False, True)]
+        calls = [line for node in computed if self._is_row(node) for line in self._call(node)]
+        return "\n".join([*loops, *calls]) if loops[0] else ""
+
+    def _over(self, bounds: str, part: int, computed: Sequence[Node], tail: bool = False) -> str:
+        """The loop over these neurons. tail: those that fill no whole vectors in ATen's kernels."""
+        self._used, self._tail = [], tail
+        body = [line for node in computed for line in self._statements(node)]
         for (node, row), at in zip(self._stores, self._stored_in, strict=True):
             if at == part:
                 body.append(f"{self._pointer(row)}[i] = {self._stored(node)};")
         loads = [self._load(node) for node in dict.fromkeys(self._used) if self._is_loaded(node, part)]
-        text = "\n".join(["#pragma GCC ivdep", "for (int i = 0; i < width; ++i) {", *loads, *body, "}"])
-        return "\n".join([text, *calls]) if body else ""
+        return "\n".join(["#pragma GCC ivdep", f"for ({bounds}; ++i) {{", *loads, *body, "}"]) if body else ""
+
+    def _expression(self, node: Node) -> str:
+        function = self._function(node)
+        if not isinstance(function, RowFunction):
+            return super()._expression(node)
+        return (function.tail if self._tail else function.fused).format(self.number(node.args[0]))
 
     def _is_loaded(self, node: Node, part: int) -> bool:
         return node in self._rows or self._part[node] < part or self._is_row(node)
@@ -163,7 +173,7 @@ class RowEmitter(Emitter):
         return f"{name} ? T(1) : T(0)" if _is_truth(node) else name
 
     def _call(self, node: Node) -> list[str]:
-        number, function = self._number[node], self._lanes.operators[node.target]
+        number, function = self._number[node], self._function(node)
         place = len(self._symbols)
         at = f"rows.functions[{place}]"
         symbol, call = call_of(function, self._lanes.dtype, at, f"a{number}", f"r{number}")
@@ -175,8 +185,11 @@ class RowEmitter(Emitter):
             )
         return lines
 
+    def _function(self, node: Node):
+        return self._lanes.operators.get(node.target)
+
     def _is_row(self, node: Node) -> bool:
-        return isinstance(self._lanes.operators.get(node.target), RowFunction)
+        return self._lanes.is_called(node)
 
     def _pointer(self, row: str) -> str:
         return self._pointers.setdefault(row, f"p{len(self._pointers)}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import ops
 from .building import address, library
 from .emission import RowEmitter, backward_source, forward_source
 from .lanes import Lanes
@@ -53,6 +54,11 @@ class Kernel:
     def storage(dtypes: Sequence[torch.dtype], dtype: torch.dtype) -> torch.dtype:
         """What sequences of these dtypes are given as to a kernel that computes in `dtype`."""
         return dtype
+
+    @staticmethod
+    def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for a result."""
+        return torch.empty(shape, dtype=dtype, device=device)
 
     def run(self, steps: int, shape: torch.Size, tensors: Sequence[Tensor], headed: bool = False, **places) -> None:
         """One call.
@@ -101,6 +107,10 @@ class CpuKernel(Kernel):
 
     operators = OPERATORS
 
+    @staticmethod
+    def empty(shape, dtype, device):
+        return ops.fresh(shape, dtype)
+
     def _build(self):
         symbols = []
         bodies = self._bodies(RowEmitter, symbols)
@@ -108,7 +118,7 @@ class CpuKernel(Kernel):
             node.target
             for lanes, stored in zip(self._variants, self._stores, strict=True)
             for node in lanes.needed(node for node, _ in stored)
-            if isinstance(OPERATORS.get(node.target), RowFunction)
+            if isinstance(OPERATORS.get(node.target), RowFunction) and node not in lanes.rows
         }
         self._tails = [function for function in functions if OPERATORS[function].tail]
         self._functions = (ctypes.c_void_p * max(1, len(symbols)))()

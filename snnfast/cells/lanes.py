@@ -1,5 +1,6 @@
 """A traced graph, sorted: what every neuron computes for itself, what parameters alone give, what is summed."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -7,13 +8,14 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from .operators import IN_PLACE, VIEWS, aten
+from .operators import IN_PLACE, VIEWS, RowFunction, aten
 from .tracing import Refused
 
 _SUMS = (aten.sum.dim_IntList, aten.sum.default)
 _HALVES = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float32, torch.float64, *_HALVES)
 _KEEP = (aten._to_copy.default, aten.detach.default, aten.alias.default, aten.clone.default)
+_UNCHANGED = (aten.detach.default, aten.alias.default, aten.clone.default)
 _FILLS = (aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default)
 
 
@@ -169,6 +171,33 @@ class Lanes:
                 todo += node.all_input_nodes
         return sorted(found, key=list(self.graph.nodes).index)
 
+    def identities(self) -> dict[Node, str]:
+        """A name for each node, the same in two graphs for what is computed in the same way from the same rows."""
+        found: dict[Node, str] = {}
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                found[node] = self.rows.get(node) or f"tensor {self.tensors.index(node)}"
+            elif node.target in _UNCHANGED:
+                found[node] = found[node.args[0]]
+            elif node.op == "call_function":
+                arguments = map_arg((node.args, node.kwargs), lambda other: _Named(found[other]))
+                found[node] = hashlib.sha256(f"{node.target}{arguments}".encode()).hexdigest()
+            elif node.op == "get_attr":
+                found[node] = f"constant {id(getattr(self.module, node.target))}"
+        return found
+
+    def is_called(self, node: Node) -> bool:
+        """Whether a library's function computes it for whole rows."""
+        function = self.operators.get(node.target)
+        return isinstance(function, RowFunction) and function.is_called(self.dtype)
+
+    def row_functions(self) -> list[Node]:
+        """The lanes, one of each identity, that a library's function computes: it takes longer than memory does."""
+        names = self.identities()
+        nodes = [node for node in self.needed(self.outputs) if self.kind[node] == "lane" and node not in self.rows]
+        nodes = [node for node in nodes if self.is_called(node)]
+        return [*{names[node]: node for node in reversed(nodes)}.values()][::-1]
+
     def computed(self, nodes: Iterable[Node], tensors: Sequence[Tensor], known: dict[Node, Tensor]) -> list[Tensor]:
         """Values of parameters, or of what follows sums, by torch. known: values of nodes."""
         values = {**dict(zip(self.tensors, tensors, strict=True)), **known}
@@ -183,6 +212,16 @@ class Lanes:
             return values[node]
 
         return [value(node) for node in nodes]
+
+
+class _Named:
+    """Stands for a node in the words of its user's arguments."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __repr__(self):
+        return self._name
 
 
 def _is_small(node: Node) -> bool:

@@ -22,12 +22,18 @@ class RowFunction:
     """An operator that ATen gives whole rows to.
 
     symbols: of the library's function for float and double; call: a statement with {function}, {width}, {from_row},
-    {to_row}, {lanes}; tail: the expression of {0} by which ATen computes what fills no whole vectors, where it differs.
+    {to_row}, {lanes}; tail: the expression of {0} by which ATen computes what fills no whole vectors, where it differs;
+    fused: that of {0} for floats which needs no call, where multiply-adds are fused.
     """
 
     symbols: tuple[str, str]
     call: str
     tail: str | None = None
+    fused: str | None = None
+
+    def is_called(self, dtype: torch.dtype) -> bool:
+        """Whether whole rows are given to the library's function."""
+        return self.fused is None or dtype != torch.float32 or not fuses()
 
 
 def literal(value) -> str:
@@ -304,8 +310,9 @@ OPERATORS: dict[torch._ops.OpOverload, Write | RowFunction] = {
     },
     aten.sigmoid.default: RowFunction(
         ("Sleef_expf{lanes}_u10", "Sleef_expd{lanes}_u10"),
-        "aten::sigmoid<T, {lanes}>({function}, {width}, {from_row}, {to_row});",
+        "aten::sigmoids<T, {lanes}>({function}, {width}, {from_row}, {to_row});",
         "T(1) / (T(1) + std::exp(-{0}))",
+        "aten::sigmoid({0})",
     ),
 }
 
@@ -388,7 +395,8 @@ def _in_place() -> dict:
         packet = getattr(aten, operator._schema.name.split("::")[1] + "_", None)
         if packet is not None and operator._overloadname in packet.overloads():
             found[getattr(packet, operator._overloadname)] = operator
-    return {**found, aten.copy_.default: None, aten.zero_.default: aten.zeros_like.default}
+    others = {aten.zero_.default: aten.zeros_like.default, aten.pow_.Scalar: aten.pow.Tensor_Scalar}
+    return {**found, **others, aten.copy_.default: None}
 
 
 IN_PLACE = _in_place()

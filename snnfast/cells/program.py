@@ -55,7 +55,7 @@ class Program:
         outs = len(self.places)
         self._out_dtypes = [node.meta["val"].dtype for node in self._lanes.outputs]
         self._out_names = [f"rows.grad_out[{k}]" for k in range(sum(place is None for place in self.places))]
-        self._counts = {"ins": ins, "outs": len(self._out_names), "states": count}
+        self.counts = {"ins": ins, "outs": len(self._out_names), "states": count}
         if self._lanes.written:
             self._refuse_written(ins)
         own = [node for node, place in zip(self._lanes.outputs[:outs], self.places, strict=True) if place is None]
@@ -63,7 +63,12 @@ class Program:
         self.out_dtype = self.kernels.storage([node.meta["val"].dtype for node in own], self.dtype)
         stores = [(node, f"rows.out[{k}]") for k, node in enumerate(own)]
         stores += [(node, f"rows.next[{k}]") for k, node in enumerate(self._lanes.outputs[outs:])]
-        self._forward = self.kernel([self._lanes], [stores], self._counts)
+        kept, names = self._lanes.row_functions(), self._lanes.identities()
+        self._kept = {names[node]: k for k, node in enumerate(kept)}
+        stores += [(node, f"rows.out[{k}]") for k, node in enumerate(kept, len(own))]
+        self._forward = self.kernel([self._lanes], [stores], {**self.counts, "outs": len(own) + len(kept)})
+        self.counts_back = {**self.counts, "ins": ins + len(kept)}
+        self._reread: set[int] | None = None
         self._joints = {}
         self._backwards = {}
         self._differentiated = None
@@ -117,7 +122,7 @@ class Program:
             counts = len(xs), len(states), len(tensors)
             found = _Sequence.apply(self, cell, counts, *xs, *states, *tensors, *heads)
         else:
-            outs, last, _ = self.forward(xs, states, tensors, heads, keep=False)
+            outs, last, _ = self.forward(xs, states, tensors, heads)
             found = *outs, *last
         return found[: len(self.places)], found[len(self.places) :]
 
@@ -172,18 +177,24 @@ class Program:
             return []
         return list(torch.autograd.grad(roots, leaves, grads, allow_unused=True))
 
-    def forward(self, xs, states, tensors, heads, keep: bool):
-        """Outputs, last states, and with keep the states of all steps, some behind heads, in the program's dtype."""
+    def forward(self, xs, states, tensors, heads, reread: set[int] | None = None):
+        """Outputs, last states, and what backward reads, which is nothing unless `reread` (`rereads`) is given.
+
+        Backward reads the states of all steps, some behind heads, and then what is to be read again, in the program's
+        dtype.
+        """
         xs, states = [rows(x, self.in_dtype) for x in xs], [contiguous(state, self.dtype) for state in states]
         steps, before = xs[0].steps, int(bool(heads))
 
         def empty(shape, dtype=self.dtype):
-            return torch.empty(shape, dtype=dtype, device=self.device)
+            return self.kernels.empty(shape, dtype, self.device)
 
         own = [empty((before + steps, *self.shape), self.out_dtype) for place in self.places if place is None]
         given = {place for place in self.places if place is not None}
         whole = {k: empty((before + steps, *self.shape)) for k in given}
-        kept = {k: empty((steps, *self.shape)) for k in range(len(states)) if keep and k not in given}
+        keep = range(len(states)) if reread is not None else ()
+        kept = {k: empty((steps, *self.shape)) for k in keep if k not in given}
+        again = [empty((steps, *self.shape)) if k in (reread or ()) else None for k in range(len(self._kept))]
         seqs = [whole[k][before:] if k in given else kept.get(k) for k in range(len(states))]
         last = [empty(self.shape) for _ in states]
         if steps and self.shape.numel():
@@ -193,7 +204,7 @@ class Program:
                 tensors,
                 x=xs,
                 initial=states,
-                out=[out[before:] for out in own],
+                out=[*(out[before:] for out in own), *again],
                 states=seqs,
                 last=last,
             )
@@ -205,14 +216,14 @@ class Program:
             out[0].copy_(head)
         outs = [out.to(dtype) for out, dtype in zip(outs, self._out_dtypes, strict=False)]
         last = [state.to(dtype) for state, dtype in zip(last, self._out_dtypes[len(outs) :], strict=True)]
-        return outs, last, [whole.get(k, kept.get(k)) for k in range(len(states))]
+        return outs, last, [*(whole.get(k, kept.get(k)) for k in range(len(states))), *again]
 
     def joint(self, cell: Cell, present: Present) -> tuple[Lanes, Sequence[Node | None], list[bool], list[bool]]:
         """A step's backward: its lanes, gradients of inputs, states and tensors, and what is differentiated."""
         with self._lock:
             if present not in self._joints:
                 joint = self._tracer.joint(*cell, self._traced, present, self.writes_states)
-                ins, count = self._counts["ins"], self._counts["states"]
+                ins, count = self.counts["ins"], self.counts["states"]
                 rest = iter(self._out_names)
                 names = [*self._names, *(next(rest) if p is None else "rows.unused" for p in self.places)]
                 names += [f"rows.grad_next[{k}]" for k in range(count)] + [f"rows.outer[{k}]" for k in range(count)]
@@ -222,19 +233,39 @@ class Program:
                     # Read, not computed again: the step after it has just had it.
                     if lanes.kind[node] == "lane":
                         lanes.rows.setdefault(node, f"rows.next[{k}]")
+                self._read_again(cell, present, lanes, grads)
                 self._joints[present] = lanes, grads, joint.outs, joint.states
             return self._joints[present]
 
+    def _read_again(self, cell: Cell, present: Present, lanes: Lanes, grads: Sequence[Node | None]) -> None:
+        """Has a step's backward read what forward wrote of the values that a library's functions compute."""
+        if not self._kept:
+            return
+        needed, names = {*lanes.needed(grads)}, lanes.identities()
+        places = {node: self._kept[name] for node, name in names.items() if node in needed and name in self._kept}
+        if present == self.all_present():
+            self._reread = {*places.values()}
+        reread = self.rereads(cell)
+        for node, place in places.items():
+            if place in reread:
+                lanes.rows.setdefault(node, f"rows.x[{self.counts['ins'] + place}]")
+
+    def rereads(self, cell: Cell) -> set[int]:
+        """Which of the values that a library's functions compute in a step some backward reads again."""
+        if self._kept and self._reread is None:
+            self.joint(cell, self.all_present())
+        return self._reread or set()
+
     def all_present(self) -> Present:
         """Every gradient that there can be."""
-        outer = tuple(k in self.places for k in range(self._counts["states"]))
+        outer = tuple(k in self.places for k in range(self.counts["states"]))
         return Present((True,) * len(self.places), (True,) * len(outer), outer)
 
     def backward(self, cell: Cell, outs: tuple[bool, ...], last: tuple[bool, ...]) -> "_Backward":
         """The kernel for these gradients of outputs and last states."""
         with self._lock:
             if (outs, last) not in self._backwards:
-                self._backwards[outs, last] = _Backward(self, cell, outs, last, self._counts)
+                self._backwards[outs, last] = _Backward(self, cell, outs, last)
             return self._backwards[outs, last]
 
     def differentiated(self, cell: Cell) -> list[bool]:
@@ -270,8 +301,9 @@ class _Backward:
     every step has a graph of its own.
     """
 
-    def __init__(self, program: Program, cell: Cell, outs: tuple[bool, ...], last: tuple[bool, ...], counts: dict):
+    def __init__(self, program: Program, cell: Cell, outs: tuple[bool, ...], last: tuple[bool, ...]):
         self._program = program
+        counts = program.counts
         given = {place for place, has in zip(program.places, outs, strict=True) if has and place is not None}
         outer = tuple(k in given for k in range(len(last)))
         states = tuple(map(max, last, outer))
@@ -297,7 +329,7 @@ class _Backward:
             first += len(terms)
         self.has_x = [any(grads[k] is not None for _, grads in self._variants) for k in range(ins)]
         variants = [lanes for lanes, _ in self._variants]
-        self._kernel = program.kernel(variants, stores, counts, [*map(len, self._terms)])
+        self._kernel = program.kernel(variants, stores, program.counts_back, [*map(len, self._terms)])
 
     def run(self, xs, states, seqs, tensors, grad_outs, grad_last, wants_x, headed: bool):
         """Gradients of inputs, states and tensors. headed: gradients of outputs have a row before the first step's."""
@@ -317,7 +349,7 @@ class _Backward:
                 outer[place] = grad
 
         def new(shape, dtype=dtype):
-            return torch.empty(shape, dtype=dtype, device=program.device)
+            return program.kernels.empty(shape, dtype, program.device)
 
         grad_x = [
             new(sequence, program.in_dtype) if wanted and has else None
@@ -331,13 +363,13 @@ class _Backward:
                 shape,
                 tensors,
                 headed=headed,
-                x=[rows(x, program.in_dtype) for x in xs],
+                x=[*(rows(x, program.in_dtype) for x in xs), *(rows(again, dtype) for again in seqs[len(states) :])],
                 initial=[contiguous(state, dtype) for state in states],
-                states=[seq[len(seq) - steps :] for seq in seqs],
+                states=[seq[len(seq) - steps :] for seq in seqs[: len(states)]],
                 grad_out=own,
                 outer=outer,
                 grad_last=[contiguous(grad, dtype) for grad in grad_last],
-                grad_x=grad_x,
+                grad_x=[*grad_x, *[None] * (len(seqs) - len(states))],
                 grad_initial=grad_initial,
                 terms=totals,
             )
@@ -372,7 +404,7 @@ class _Sequence(torch.autograd.Function):
     def forward(ctx, program: Program, cell: Cell, counts: tuple[int, int, int], *inputs: Tensor):
         ctx.program, ctx.cell, ctx.counts = program, cell, counts
         xs, states, tensors, heads = _split(inputs, counts)
-        outs, last, seqs = program.forward(xs, states, tensors, heads, keep=True)
+        outs, last, seqs = program.forward(xs, states, tensors, heads, program.rereads(cell))
         ctx.set_materialize_grads(False)
         differentiated = zip((*outs, *last), program.differentiated(cell), strict=True)
         ctx.mark_non_differentiable(*(tensor for tensor, has in differentiated if not has))
