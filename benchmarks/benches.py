@@ -12,8 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import measure
+import neurons
 import published
 from contenders import (
+    CELL_CONTENDERS,
     DEEP_CONTENDERS,
     ENCODING_CONTENDERS,
     LAYER_CONTENDERS,
@@ -21,6 +23,7 @@ from contenders import (
     RLIF_CONTENDERS,
     Contender,
     Refused,
+    SnnFastLayer,
     SnnTorch,
     Torch,
     TorchRnn,
@@ -742,6 +745,74 @@ class EncodingBench(MemoryBound):
         return True
 
 
+class CellWorkload:
+    """A neuron in plain PyTorch over currents x [T, B, N], and back from a gradient on its outputs."""
+
+    def __init__(self, scan, cell, x, gradient):
+        self._scan, self.x, self.gradient = scan, x, gradient
+        self._leaves = (x, *(cell.parameters() if isinstance(cell, nn.Module) else ()))
+        self._state = torch.zeros_like(x[0])
+        self.held = self._leaves
+
+    def reset(self):
+        for leaf in self._leaves:
+            leaf.grad = None
+
+    def forward(self):
+        return self._scan(self.x, self._state)[0]
+
+    def backward(self, out):
+        out.backward(self.gradient)
+
+    def results(self, out):
+        """The outputs and dx, both [T, B, N]."""
+        return {"outputs": out, "gradient": self.x.grad}
+
+
+class CellsBench(MemoryBound):
+    """Neurons that a user writes in plain PyTorch, forward and backward. The limit is that of the bench lif."""
+
+    name = "cells"
+    sizes = (Size(25, 128, 1000), Size(100, 32, 256))
+    quick_sizes = (Size(10, 16, 64),)
+
+    def __init__(self, cell: str, size: Size, dtype: torch.dtype, device: torch.device):
+        self.cell, self.size, self.dtype, self.device = cell, size, dtype, device
+        generator = torch.Generator().manual_seed(0)
+        x, gradient = (torch.randn(size.T, size.B, size.N, generator=generator).to(device, dtype) for _ in range(2))
+        self.x, self.gradient = (0.5 * x + 0.1).requires_grad_(), gradient
+
+    @classmethod
+    def chosen(cls, options):
+        """One bench for each neuron and size."""
+        each = itertools.product(neurons.CELLS, cls._sizes(options), cls._dtypes(options))
+        return (cls(cell, size, dtype, options.device) for cell, size, dtype in each)
+
+    def contenders(self):
+        return tuple(each for each in CELL_CONTENDERS if each is not SnnFastLayer or self.cell == "leaky")
+
+    def described(self):
+        return {"cell": self.cell, **super().described()}
+
+    def workload(self, contender: Contender) -> CellWorkload:
+        """The contender's way over the sequence."""
+        cell = neurons.CELLS[self.cell](self.size.N)
+        if isinstance(cell, nn.Module):
+            cell.to(self.device, self.dtype)
+        return CellWorkload(contender.scanned(self.cell, cell), cell, self.x, self.gradient)
+
+    def specified(self, contender: Contender) -> CellWorkload:
+        """The loop."""
+        return self.workload(Torch())
+
+    def least_bytes(self):
+        return 6 * self.x.numel() * self.x.element_size()
+
+    def exact(self, contender: Contender) -> bool:
+        """Always."""
+        return True
+
+
 class LoopWorkload:
     """One training iteration of a published loop: forward is the network, backward its loss and the gradients."""
 
@@ -901,7 +972,7 @@ class DeepBench(Bench):
 BENCHES = {
     bench.name: bench
     for bench in (
-        *(LifBench, OnmBench, RateFcBench, CallsBench, RlifBench, ShdBench, EncodingBench, LoopsBench),
+        *(LifBench, OnmBench, RateFcBench, CallsBench, RlifBench, ShdBench, EncodingBench, CellsBench, LoopsBench),
         DeepBench,
     )
 }

@@ -117,6 +117,15 @@ class Contender:
         """
         raise NotImplementedError
 
+    def scanned(self, name: str, cell: Callable) -> Callable:
+        """A neuron in plain PyTorch over a whole sequence: (x [T, ...], state) -> (out [T, ...], state).
+
+        Args:
+            name: the neuron's in benchmarks/neurons.py.
+            cell: one step of it.
+        """
+        raise NotImplementedError
+
     def encoders(self) -> types.ModuleType:
         """The module of `rate`, `latency` and `delta`, with snnTorch's arguments."""
         raise NotImplementedError
@@ -183,6 +192,9 @@ class SnnFast(Contender):
 
     def rlif_step(self, features):
         return _norse_cell(published, features)
+
+    def scanned(self, name, cell):
+        return functools.partial(self.library.scan, cell)
 
     def encoders(self):
         return self.library.encoding
@@ -848,6 +860,17 @@ class Torch(Contender):
     def neurons(self, loop):
         return None
 
+    def scanned(self, name, cell):
+        return functools.partial(_looped, cell)
+
+
+def _looped(cell, x, state):
+    outs = []
+    for step in x.unbind(0):
+        out, state = cell(step, state)
+        outs.append(out)
+    return torch.stack(outs), state
+
 
 class TorchCompiled(Torch):
     """The same under torch.compile."""
@@ -868,6 +891,17 @@ class SnnFastLoop(SnnFast):
     @classmethod
     def runs(cls, loop):
         return loop.takes_leaky
+
+
+class SnnFastLayer(SnnFast):
+    """snnfast's layer in the place of a neuron in plain PyTorch, where it has one."""
+
+    name = "snnfast-layer"
+
+    def scanned(self, name, cell):
+        if name != "leaky":
+            raise Refused(f"no layer computes {name}")
+        return self._leaky().unroll
 
 
 class SnnFastRecorded(SnnFast):
@@ -913,11 +947,11 @@ RLIF_CONTENDERS = (
     *(SnnFast, Norse, NorseCompiled, SnnFastRLeaky, SnnTorch, SnnTorchCompiled, JaxPike, Spyx, TorchRnn),
 )
 ENCODING_CONTENDERS = (SnnFast, SnnTorch)
+CELL_CONTENDERS = (SnnFast, SnnFastLayer, Torch)
 LOOP_CONTENDERS = (SnnTorch, Torch, SnnFastLoop, SnnFastRecorded, SnnFastCompiled, SnnTorchCompiled, TorchCompiled)
 DEEP_CONTENDERS = (
     *(SnnFast, SnnFastCompiled, SnnTorch, SnnTorchCompiled, NorseBox, NorseBoxCompiled),
     *(SpikingJelly, SpikingJellyCompiled, JaxPike, Spyx),
 )
-CONTENDERS = {
-    contender.name: contender for contender in (*LAYER_CONTENDERS, *RLIF_CONTENDERS, *LOOP_CONTENDERS, *DEEP_CONTENDERS)
-}
+_ALL = *LAYER_CONTENDERS, *RLIF_CONTENDERS, *CELL_CONTENDERS, *LOOP_CONTENDERS, *DEEP_CONTENDERS
+CONTENDERS = {contender.name: contender for contender in _ALL}

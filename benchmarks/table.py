@@ -52,6 +52,15 @@ ENCODING_COLUMNS = (
     "share of the limit",
     "peak MB",
 )
+CELL_COLUMNS = (
+    "neuron",
+    "contender",
+    "forward ms",
+    "forward + backward ms",
+    "speed-up over the loop",
+    "share of the limit",
+    "peak MB",
+)
 ONM_COLUMNS = (
     "size",
     "products",
@@ -202,6 +211,7 @@ def _newest_run(rows):
 RUN_KEYS = {
     "onm": ("T", "B", "N", "matmul", "density"),
     "encoding": ("encoder", "T", "B", "N"),
+    "cells": ("cell", "T", "B", "N"),
     "loops": ("loop", "T", "B"),
     "deep": ("network", "T", "B"),
 }
@@ -318,6 +328,27 @@ def _grid_table(name, runs):
     return "\n\n".join([*parts, *_missing_lines(rows)]) + "\n"
 
 
+def _cell_title(row):
+    return f"{row['cell']}, {_size(row)}"
+
+
+def _cell_lines(rows):
+    timed = [row for row in rows if not row["error"]]
+    baseline_ms = _milliseconds_of(("torch",), timed)
+    return [
+        [
+            _cell_title(row),
+            _name(row),
+            _number(row["forward_ms"]),
+            _number(row["forward_backward_ms"]),
+            _speed_up(row, baseline_ms),
+            f"{row['limit_share']:.0%}",
+            _megabytes(row["peak_bytes"]),
+        ]
+        for row in timed
+    ]
+
+
 def _encoding_title(row):
     return f"{row['encoder']}, {_size(row)}"
 
@@ -401,6 +432,7 @@ def _tables(runs):
 TABLES = {
     "onm": (ONM_COLUMNS, _onm_lines, functools.partial(_missing_lines, size=_onm_size)),
     "encoding": (ENCODING_COLUMNS, _encoding_lines, functools.partial(_missing_each, title=_encoding_title)),
+    "cells": (CELL_COLUMNS, _cell_lines, functools.partial(_missing_each, title=_cell_title)),
     "loops": (LOOP_COLUMNS, _loop_lines, functools.partial(_missing_each, title=_loop_title)),
     "deep": (DEEP_COLUMNS, _deep_lines, functools.partial(_missing_lines, size=_deep_title)),
 }
@@ -412,7 +444,7 @@ def bench_tables(rows: list[dict]) -> str:
     Speed-ups hold only within a run, so a table, or a loop, an encoder or a size within one, shows its newest run
     alone.
     """
-    order = ("lif", "onm", "rate-fc", "calls", "rlif", "shd", "encoding", "loops", "deep")
+    order = ("lif", "onm", "rate-fc", "calls", "rlif", "shd", "encoding", "cells", "loops", "deep")
     runs = sorted(newest_runs(rows), key=lambda runs: order.index(runs[0][0]["bench"]))
     return "\n".join(table for group in runs for table in _tables(group))
 

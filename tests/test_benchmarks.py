@@ -63,7 +63,7 @@ def written(tmp_path_factory):
     command = [sys.executable, BENCHMARKS / "run.py", "--quick", "--json", folder / "rows.json"]
     command += ["--sizes", f"{T},{B},{N}", "--device", "cpu", "--threads", "1"]
     command += ["--rounds", "3", "--compile-max-t", "1"]
-    command += ["--bench", "lif", "onm", "rate-fc", "rlif", "encoding", "loops"]
+    command += ["--bench", "lif", "onm", "rate-fc", "rlif", "encoding", "cells", "loops"]
     command += ["--contenders", *{*LAYER_CONTENDERS, *RLIF_CONTENDERS, *ON_SNNTORCH, *ON_TORCH}]
     path = os.pathsep.join([str(folder), *filter(None, sys.path)])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
@@ -89,6 +89,12 @@ def onm_rows(written):
 def encoding_rows(written):
     """The rows of the encoders, by encoder and contender."""
     return {(row["encoder"], row["contender"]): row for row in written if row["bench"] == "encoding"}
+
+
+@pytest.fixture(scope="module")
+def cell_rows(written):
+    """The rows of neurons in plain PyTorch, by neuron and contender."""
+    return {(row["cell"], row["contender"]): row for row in written if row["bench"] == "cells"}
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +212,14 @@ def test_encoders_are_checked_and_timed(encoding_rows):
         assert 0 < row["forward_ms"] <= row["forward_backward_ms"] < 1e4
         assert row["limit_share"] == pytest.approx(row["limit_ms"] / row["forward_backward_ms"])
         assert row["peak_bytes"] >= 4 * T * B * N and row["retained_bytes"] == 0
+
+
+def test_neurons_in_plain_pytorch_are_checked_and_timed(cell_rows):
+    neurons = "leaky", "zero-reset", "zero-reset-logistic", "gate"
+    assert set(cell_rows) == {*itertools.product(neurons, ("snnfast", "torch")), ("leaky", "snnfast-layer")}
+    for row in cell_rows.values():
+        assert (row["error"], row["check"]) == (None, "exact")
+        assert 0 < row["forward_ms"] < row["forward_backward_ms"] < 1e4
 
 
 @pytest.mark.parametrize("encoder", ["rate", "latency", "delta"])
