@@ -64,7 +64,7 @@ def written(tmp_path_factory):
     command += ["--sizes", f"{T},{B},{N}", "--device", "cpu", "--threads", "1"]
     command += ["--rounds", "3", "--compile-max-t", "1"]
     command += ["--bench", "lif", "onm", "rate-fc", "rlif", "encoding", "cells", "loops"]
-    command += ["--contenders", *{*LAYER_CONTENDERS, *RLIF_CONTENDERS, *ON_SNNTORCH, *ON_TORCH}]
+    command += ["--contenders", *{*LAYER_CONTENDERS, *RLIF_CONTENDERS, *ON_SNNTORCH, *ON_TORCH, "snnfast-layer"}]
     path = os.pathsep.join([str(folder), *filter(None, sys.path)])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
