@@ -110,7 +110,7 @@ def quantised(net, x):
     return torch.stack(spk_rec), mem
 
 
-@apart({"lif": "inhibition"}, one_layer(inhibition=True))
+@apart({}, one_layer(inhibition=True))
 def inhibited(net, x):
     return quantised(net, x)
 

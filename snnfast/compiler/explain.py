@@ -205,7 +205,7 @@ class _Count:
         # What is being captured is called on tensors without data.
         if TracingContext.try_get() is not None or any(isinstance(value, FakeTensor) for value in arguments):
             return
-        if operator != "reference":
+        if operator not in ("reference", "cell"):
             self.operators[f"snnfast::{operator}"] += 1
         if steps == ops.NO_NEURON:
             return
