@@ -484,3 +484,12 @@ def test_backward_reads_what_a_librarys_function_gave(monkeypatch):
     forward, backward = sources
     assert "aten::mkl" in forward and "aten::mkl" not in backward
     assert snnfast.memory.is_own(out.untyped_storage()) and snnfast.memory.is_own(x.grad.untyped_storage())
+
+
+def test_memory_for_results_is_as_torch_would_give_it():
+    given = torch.empty((), dtype=torch.float64), [3, 4]
+    torch.library.opcheck(torch.ops.snnfast.fresh.default, given, test_utils=("test_schema", "test_faketensor"))
+    for shape in ((2, 3), (0, 5), (512, 1024)):
+        found = ops.fresh(torch.Size(shape), torch.float32)
+        assert (found.shape, found.dtype, found.is_contiguous()) == (shape, torch.float32, True)
+        assert snnfast.memory.is_own(found.untyped_storage()) == (found.nbytes >= 1 << 20)
