@@ -194,6 +194,7 @@ def wrong(seeds, recorded: bool = False) -> list[str]:
     with (
         warnings.catch_warnings(),
         patch.object(kernel, "library", batch.library),
+        patch.object(building, "_SECONDS", 1800),
         patch.object(program.Program, "_try", lambda *_: None),
         patch.object(scanning, "_programs", OrderedDict()),
     ):

@@ -177,6 +177,51 @@ def test_own_neurons_run_as_one_cell(neuron, network):
     assert told and all(calls < steps / 3 for steps, calls, _ in told), report.summary()
 
 
+class Scaled(ForwardPass):
+    """What is elementwise before a neuron is its input, in whose likeness it makes its first state."""
+
+    def forward(self, x):
+        state1, state2, spikes = None, None, []
+        for step in x:
+            cur = 2 * self.fc1(step)
+            spk, state1 = self.lif1(cur, self.lif1.initial(cur) if state1 is None else state1)
+            cur = 1.5 * self.fc2(spk)
+            spk, state2 = self.lif2(cur, self.lif2.initial(cur) if state2 is None else state2)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+@pytest.mark.parametrize("network", [ForwardPass, Scaled])
+@pytest.mark.parametrize("neuron", [ZeroReset, Learnt, TwoStates, NoReset])
+def test_own_neurons_run_as_one_cell_in_a_captured_graph(neuron, network):
+    torch.compiler.reset()
+    net, x = network(neuron), torch.rand(T, B, 5)
+    assert_trains_alike(net, snn.accelerate(copy.deepcopy(net), compile=True), [x, 2 * x])
+    layers = snn.explain(net, x, compile=True).layers
+    assert [(layer.layer, layer.steps, layer.calls, layer.fused) for layer in layers] == [
+        ("lif1", T, 1, True),
+        ("lif2", T, 1, True),
+    ]
+
+
+def test_why_own_neurons_are_not_one_cell_in_a_captured_graph():
+    class Recurrent(ForwardPass):
+        def forward(self, x):
+            state, spk = torch.zeros(B, N), torch.zeros(B, N)
+            for step in x:
+                spk, state = self.lif1(self.fc1(step) + self.fc2(spk), state)
+            return spk
+
+    torch.compiler.reset()
+    (told,) = snn.explain(Recurrent(ZeroReset), torch.rand(T, B, 5), compile=True).layers
+    assert not told.fused and told.layer == "a neuron of your own, lif1"
+    assert told.reasons == ["a step depends on an earlier one through lif1, fc2, add"]
+    exact = snn.explain(ForwardPass(ZeroReset), torch.rand(T, B, 5), products="per-step").layers
+    assert [layer.reasons for layer in exact] == [
+        ['products="per-step" keeps the order in which its gradients are summed']
+    ] * 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_exact_numbers_are_the_loops(dtype):
     net = ForwardPass(ZeroReset).to(dtype)

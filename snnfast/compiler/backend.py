@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 from .. import transforms
 from ..loops.window import every
 from . import graph as g
+from .cells import find_own
 from .chains import NEURONS, find_chains
 from .emission import emit
 from .packing import Packing
@@ -106,10 +107,16 @@ def fuse(graph_module: GraphModule, options: Options) -> tuple[GraphModule, Grap
     watcher = simplify(graph, exact)
     chains = find_chains(graph)
     packing = Packing(graph, watcher, exact)
-    packs, said = [], ""
-    if any(len(chain.steps) > 1 for chain in chains):
-        steps = max(len(chain.steps) for chain in chains)
-        windows, why = (every(options.window, steps), "as asked") if options.window else choose_windows(graph, chains)
+    packs, said, owns = [], "", find_own(graph)
+    for own in owns:
+        own.why = own.why or _why_left(options, len(own.marks))
+        packs += packing.pack_own(own)
+    looped = any(len(chain.steps) > 1 for chain in chains)
+    if packs or looped:
+        steps = max(len(one.steps) for one in (*chains, *packs))
+        windows, why = every(options.window or steps, steps), "as asked"
+        if options.window is None:
+            windows, why = choose_windows(graph, chains) if looped else (windows, "neurons of your own run over all")
         said = f"{windows} steps at a time: {why}"
         for chain in chains:
             whole = options.window is None and is_light(chain, chains)
@@ -117,12 +124,22 @@ def fuse(graph_module: GraphModule, options: Options) -> tuple[GraphModule, Grap
         for pack in packs:
             packing.grow(pack, windows)
         packing.pack_joined(windows)
-    known = report(graph_module, chains, packing, said) if listeners else None
+    known = report(graph_module, chains, owns, packing, said) if listeners else None
     if not packs:
         return graph_module, known
     fused = GraphModule(graph_module, emit(packing))
     fused.graph.lint()
     return fused, known
+
+
+def _why_left(options: Options, steps: int) -> str:
+    """Which option leaves the steps of a user's neuron alone: one call takes all of them, which no other compiler
+    reads."""
+    if options.inner is not None:
+        return f"inner={options.inner!r} compiles its steps"
+    if options.window is not None and options.window < steps:
+        return f"window={options.window} is given, and it would run over all {steps} steps"
+    return ""
 
 
 def _copy(graph_module: GraphModule) -> Graph:

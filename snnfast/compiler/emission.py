@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
 from . import graph as g
+from .cells import CellPack
 from .packing import CallPack, Packing, SequencePack
 from .rules import Stacked, is_stacked
 
@@ -103,6 +104,8 @@ class _Emitter:
                 self._sequence(pack)
             elif isinstance(pack, CallPack):
                 self._call(pack)
+            elif isinstance(pack, CellPack):
+                self._cell(pack)
             else:
                 self._slice(pack)
             self._sign(len(self._graph.nodes) - done, group[0])
@@ -160,7 +163,11 @@ class _Emitter:
             joined = self._new(joined_at, self._column(lanes), dim % rank)
         self._joined.update(dict.fromkeys(g.storages(node), self._memory_of(lanes)))
         pack, _, _ = self._place(lanes[0])
-        return joined if isinstance(pack, (SequencePack, CallPack)) else self._graph.call_method("clone", (joined,))
+        return (
+            joined
+            if isinstance(pack, (SequencePack, CellPack, CallPack))
+            else self._graph.call_method("clone", (joined,))
+        )
 
     def _sequence(self, pack: SequencePack) -> None:
         rest = pack.neuron.sequence_arguments(pack.steps[0])
@@ -188,6 +195,13 @@ class _Emitter:
         made = self._graph.create_node(batched.op, batched.target, args, kwargs)
         self._stacks[pack, 0] = self._new(batched.after, made) if batched.after else made
 
+    def _cell(self, pack: CellPack) -> None:
+        own = pack.own
+        xs = [self._column(lanes) for lanes in own.xs]
+        made = self._new(pack.run, xs, [*map(self._one, own.initial)], [*map(self._one, own.constants)])
+        for output in range(len(pack.given)):
+            self._stacks[pack, output] = self._new(operator.getitem, made, output)
+
     def _slice(self, pack) -> None:
         made = self._one(pack.source)
         if any(entry != slice(None) for entry in pack.index):
@@ -197,7 +211,7 @@ class _Emitter:
     def _place(self, node: Node) -> tuple:
         """(pack, output, step) of a packed node."""
         pack = self._packing.pack_of[node]
-        if isinstance(pack, SequencePack):
+        if isinstance(pack, (SequencePack, CellPack)):
             return pack, *pack.outputs[node]
         return pack, 0, pack.steps[node]
 

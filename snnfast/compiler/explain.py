@@ -280,6 +280,8 @@ class _Count:
                 if path in self._paths:
                     self._layers[self._paths[path]].why += reasons
         self._add_plain_layers()
+        for layer in (layer for graph in graphs for layer in graph.own):
+            self._layers[layer.layer, layer.where] = layer
         for layer in self._layers.values():
             if self.recorded and layer.calls > layer.alone and 3 * layer.alone <= layer.steps:
                 layer.alone = 0  # a loop's first and last step may run as they are written

@@ -6,7 +6,7 @@ import re
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from .. import _torch
 
@@ -68,6 +68,16 @@ def linear_arguments(node) -> tuple | None:
 def name_of(node: Node) -> str:
     """What a node calls, as people know it."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def text(graph: Graph) -> str:
+    """A graph in words, the same for two that differ in names of values alone."""
+    names = {node: f"%{number}" for number, node in enumerate(graph.nodes)}
+    return "\n".join(
+        f"{node.op} {'' if node.op == 'placeholder' else node.target} "
+        f"{tree_map(lambda leaf: names.get(leaf, leaf) if isinstance(leaf, Node) else leaf, (node.args, node.kwargs))}"
+        for node in graph.nodes
+    )
 
 
 def is_call(node: Node) -> bool:

@@ -85,13 +85,16 @@ class Order:
 
         Edges among `nodes` are the caller's to judge.
         """
+        path = self.way_back(nodes)
+        if path is None:
+            inside = {self._group[node] for node in nodes}
+            self._rearrange(nodes, inside, sorted(self._position[group] for group in inside))
+        return path
+
+    def way_back(self, nodes: list[Node]) -> list[Node] | None:
+        """A path that leaves `nodes` and re-enters them, which keeps them from becoming one group."""
         inside = {self._group[node] for node in nodes}
-        places = sorted(self._position[group] for group in inside)
-        path = self._way_back(inside, places[-1])
-        if path is not None:
-            return path
-        self._rearrange(nodes, inside, places)
-        return None
+        return self._way_back(inside, max(self._position[group] for group in inside))
 
     def _way_back(self, inside: set[int], last: int) -> list[Node] | None:
         came_from = {}

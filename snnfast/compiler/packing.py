@@ -19,6 +19,7 @@ from .. import _torch
 from ..loops.window import Windows
 from . import graph as g
 from . import rules
+from .cells import CellPack, OwnNeuron
 from .chains import Chain, NeuronOperators
 from .effects import Watcher
 from .order import Order, accumulation_edges, effect_edges, mutated_storages
@@ -41,6 +42,11 @@ class SequencePack:
     def pieces(self) -> list[Node]:
         """The nodes whose values become pieces of the pack's stacks."""
         return list(self.outputs)
+
+    @property
+    def inputs(self) -> list[tuple]:
+        """The columns of what it takes at every step."""
+        return [self.current.lanes]
 
     @property
     def current(self) -> Stacked:
@@ -148,10 +154,34 @@ class Packing:
         same = len({g.signatures(lane) for lane in lanes}) == 1 and not any(map(self.is_mutated, lanes))
         return (tuple(lanes), dim) if same else ((), 0)
 
-    def grow(self, pack: SequencePack, windows: Windows) -> None:
+    def pack_own(self, own: OwnNeuron) -> list[CellPack]:
+        """Packs all steps of a neuron of the user's own; `own.why` is set where that cannot be."""
+        from ..cells import BuildFailed, Refused
+
+        if self.exact:
+            own.why = own.why or 'products="per-step" keeps the order in which its gradients are summed'
+        if own.why:
+            return []
+        pack = CellPack(own)
+        try:
+            if pack.takes_its_own or not self._stays(pack.nodes):
+                raise Refused("it begins with a value of its own, or writes to memory that is read elsewhere")
+            path = self.order.way_back(pack.nodes)
+            if path is not None:
+                self.refused[own.marks[0]] = path
+                return []
+            pack.run = pack.call()
+        except (Refused, BuildFailed) as refused:
+            own.why = str(refused)
+            return []
+        self._register(pack)
+        return [pack]
+
+    def grow(self, pack: SequencePack | CellPack, windows: Windows) -> None:
         """Packs what leads to a sequence and what follows from it, as far as it goes, in windows."""
-        for lanes in windows.split(pack.current.lanes):
-            self._grow_up(lanes)
+        for given in pack.inputs:
+            for lanes in windows.split(given):
+                self._grow_up(lanes)
         columns = {}
         for node, (output, step) in pack.outputs.items():
             columns.setdefault(output, {})[step] = node
@@ -187,7 +217,7 @@ class Packing:
 
     def _is_open(self, user: Node) -> bool:
         """A call that no sequence took up: products of the same spikes for this layer and for the next are alike."""
-        return g.is_call(user) and not isinstance(self.pack_of.get(user), SequencePack)
+        return g.is_call(user) and not isinstance(self.pack_of.get(user), (SequencePack, CellPack))
 
     @staticmethod
     def _matching_users(first: Node, users: list[list[Node]]) -> tuple | None:

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from ..neurons.base import snntorch
 from . import graph as g
+from .cells import OwnNeuron
 from .chains import Chain, what_broke
 
 HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -98,6 +99,7 @@ class GraphReport:
     Attributes:
         why: by the path of a layer, as torch names it, reasons for its steps that stay alone.
         captured: by the path of a module, how often it was called, and its line.
+        own: neurons of the user's own whose steps stay alone.
         window: how many steps run at once, and why; empty where there is no loop.
         left: how often an operator is left at a line of the user's, where it is there more than once.
         ended: why the graph ends where the function does not, and where that is; empty where it does.
@@ -105,12 +107,13 @@ class GraphReport:
 
     why: dict[str, list[Reason]]
     captured: dict[str, tuple[int, str]]
+    own: list[LayerReport]
     window: str
     left: Counter
     ended: str
 
 
-def report(graph_module, chains: list[Chain], packing, window: str) -> GraphReport:
+def report(graph_module, chains: list[Chain], owns: list[OwnNeuron], packing, window: str) -> GraphReport:
     """The report of a graph that is packed and not yet emitted."""
     why = {}
     for chain in chains:
@@ -127,7 +130,17 @@ def report(graph_module, chains: list[Chain], packing, window: str) -> GraphRepo
         if g.is_call(node) and node not in packing.pack_of and g.name_of(node) != "getitem"
     )
     left = Counter({key: count for key, count in left.items() if count > 1})
-    return GraphReport(why, _captured(graph_module), window, left, _ended(graph_module))
+    alone = [_own_alone(own, packing) for own in owns if own.marks[0] not in packing.pack_of]
+    return GraphReport(why, _captured(graph_module), alone, window, left, _ended(graph_module))
+
+
+def _own_alone(own: OwnNeuron, packing) -> LayerReport:
+    """What is told of a neuron of the user's own that is not packed."""
+    first, steps = own.marks[0], len(own.marks)
+    name = f"a neuron of your own{f', {g.layer_of(first)}' if g.layer_of(first) else ''}"
+    path = packing.refused.get(first)
+    why = Reason(own.why, OWN) if path is None else _feedback(path, packing)
+    return LayerReport(name, steps=steps, alone=steps, where=line_of(first), why=[why])
 
 
 def _captured(graph_module) -> dict[str, tuple[int, str]]:

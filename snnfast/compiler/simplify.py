@@ -63,7 +63,7 @@ def _merge_bodies(graph: Graph) -> None:
     for node in list(graph.nodes):
         body = g.value(node)
         if isinstance(body, GraphModule) and not any(inner.op == "get_attr" for inner in body.graph.nodes):
-            node.replace_all_uses_with(first.setdefault(str(body.graph), node))
+            node.replace_all_uses_with(first.setdefault(g.text(body.graph), node))
 
 
 def _make_functional(graph: Graph, watcher: Watcher) -> None:
