@@ -3,7 +3,7 @@
 `scan` is the way in, `Cell` a layer that goes that way. A step becomes two graphs (`tracing`), of which `lanes` sorts
 out what every neuron computes for itself; `emission` writes that as C++ with the operators of `operators`, for the time
 loops of `csrc/cpu/cell.h` (`kernel`) and `csrc/cuda/cell.cuh` (`cuda`); `building` compiles it, or finds it on disk;
-`program` runs it, forward and backward.
+`program` runs it, forward and (`backward`) back.
 `surroundings` is what a cell's code reads besides its arguments, by which one program serves all cells alike.
 """
 

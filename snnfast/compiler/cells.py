@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch._guards import tracing
 from torch.fx import Graph, Node
 
 from ..loops.cell import CONSTANT, FIXED, INNER, STATE, Step, X
@@ -355,7 +356,7 @@ class CellPack:
         learns = [any(t.requires_grad for node in nodes for t in g.tensors(node)) for nodes in given]
         found = _Call(calls, self.given, own.states, learns)
         lanes = [x[0] for x in own.xs], own.initial, own.constants
-        with torch._guards.tracing(None):
+        with tracing(None):
             found.built(*([_like(g.value(node)) for node in group] for group in lanes))
         return found
 
