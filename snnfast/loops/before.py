@@ -30,13 +30,6 @@ class Before:
         self.calls = deque(maxlen=0)
         self._functions = set()
 
-    def watch(self, period: Period) -> None:
-        """Remembers from now on what a loop with this period may begin with."""
-        beginning = _beginning(period)
-        self._functions.update(operation.function for operation in beginning)
-        if len(beginning) > self.calls.maxlen:
-            self.calls = deque(self.calls, len(beginning))
-
     def run(self, func, args: tuple, kwargs: dict):
         """Runs a call as written."""
         out = func(*args, **kwargs)
@@ -47,17 +40,16 @@ class Before:
         return out
 
     def take_over(self, period: Period) -> None:
-        """Tells a period what of it was computed already."""
-        if not self.calls:
-            return
-        made = {}
-        for operation in _beginning(period):
+        """Tells a period what of it was computed already, and remembers from now on what it may begin with."""
+        beginning, made = _beginning(period), {}
+        self._functions.update(operation.function for operation in beginning)
+        for operation in beginning if self.calls else ():
             for call in self.calls:
                 if _is_one(operation, call, made):
                     made[operation] = call.out
                     period.remember(operation, list(call.args), (call.out,))
                     break
-        self.calls.clear()
+        self.calls = deque(maxlen=max(self.calls.maxlen, len(beginning)))
 
 
 def _beginning(period: Period) -> list[Operation]:

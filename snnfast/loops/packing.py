@@ -6,14 +6,12 @@ from collections import Counter
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
-from torch.utils._pytree import tree_map
 
-from .. import batch_norm, images, products
-from ..compiler import graph as g
+from .. import batch_norm, products
 from ..compiler import rules
 from ..compiler.emission import ALIGNMENT, own_memory
 from . import cell, functions, known
+from .batching import filled, rule_of, run_batched
 from .operation import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Slot, step_outputs
 from .period import Period
 from .series import Numbers, Series, in_modes
@@ -255,7 +253,7 @@ class Window:
             return False
         key = operation.count, tuple(isinstance(given, Series) and given.is_steady for given in inputs)
         if key not in operation.by_steps:
-            operation.by_steps[key] = _batched(operation, inputs)
+            operation.by_steps[key] = rule_of(operation, inputs)
         batched = operation.by_steps[key]
         if batched is None or (self.exact and not batched.exact):
             return False
@@ -270,7 +268,7 @@ class Window:
 
     def _product(self, operation: Operation, inputs: list, batched, stacks: dict[int, Series]) -> Tensor:
         """One product for all steps, of the values that they have alone: only its gradients may not be torch's."""
-        factors = products.factors(batched.target, *_filled(batched, stacks))
+        factors = products.factors(batched.target, *filled(batched, stacks))
         out = None
         if not (operation.alone and factors):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not factors):
@@ -435,70 +433,3 @@ def _steps_of_tensor(x: Tensor, index: list, place: int) -> Tensor | None:
     steps = x.narrow(place, first, len(index[place])).movedim(place, 0)
     rest = index[:place] + index[place + 1 :]
     return steps[(slice(None), *rest)] if rest else steps
-
-
-def _batched(operation: Operation, inputs: list):
-    """The rule's one call, its `Stacked` holding the numbers of series; None without a rule."""
-    if operation.several is not None or rules.trains(operation.function, *operation.values(inputs)):
-        return None
-    graph, numbers = Graph(), itertools.count()
-
-    def node_of(value: Tensor) -> Node:
-        node = graph.placeholder(f"x{len(graph.nodes)}")
-        node.meta["example_value"] = value
-        return node
-
-    def leaf(number):
-        given, slot = inputs[number], operation.slots[number]
-        if isinstance(given, Series):
-            node = node_of(given.steady if given.is_steady else _sample(slot.like))
-            node.meta["series"] = next(numbers)
-            return node if given.is_steady else rules.Stacked((node,) * operation.count)
-        return _shared(node_of, given) if isinstance(given, Tensor) else given
-
-    leaves = [leaf(number) for number in range(len(inputs))]
-    args, kwargs = operation.values(leaves)
-    kind, target = known.call_of(operation.function)
-    result = graph.create_node(kind, target) if kind == "call_method" else graph.call_function(target)
-    result.meta["example_value"] = _sample(operation.outputs[0])
-    one = rules.Call((result,) * operation.count, tuple(args), kwargs)
-    if not rules.stacked(one):
-        return None
-    table = rules.METHODS.get(target) if kind == "call_method" else rules.TABLE.get(target)
-    batched = table(one) if table else None
-    if batched is not None and batched.target in (images.conv2d, images.conv_transpose2d):
-        # Spikes are to be the loop's.
-        return dataclasses.replace(batched, kwargs={**batched.kwargs, "steps": operation.count})
-    return batched
-
-
-def _shared(node_of, value: Tensor) -> Node:
-    node = node_of(value)
-    node.meta["value"] = value
-    return node
-
-
-def _sample(like) -> Tensor:
-    """A tensor of that shape without memory."""
-    empty = torch.empty((), dtype=like.dtype, device=like.device).expand(like.shape)
-    return empty.requires_grad_() if like.requires_grad and like.dtype.is_floating_point else empty
-
-
-def run_batched(batched, series: dict[int, Series]) -> Tensor:
-    """A rule's call, on the series of a window."""
-    out = g.run(batched.op, batched.target, *_filled(batched, series))
-    return batched.after(out) if batched.after else out
-
-
-def _filled(batched, series: dict[int, Series]) -> tuple[tuple, dict]:
-    """A rule's arguments, on the series of a window."""
-
-    def fill(leaf):
-        if isinstance(leaf, rules.Stacked):
-            stack = series[leaf.lanes[0].meta["series"]].stack()
-            return leaf.before(stack) if leaf.before else stack
-        if isinstance(leaf, Node):
-            return leaf.meta["value"] if "value" in leaf.meta else series[leaf.meta["series"]].steady
-        return leaf
-
-    return tree_map(fill, (batched.args, batched.kwargs), is_leaf=rules.is_stacked)

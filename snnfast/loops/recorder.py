@@ -65,8 +65,6 @@ class Recorder(TorchFunctionMode):
         self.learning = None
         self.reading.clear()
 
-    # In and out of the thread's stack of modes.
-
     def enter(self) -> None:
         if not self.is_there:
             stack.put_at_bottom(self)
@@ -97,8 +95,6 @@ class Recorder(TorchFunctionMode):
         finally:
             self._forget()
             self._go()
-
-    # A layer's step.
 
     def expects(self, layer) -> bool:
         """Whether a step of this layer is what comes next."""
@@ -195,7 +191,6 @@ class Recorder(TorchFunctionMode):
     def _take_up(self, period: Period) -> None:
         self.period, self.operations = period, period.operations
         self.plan = self.period.plan()
-        self.before.watch(period)
         self.before.take_over(period)
         for operation in self.operations:
             operation.forget()
@@ -211,8 +206,6 @@ class Recorder(TorchFunctionMode):
             kept = (getattr(layer, name, out) for name, out in zip(step_outputs(layer)[1:], outs[1:], strict=True))
             self.learning.step(layer, leaves, (outs[0], *kept))
         return out
-
-    # An autograd function of the user's.
 
     def may_begin_at(self, landmark) -> bool:
         """Whether a loop may begin with what a module, or another piece of code, calls."""
@@ -241,8 +234,6 @@ class Recorder(TorchFunctionMode):
 
     def _learnt_call(self, function: type, args: tuple):
         return NotImplemented if self.learning.failed else self.learning.call(function, args)
-
-    # Any other operation.
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         # Torch has taken the mode off the stack meanwhile: nothing that this calls may lay it there, or take it away.
@@ -335,8 +326,6 @@ class Recorder(TorchFunctionMode):
         self.pack(goes_on=True)
         self.plan = after
 
-    # What is not expected.
-
     def _otherwise(self, func, args, kwargs):
         """Runs an operation as written, after all that waits where that could make a difference."""
         if func in JOINS and (joined := self._joined(func, args, kwargs)) is not None:
@@ -387,8 +376,6 @@ class Recorder(TorchFunctionMode):
                 self.pack()
         if self.learning is not None:
             self.learning.look(name, tensors)
-
-    # Packing.
 
     def pack(self, reason=None, as_written: bool = False, goes_on: bool = False) -> None:
         """Computes all that waits. Every placeholder that somebody still has is its value from now on.
