@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import _ext, ops, parts, transforms
+from . import _ext, _torch, ops, parts, transforms
 from .functional import is_exported
 
 WAYS = ("auto", "events", "parts", "torch")
@@ -147,7 +147,7 @@ def _unit_is_right(unit: int) -> bool:
     """Whether a product and a gradient by the unit err at most 1.5 of what torch's do, on random numbers."""
     draw = torch.Generator().manual_seed(0)
     # Modes of torch's functions, such as a recorder, have no part in it.
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with _torch.unwatched(), torch.no_grad():
         x = (torch.rand(300, 1100, generator=draw) < 0.2).to(torch.float32)
         weight, grad = (torch.randn(*sizes, generator=draw, dtype=torch.float32) for sizes in ((72, 1100), (300, 72)))
         _ext.native.force_unit(unit)
