@@ -270,6 +270,8 @@ class _Growth:
         """The call of a step, and which of its outputs, that a node's value is."""
         place, _ = self._place[node]
         if self._columns[place].like.target is operator.getitem:
+            if node.args[0] not in self._place:
+                raise Misfit("it takes another surrogate gradient's spikes within a step")
             return self._made(node.args[0])[0], node.args[1]
         return self._numbers[id(self._columns[place])], 0
 
