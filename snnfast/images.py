@@ -299,11 +299,18 @@ def _same_sums(kind, x, weight, bias, where, steps) -> bool:
     return _sums_as_torch(kind, shape, tuple(weight.shape), bias is None, where, torch.get_num_threads())
 
 
+def _drawn(size, draw: torch.Generator, most: int = 65521) -> Tensor:
+    """Random numbers, so many of them that differ: drawing takes longer than what is tried with them."""
+    count = math.prod(size)
+    some = torch.randn(min(count, most), generator=draw)
+    return some.repeat(-(-count // most))[:count].view(size)
+
+
 @functools.lru_cache
 def _sums_as_torch(kind, shape, weight, without_bias, where, threads) -> bool:
     """Tried once for each shape: which of its kernels torch runs goes by that."""
     draw = torch.Generator().manual_seed(0)
-    x, fired, weight = (torch.randn(size, generator=draw) for size in (shape, shape, weight))
+    x, fired, weight = (_drawn(size, draw) for size in (shape, shape, weight))
     x = x * (fired > 1)
     outputs = weight.shape[0 if kind is ops.conv2d else 1]
     bias = None if without_bias else torch.randn(outputs, generator=draw)
