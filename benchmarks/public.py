@@ -27,7 +27,7 @@ STAGES = {
     "long": (120, ["--bench", "lif"], ["--sizes", "1000,16,512", "10000,4,128"]),
     "onm": (60, ["--bench", "onm", "--matmul", "float32"], []),
     "training": (120, ["--bench", "rate-fc"], []),
-    "recurrent": (150, ["--bench", "rlif"], ["--sizes", "100,32,256", "1000,32,100", "10000,4,100"]),
+    "recurrent": (150, ["--bench", "rlif"], ["--sizes", "100,32,256", "1000,32,100"]),
     "shd": (90, ["--bench", "shd"], []),
     **{f"deep-{name}": (150, ["--bench", "deep", "--deep", name], []) for name in DEEP},
     **{f"loops-{name}": (60, ["--bench", "loops", "--loops", name], []) for name in LOOPS},
