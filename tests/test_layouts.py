@@ -118,3 +118,23 @@ def test_one_step_in_channels_last():
     lif = snn.Leaky(0.9, init_hidden=True)
     for _ in range(3):
         assert lif(x).stride() == x.stride() and lif.mem.stride() == x.stride()
+
+
+def test_spikes_of_a_recorded_loop_lie_as_in_the_loop():
+    """A sum over them adds up in the order in which they lie."""
+    torch.manual_seed(0)
+    weight, lif = torch.randn(4, 67), snn.Leaky(0.9, threshold=0.3)
+    x = torch.rand(12, 33, 4)
+
+    def loop(x):
+        mem, sums = lif.init_leaky(), []
+        for step in x:
+            spk, mem = lif((weight.t() @ step.t()).t(), mem)
+            sums.append((mem * 1.1).abs().mean() + (spk * 1.1).mean())
+        return torch.stack(sums)
+
+    with torch.no_grad():
+        expected = loop(x)
+        recorded = snn.accelerate(loop)
+        for _ in range(3):
+            assert torch.equal(recorded(x), expected)

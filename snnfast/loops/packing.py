@@ -146,6 +146,8 @@ class Window:
         every = any(self._is_wanted(operation, output) for output in range(1, len(outputs)))
         with in_modes(operation.modes):
             spk, last, seqs = layer._sequence(current, tuple(states), every)
+            spk = _laid_as(operation.outputs[0], spk)
+            seqs = {name: _laid_as(operation.outputs[0], seq) for name, seq in seqs.items()}
         self.done[operation] = 1, 0
         self.series[operation, 0] = Series(operation.start, count, stack=spk)
         for output, name in enumerate(outputs):
@@ -378,6 +380,16 @@ class _WithValues(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad, None
+
+
+def _laid_as(like, steps: Tensor) -> Tensor:
+    """A stack whose steps lie in memory as in the loop, where they may be transposed: a sum over one goes by that."""
+    if steps.stride()[1:] == like.strides or not steps[0].numel():
+        return steps
+    dims = sorted(range(1, steps.dim()), key=lambda dim: -like.strides[dim - 1])
+    order = [0, *dims]
+    back = sorted(range(steps.dim()), key=order.__getitem__)
+    return steps.permute(order).contiguous().permute(back)
 
 
 def step_of(layer, leaves: list) -> tuple:
