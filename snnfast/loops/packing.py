@@ -139,15 +139,13 @@ class Window:
     def _sequence(self, operation: Operation) -> None:
         """All steps of a layer's in one launch."""
         layer, count = operation.function, operation.count
-        current = self.input(operation, 0).stack()
+        current = _laid_as(operation.outputs[0], self.input(operation, 0).stack())
         self._let_go()
         states = [given[0] for given in operation.given[1:]]
         outputs = step_outputs(layer)
         every = any(self._is_wanted(operation, output) for output in range(1, len(outputs)))
         with in_modes(operation.modes):
             spk, last, seqs = layer._sequence(current, tuple(states), every)
-            spk = _laid_as(operation.outputs[0], spk)
-            seqs = {name: _laid_as(operation.outputs[0], seq) for name, seq in seqs.items()}
         self.done[operation] = 1, 0
         self.series[operation, 0] = Series(operation.start, count, stack=spk)
         for output, name in enumerate(outputs):
@@ -383,7 +381,8 @@ class _WithValues(torch.autograd.Function):
 
 
 def _laid_as(like, steps: Tensor) -> Tensor:
-    """A stack whose steps lie in memory as in the loop, where they may be transposed: a sum over one goes by that."""
+    """A current from which a layer's spikes and states come to lie as in the loop, where they may be transposed: a sum
+    over them goes by that."""
     if steps.stride()[1:] == like.strides or not steps[0].numel():
         return steps
     dims = sorted(range(1, steps.dim()), key=lambda dim: -like.strides[dim - 1])
