@@ -8,7 +8,7 @@ from torch import Tensor
 from . import known
 from .operation import LITERAL, MADE, REAL, SAME, Operation
 from .period import Period
-from .reading import is_shared_with_others, version_of
+from .reading import is_shared_with_others, versions_of
 from .series import modes
 
 
@@ -18,7 +18,7 @@ class Call(NamedTuple):
     function: object
     args: tuple
     out: Tensor
-    versions: tuple
+    versions: list[int]
     modes: tuple
 
 
@@ -34,35 +34,29 @@ class Before:
         """Runs a call as written."""
         out = func(*args, **kwargs)
         if func in self._functions and type(out) is Tensor and not kwargs:
-            self.calls.append(Call(func, args, out, _versions(args, out), modes()))
+            self.calls.append(Call(func, args, out, versions_of((*args, out)), modes()))
         elif self.calls and func not in known.READERS:
             self.calls.clear()
         return out
 
     def take_over(self, period: Period) -> None:
         """Tells a period what of it was computed already, and remembers from now on what it may begin with."""
-        beginning, made = _beginning(period), {}
-        self._functions.update(operation.function for operation in beginning)
-        for operation in beginning if self.calls else ():
+        made = {}
+        self._functions.update(operation.function for operation in period.beginning)
+        for operation in period.beginning:
             for call in self.calls:
                 if _is_one(operation, call, made):
                     made[operation] = call.out
                     period.remember(operation, list(call.args), (call.out,))
                     break
-        self.calls = deque(maxlen=max(self.calls.maxlen, len(beginning)))
-
-
-def _beginning(period: Period) -> list[Operation]:
-    """What a period does after its last layer, on the way to the next period's first, and at every step alike."""
-    marks = [place for place, operation in enumerate(period.operations) if operation.is_mark]
-    return [operation for operation in period.operations[marks[-1] + 1 :] if operation in period.alike]
+        self.calls = deque(maxlen=max(self.calls.maxlen, len(period.beginning)))
 
 
 def _is_one(operation: Operation, call: Call, made: dict) -> bool:
     """Whether a call is what an operation will be."""
     if call.function is not operation.function or call.modes != operation.modes or not operation.is_flat:
         return False
-    if len(call.args) != len(operation.slots) or call.versions != _versions(call.args, call.out):
+    if len(call.args) != len(operation.slots) or call.versions != versions_of((*call.args, call.out)):
         return False
     return all(_fits(slot, value, made) for slot, value in zip(operation.slots, call.args, strict=True))
 
@@ -75,7 +69,3 @@ def _fits(slot, value, made: dict) -> bool:
     if slot.kind == LITERAL:
         return type(value) is type(slot.what) and value == slot.what
     return slot.kind == REAL and isinstance(value, Tensor) and not is_shared_with_others(value)
-
-
-def _versions(args, out: Tensor) -> tuple:
-    return tuple(version_of(value) for value in (*args, out) if isinstance(value, Tensor))

@@ -113,7 +113,7 @@ class Operation:
         self.is_dense = self.function in known.VIEWS or all(like.is_dense for like in self.outputs)
         self.is_flat = not any(self.nested)
         numbers = [place - 1 for place, slot in enumerate(slots) if slot.kind == NUMBER]
-        self._made = [
+        self._links = [
             (place, slot.what, slot.output, -1 - (slot.lag if slot.what in before else 0))
             for place, slot in enumerate(slots)
             if slot.kind == MADE
@@ -151,7 +151,7 @@ class Operation:
     def goes_on(self, leaves) -> bool:
         """Takes the arguments of its next period, if they are the last one's but for what the loop makes and counts."""
         try:
-            for place, maker, output, back in self._made:
+            for place, maker, output, back in self._links:
                 if leaves[place] is not maker.made[back][output]:
                     return False
         except IndexError:

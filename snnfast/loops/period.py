@@ -1,5 +1,6 @@
 """One period of a loop: its operations, and in which order they may run at once."""
 
+import functools
 import operator
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from . import known
 from .operation import LITERAL, MADE, NUMBER, REAL, SAME, Like, Operation, Slot
-from .reading import version_of
+from .reading import versions_of
 from .window import Stage, choose
 
 
@@ -58,10 +59,10 @@ class Period:
             )  # fmt: skip
             self.operations.append(operation)
             places.append((earlier, logged))
-        for operation, (earlier, logged) in zip(self.operations, places, strict=True):
+        for place, (operation, (earlier, logged)) in enumerate(zip(self.operations, places, strict=True)):
             sources = zip(earlier.leaves, logged.leaves, logged.sources, strict=True)
             slots = [self._slot(old, new, source, first) for old, new, source in sources]
-            operation.connect(slots, self.operations[: self.operations.index(operation)])
+            operation.connect(slots, self.operations[:place])
         self.alike = set() if exact else self._alike(places)
         """The operations that were given the same in two periods."""
         self.consumers = {operation: [] for operation in self.operations}
@@ -146,15 +147,21 @@ class Period:
                 alike.add(operation)
         return alike
 
+    @functools.cached_property
+    def beginning(self) -> list[Operation]:
+        """What comes after the last layer, on the way to the next period's first, and is alike at every step."""
+        last = max(place for place, operation in enumerate(self.operations) if operation.is_mark)
+        return [operation for operation in self.operations[last + 1 :] if operation in self.alike]
+
     def remember(self, operation: Operation, given: list, outs: tuple) -> None:
         """Keeps what an operation gives that is given the same at every step."""
-        self.steady[operation] = given, outs, _versions(given, outs)
+        self.steady[operation] = given, outs, versions_of((*given, *outs))
 
     def remembered(self, operation: Operation, given: list) -> tuple | None:
         """What an operation gave that was given the same, if nothing of it was written to since."""
         before, outs, versions = self.steady.get(operation, ((), (), ()))
         same = len(before) == len(given) and all(map(operator.is_, before, given))
-        return outs if same and versions == _versions(given, outs) else None
+        return outs if same and versions == versions_of((*given, *outs)) else None
 
     @property
     def count(self) -> int:
@@ -309,7 +316,3 @@ def _best_cut(operations: list[Operation]) -> int:
         return total
 
     return min(range(len(operations)), key=handed_on)
-
-
-def _versions(given: list, outs: tuple) -> list[int]:
-    return [version_of(value) for value in (*given, *outs) if isinstance(value, Tensor)]

@@ -105,6 +105,11 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def versions_of(values) -> list[int]:
+    """Those of the tensors among them."""
+    return [version_of(value) for value in values if isinstance(value, Tensor)]
+
+
 def is_shared_with_others(tensor: Tensor) -> bool:
     """Whether somebody else, such as NumPy, has this memory too, and may write to it unseen."""
     storage = tensor.untyped_storage()
