@@ -44,15 +44,22 @@ def loops(model, reset, delay, dtype=torch.float32):
     }
 
 
-def per_value(calls):
-    """Nanoseconds that each call takes for a value of a row: the least of many, taken in turn."""
-    least = dict.fromkeys(calls, math.inf)
-    for _ in range(20):
-        for name, (call, _) in calls.items():
-            start = time.perf_counter_ns()
-            call()
-            least[name] = min(least[name], time.perf_counter_ns() - start)
-    return {name: took / (STEPS * NEURONS * calls[name][1]) for name, took in least.items()}
+def bounded(calls, excess, seconds=30):
+    """What `excess(took)`, the first bound that is not kept, comes to in the end: None if all are.
+
+    `took` has the nanoseconds that each call takes for a value of a row: the least of many, taken in turn. A busy
+    machine only adds to it, so that a bound not kept yet is tried on, until `seconds` have passed.
+    """
+    least, end = dict.fromkeys(calls, math.inf), time.monotonic() + seconds
+    while True:
+        for _ in range(20):
+            for name, (call, _) in calls.items():
+                start = time.perf_counter_ns()
+                call()
+                least[name] = min(least[name], time.perf_counter_ns() - start)
+        beyond = excess({name: took / (STEPS * NEURONS * calls[name][1]) for name, took in least.items()})
+        if beyond is None or time.monotonic() > end:
+            return beyond
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -66,12 +73,17 @@ def test_every_model_takes_as_long_as_its_rows(dtype):
                 calls |= {(name, model.name, reset, delay): call for name, call in named}
     out = torch.empty_like(x)
     calls["atan"] = (lambda: torch.atan(x, out=out), 1)
-    took = per_value(calls)
-    for name in ("forward", "backward", "backward with parameters"):
-        leaky = (name, LEAKY.name, "subtract", True)
-        assert took[leaky] * calls[leaky][1] < took["atan"] * (2 if "parameters" in name else 1), name
-        for key in calls:
-            assert key[0] != name or took[key] < 2.5 * took[leaky], (key, took[key], took[leaky])
+
+    def excess(took):
+        for name in ("forward", "backward", "backward with parameters"):
+            leaky = (name, LEAKY.name, "subtract", True)
+            if took[leaky] * calls[leaky][1] >= took["atan"] * (2 if "parameters" in name else 1):
+                return "atan", leaky, took[leaky], took["atan"]
+            for key in calls:
+                if key[0] == name and took[key] >= 2.5 * took[leaky]:
+                    return key, took[key], took[leaky]
+
+    assert bounded(calls, excess) is None
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
@@ -80,6 +92,8 @@ def test_a_reset_without_delay_takes_at_most_half_as_long_again(reset):
     calls = {}
     for delay in (True, False):
         calls |= {(name, delay): (call, 1) for name, (call, _) in loops(LEAKY, reset, delay).items()}
-    took = per_value(calls)
-    for name in {name for name, _ in took}:
-        assert took[name, False] < 1.5 * took[name, True], (name, took)
+
+    def excess(took):
+        return next(((name, took) for name, _ in calls if took[name, False] >= 1.5 * took[name, True]), None)
+
+    assert bounded(calls, excess) is None
