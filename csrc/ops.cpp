@@ -40,6 +40,7 @@ STABLE_TORCH_LIBRARY(snnfast, m) {
   // Memory for results that generated code writes.
   m.def("fresh(Tensor like, int[] sizes) -> Tensor");
   m.def("spike_linear(Tensor spk, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("spike_linear_in_order(Tensor spk, Tensor weight, Tensor? bias, int[] ends) -> Tensor[]");
   m.def("spike_linear_grad(Tensor grad, Tensor spk) -> Tensor");
   m.def("spike_linear_grad_spk(Tensor grad, Tensor weight) -> Tensor");
   for (const char* encoder : kEncoders) m.def(encoder);

@@ -5,8 +5,8 @@ is not, forward and for the gradient of its weights. A CPU with AMX multiplies s
 that is faster: in three bfloat16 parts, and once they have been seen to err no more than torch. A sample of the input's
 rows decides; where neither is faster, sizes are small, or numbers are infinite or NaN, the product is torch's own. Sums
 are in another order than torch's, and err no more. `Unroll`, loops that are recorded or compiled, and Norse's recurrent
-layers compute with them, but for what they promise to be a loop's to the bit: a recorded loop has its spikes from
-torch's products, its gradients from these.
+layers compute with them. A recorded loop's spikes are to be the loop's to the bit: there they multiply in the order in
+which torch adds, where that can be seen, and torch multiplies where it cannot.
 
 `SNNFAST_SPIKE_PRODUCTS=torch` in the environment, or `snnfast.products.choose("torch")`, leaves all products to torch;
 WAYS has what else there is.
@@ -14,7 +14,7 @@ WAYS has what else there is.
 
 import os
 import warnings
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ WAYS = ("auto", "events", "parts", "torch")
 _VARIABLE = "SNNFAST_SPIKE_PRODUCTS"
 _LEAST = 1 << 21
 _WIDE = 2048  # of fewer outputs the passes over input and weights would take as long as the products, by their bytes
+_MOST_TO_SEE = 1 << 30
+_HUGE = 2.0**60
 _NO_UNIT, _AMX = 0, 1
 _way = "auto"
 
@@ -95,6 +97,40 @@ def factors(target, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor |
 def with_values(values: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A product that is known, from elsewhere, with the gradients of `linear`; of factors that `are_ours`."""
     return _ours(x, weight, bias, values)
+
+
+def as_torch_adds(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor | None:
+    """The values of a product of factors that `are_ours`, at the cost of what is not zero, its terms added in the order
+    of torch's product of so many rows; None where that order is not known, or torch's product as fast."""
+    ends = order(rows, *reversed(weight.shape), torch.get_num_threads()) if x.device.type == "cpu" else None
+    if ends is None:
+        return None
+    x, weight, bias = (one if one is None else one.detach() for one in (x, weight, bias))
+    return next(iter(ops.spikes.spike_linear_in_order(x, weight, bias, ends)), None)
+
+
+@lru_cache(1024)
+def order(rows: int, inputs: int, outputs: int, threads: int) -> tuple[int, ...] | None:
+    """How torch, with so many threads, adds up the terms of x [rows, inputs] @ weight.T: one after another in each run
+    of inputs, and then the runs' sums. Where the runs end; None if it is otherwise, or if to see it would take long.
+
+    It is seen in sums of ones, with a huge number and its negative in the place of two neighbours: those swallow what
+    has been added before them in their run, and no more. Every output has them elsewhere (after FPRev,
+    arXiv:2411.00442). A run of one input is not seen: who uses the order compares a product with torch's.
+    """
+    if inputs < 2 or rows * inputs * outputs > _MOST_TO_SEE:
+        return None
+    first = torch.arange(outputs) * (inputs - 2) // max(1, outputs - 1)
+    weight = torch.ones(outputs, inputs, dtype=torch.float32)
+    weight.scatter_(1, first[:, None], _HUGE).scatter_(1, first[:, None] + 1, -_HUGE)
+    with _torch.unwatched(), torch.no_grad():
+        sums = F.linear(torch.ones(rows, inputs, dtype=torch.float32), weight)
+    begins = sorted({0, *(begin for begin in (first + 2 - inputs + sums[0].long()).tolist() if 0 < begin < inputs)})
+    ends = torch.tensor([*begins[1:], inputs])
+    run, of_second = (torch.searchsorted(ends, place, right=True) for place in (first, first + 1))
+    # In two runs the second swallows its own run, and the first all before.
+    left = torch.where(run == of_second, inputs - 2 - first + torch.tensor(begins)[run], inputs - ends[of_second])
+    return tuple(ends.tolist()) if sums.eq(left).all() else None
 
 
 def _ours(x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor | None = None) -> Tensor:

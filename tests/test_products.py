@@ -297,6 +297,113 @@ def test_unroll_multiplies_spikes():
         products.choose("auto")
 
 
+def in_runs(*ends):
+    """`F.linear` that adds a run of inputs after another, ending before these, and their sums to the bias."""
+
+    def linear(x, weight, bias=None):
+        out, begin = bias, 0
+        for end in ends:
+            run = torch.zeros(())
+            for k in range(begin, end):
+                run = run + x[..., k, None] * weight[:, k]
+            out, begin = run if out is None else out + run, end
+        return out
+
+    return linear
+
+
+@pytest.fixture
+def torchs_linear(monkeypatch):
+    """Puts a function in the place of torch's."""
+
+    def put(linear):
+        products.order.cache_clear()
+        monkeypatch.setattr(F, "linear", linear)
+
+    yield put
+    products.order.cache_clear()
+
+
+@pytest.mark.parametrize("ends", [(12,), (5, 12), (1, 12), (10, 12), (4, 8, 12), (3, 6, 9, 12)])
+@pytest.mark.parametrize("outputs", [11, 30])
+def test_the_order_of_a_sum_is_seen(ends, outputs, torchs_linear):
+    torchs_linear(in_runs(*ends))
+    assert products.order(3, 12, outputs, 1) == ends
+
+
+def test_an_order_that_is_none_of_runs_is_no_order(torchs_linear):
+    def pairwise(x, weight, bias=None):
+        terms = (x[..., None, :] * weight).unflatten(-1, (2, -1))
+        return terms.sum(-2).cumsum(-1)[..., -1]
+
+    torchs_linear(pairwise)
+    assert products.order(3, 12, 11, 1) is None
+    products.order.cache_clear()
+    turned = in_runs(12)
+    torchs_linear(lambda x, weight, bias=None: turned(x.flip(-1), weight.flip(-1)))
+    assert products.order(3, 12, 11, 1) is None
+    products.order.cache_clear()
+    one, two = in_runs(12), in_runs(6, 12)
+    torchs_linear(lambda x, weight, bias=None: torch.cat([one(x[:2], weight), two(x[2:], weight)]))
+    assert products.order(3, 12, 11, 1) is None
+
+
+@pytest.mark.parametrize("inputs, outputs, ends", [(40, 24, (40,)), (130, 70, (50, 128, 130)), (300, 33, (1, 300))])
+@pytest.mark.parametrize("graded", [False, True])
+def test_a_product_adds_in_the_order_it_is_given(inputs, outputs, ends, graded):
+    """Of graded spikes a multiply and an add are one, which float64 gives for so few bits."""
+    x, weight, bias = spikes(5, 9, inputs, share=0.1), normal(outputs, inputs), normal(outputs)
+    wanted = in_runs(*ends)
+    if graded:
+        x = x * normal(inputs)
+
+        def wanted(x, weight, bias=None):
+            out, begin = bias, 0
+            for end in ends:
+                run = torch.zeros(())
+                for k in range(begin, end):
+                    run = (run.double() + x[..., k, None].double() * weight[:, k].double()).float()
+                out, begin = run if out is None else out + run, end
+            return out
+
+    for added in (None, bias):
+        (ours,) = torch.ops.snnfast.spike_linear_in_order(x, weight, added, ends)
+        assert ours.equal(wanted(x, weight, added))
+    for refused in (weight * torch.inf, weight.double()):
+        given = x.to(refused.dtype)
+        assert torch.ops.snnfast.spike_linear_in_order(given, refused, None, ends) == []
+    assert torch.ops.snnfast.spike_linear_in_order(torch.ones_like(x), weight, None, ends) == []
+    for wrong in ((), (inputs - 1,), (0, inputs), (3, 3, inputs)):
+        with pytest.raises(RuntimeError, match=f"ends must rise to the number of inputs, {inputs}"):
+            torch.ops.snnfast.spike_linear_in_order(x, weight, None, wrong)
+
+
+@pytest.mark.parametrize("rows, inputs, outputs", [(16, 40, 24), (64, 784, 128), (7, 500, 65), (1, 100, 30)])
+def test_a_product_in_torchs_order_has_its_bits(rows, inputs, outputs):
+    x, weight, bias = spikes(rows, inputs, share=0.1), normal(outputs, inputs), normal(outputs)
+    for added in (None, bias):
+        ours = products.as_torch_adds(x, weight, added, rows)
+        assert ours is None or ours.equal(F.linear(x, weight, added))
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_recorded_loop_adds_as_torch_does_or_leaves_it_to_torch(is_right, monkeypatch):
+    """An order that is not the loop's shows in the first steps, and is tried no more."""
+    torch.manual_seed(0)
+    net, x = Loop(), spikes(12, 16, 40, share=0.05)
+    spk, heard = net(x), []
+    known = products.order(16, 40, 24, torch.get_num_threads())
+    if not is_right:
+        monkeypatch.setattr(products, "order", lambda rows, inputs, *rest: (1, inputs) if inputs == 40 else None)
+    recorded = snn.accelerate(Loop())
+    recorded.load_state_dict(net.state_dict())
+    with torch.no_grad(), ops.listening(lambda operator, arguments, steps: heard.append(operator)):
+        for _ in range(4):
+            assert recorded(x).equal(spk)
+    count = heard.count("spike_linear_in_order")
+    assert (count > 0) == (known is not None) if is_right else count == 1
+
+
 def test_a_recorded_loop_multiplies_spikes_for_its_weights_alone():
     """Its spikes are the loop's to the bit; with numbers="exact" its gradients too."""
     torch.manual_seed(0)

@@ -91,9 +91,10 @@ class Lists {
   }
 
   // sums [last - first, width] of the lists from first to last: (+)= height * dense's row [width], over the spikes.
-  template <int kBytes>
+  // In order: one term after another.
+  template <int kBytes, bool kInOrder = false>
   void multiply(const float* dense, int64_t width, int64_t first, int64_t last, bool add, float* sums) const {
-    multiply<kBytes, kWidth>(dense, width, first, last, add, sums);
+    multiply<kBytes, kInOrder, kWidth>(dense, width, first, last, add, sums);
   }
 
  private:
@@ -111,13 +112,13 @@ class Lists {
     are_ones_ = !others;
   }
 
-  template <int kBytes, int64_t kColumns>
+  template <int kBytes, bool kInOrder, int64_t kColumns>
   void multiply(const float* dense, int64_t width, int64_t first, int64_t last, bool add, float* sums) const {
     if constexpr (kColumns > kLanes) {
-      if (width < kColumns) return multiply<kBytes, kColumns - kLanes>(dense, width, first, last, add, sums);
+      if (width < kColumns) return multiply<kBytes, kInOrder, kColumns - kLanes>(dense, width, first, last, add, sums);
     }
-    if (are_ones_) return multiply<kBytes, kColumns, true>(dense, first, last, add, sums);
-    multiply<kBytes, kColumns, false>(dense, first, last, add, sums);
+    if (are_ones_) return multiply<kBytes, kInOrder, kColumns, true>(dense, first, last, add, sums);
+    multiply<kBytes, kInOrder, kColumns, false>(dense, first, last, add, sums);
   }
 
   template <bool kOnes>
@@ -125,7 +126,7 @@ class Lists {
     return kOnes ? 1.0f : height_[k];
   }
 
-  template <int kBytes, int64_t kColumns, bool kOnes>
+  template <int kBytes, bool kInOrder, int64_t kColumns, bool kOnes>
   void multiply(const float* dense, int64_t first, int64_t last, bool add, float* sums) const {
     using Vector = typename VectorOf<float, kBytes>::type;
     constexpr int kVectors = kColumns * sizeof(float) / kBytes;
@@ -133,7 +134,13 @@ class Lists {
       Vector sum[kVectors] = {};
       int64_t k = begin_[list];
       const int64_t end = begin_[list + 1];
-      if (k < end) {
+      if constexpr (kInOrder) {
+        for (; k < end; ++k) {
+          const float height = height_at<kOnes>(k);
+          const Vector* from = reinterpret_cast<const Vector*>(dense + index_[k] * kColumns);
+          for (int v = 0; v < kVectors; ++v) sum[v] += height * from[v];
+        }
+      } else if (k < end) {
         // One term where their number is odd, else nothing: a branch could not be foretold.
         const int64_t odd = (end - k) % 2;
         const float height = odd ? height_at<kOnes>(k) : 0.0f;
@@ -160,10 +167,11 @@ class Lists {
   bool are_ones_ = true;
 };
 
-// out [rows, outputs] = spk weight^T + bias [outputs] or nothing, from lists over blocks of so many inputs; packed: of
-// whole_lanes(outputs) * inputs. Whether all that went in and came out is finite.
+// out [rows, outputs] = spk weight^T + bias [outputs] or nothing, from lists over blocks that end before these inputs;
+// packed: of whole_lanes(outputs) * inputs. In order: within a block one term is added after another, and to the bias
+// one block's sum after another. Whether all that went in and came out is finite.
 bool multiply_by_lists(const float* spk, const float* weight, const float* bias, const LinearSizes& sizes,
-                       int64_t block, float* packed, float* out);
+                       const std::vector<int64_t>& ends, bool in_order, float* packed, float* out);
 
 // out [outputs, inputs] = grad^T spk, from lists over blocks of so many rows; whether all is finite.
 bool multiply_transposed_by_lists(const float* grad, const float* spk, const LinearSizes& sizes, int64_t block,

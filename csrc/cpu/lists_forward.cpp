@@ -40,6 +40,12 @@ bool pack_weight(const float* weight, int64_t outputs, int64_t inputs, float* ou
   return finite;
 }
 
+// sums [rows, a row of whole vectors] = bias [width].
+void begin_rows(const float* bias, int64_t rows, int64_t width, float* sums) {
+  const int64_t stride = whole_lanes(width);
+  for (int64_t row = 0; row < rows; ++row) std::copy(bias, bias + width, sums + row * stride);
+}
+
 // out [rows, width] of a matrix of `columns` = sums, whose rows are whole vectors, + bias; whether all of it is finite.
 bool write_rows(const float* sums, int64_t rows, int64_t width, const float* bias, float* out, int64_t columns) {
   const int64_t stride = whole_lanes(width);
@@ -55,30 +61,36 @@ bool write_rows(const float* sums, int64_t rows, int64_t width, const float* bia
 }  // namespace
 
 bool multiply_by_lists(const float* spk, const float* weight, const float* bias, const LinearSizes& sizes,
-                       int64_t block, float* packed, float* out) {
+                       const std::vector<int64_t>& ends, bool in_order, float* packed, float* out) {
   constexpr int64_t kRows = 256;
-  const int64_t inputs = sizes.inputs, outputs = sizes.outputs;
+  const int64_t inputs = sizes.inputs, outputs = sizes.outputs, blocks = static_cast<int64_t>(ends.size());
   if (!pack_weight(weight, outputs, inputs, packed)) return false;
   std::atomic<bool> finite = true;
   torch::stable::parallel_for(0, sizes.rows, 32, [&](int64_t begin, int64_t end) {
-    std::vector<Lists> lists(divided_up(inputs, block));
+    std::vector<Lists> lists(blocks);
     const Scratch sums(kRows * kWidth);
     bool all = true;
     vectorized_by_width([&]<int kBytes>(std::integral_constant<int, kBytes>) {
       for (int64_t row = begin; row < end && all; row += kRows) {
         const int64_t rows = std::min(kRows, end - row);
-        for (int64_t k = 0; k < static_cast<int64_t>(lists.size()); ++k) {
-          lists[k].find_rows(spk + row * inputs + k * block, inputs, rows, std::min(block, inputs - k * block));
+        for (int64_t k = 0, input = 0; k < blocks; input = ends[k++]) {
+          lists[k].find_rows(spk + row * inputs + input, inputs, rows, ends[k] - input);
         }
         for (int64_t first = 0; first < outputs; first += kWidth) {
-          const int64_t width = std::min(kWidth, outputs - first);
-          const float* dense = packed + first * inputs;
-          for (const Lists& each : lists) {
-            each.multiply<kBytes>(dense, whole_lanes(width), 0, rows, &each != lists.data(), sums.data());
-            dense += block * whole_lanes(width);
-          }
+          const int64_t width = std::min(kWidth, outputs - first), stride = whole_lanes(width);
           const float* added = bias ? bias + first : nullptr;
-          all &= write_rows(sums.data(), rows, width, added, out + row * outputs + first, outputs);
+          const bool begun = in_order && added;
+          if (begun) begin_rows(added, rows, width, sums.data());
+          for (int64_t k = 0, input = 0; k < blocks; input = ends[k++]) {
+            const float* dense = packed + first * inputs + input * stride;
+            const bool add = begun || k > 0;
+            if (in_order) {
+              lists[k].multiply<kBytes, true>(dense, stride, 0, rows, add, sums.data());
+            } else {
+              lists[k].multiply<kBytes>(dense, stride, 0, rows, add, sums.data());
+            }
+          }
+          all &= write_rows(sums.data(), rows, width, begun ? nullptr : added, out + row * outputs + first, outputs);
         }
       }
     });

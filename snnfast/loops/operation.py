@@ -91,6 +91,7 @@ class Operation:
     made: list = field(default_factory=list)
     alone: bool = False
     by_steps: dict = field(default_factory=dict)
+    compared: dict = field(default_factory=dict)
 
     def connect(self, slots: list[Slot], before: list["Operation"]) -> None:
         """Says where it takes its arguments from, once all operations of the period are there; `before`: those that

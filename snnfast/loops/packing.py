@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import batch_norm, products
 from ..compiler import rules
-from ..compiler.emission import ALIGNMENT, own_memory
-from . import cell, functions, known
+from . import cell, known
+from .alone import call, placed
 from .batching import filled, rule_of, run_batched
 from .operation import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Slot, step_outputs
 from .period import Period
@@ -269,31 +269,48 @@ class Window:
     def _product(self, operation: Operation, inputs: list, batched, stacks: dict[int, Series]) -> Tensor:
         """One product for all steps, of the values that they have alone: only its gradients may not be torch's."""
         factors = products.factors(batched.target, *filled(batched, stacks))
-        out = None
-        if not (operation.alone and factors):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not factors):
-                out = run_batched(dataclasses.replace(batched, target=products.torchs(batched.target)), stacks)
-            compared = operation.by_steps.get(operation.count, 0)
-            if compared < ENOUGH and not operation.alone:
-                operation.by_steps[operation.count] = compared + self._compare(operation, inputs, out)
-        if operation.alone:
-            values = self._values_of_steps(operation, inputs)
-            out = values if factors else _WithValues.apply(out, values)
-        return products.with_values(out, *factors) if factors else out
+        if factors is None:
+            out = self._torchs_product(operation, inputs, batched, stacks)
+            return _WithValues.apply(out, self._values_of_steps(operation, inputs)) if operation.alone else out
+        with torch.no_grad():
+            values = self._product_in_order(operation, inputs, factors)
+            if values is None and not operation.alone:
+                values = self._torchs_product(operation, inputs, batched, stacks)
+            if values is None or operation.alone:
+                values = self._values_of_steps(operation, inputs)
+        return products.with_values(values, *factors)
+
+    def _torchs_product(self, operation: Operation, inputs: list, batched, stacks: dict[int, Series]) -> Tensor:
+        """Torch's product of all steps, and whether its sums are those of each step `alone`."""
+        out = run_batched(dataclasses.replace(batched, target=products.torchs(batched.target)), stacks)
+        if not operation.alone:
+            operation.alone = not self._is_trusted(operation, inputs, out, operation.count)
+        return out
+
+    def _product_in_order(self, operation: Operation, inputs: list, factors: tuple) -> Tensor | None:
+        """A product behind spikes of all steps, whose sums are added as in each step."""
+        if operation.compared.get("in order", 0) is None:
+            return None
+        out = products.as_torch_adds(*factors, factors[0].shape[1:-1].numel())
+        return out if out is not None and self._is_trusted(operation, inputs, out, "in order") else None
 
     @torch.no_grad()
-    def _compare(self, operation: Operation, inputs: list, out: Tensor) -> int:
-        """Sees whether steps are what they are alone, for so many numbers: a few are often the same by chance."""
+    def _is_trusted(self, operation: Operation, inputs: list, out: Tensor, way: int | str) -> bool:
+        """Whether steps are what they are alone. Seen for ENOUGH numbers: a few are often the same by chance."""
+        compared = operation.compared.get(way, 0)
+        if compared >= ENOUGH:
+            return True
         size = max(1, out[0].numel())
         count = min(operation.count, max(2, -(-ENOUGH // size)))
         steps = {step * (operation.count - 1) // max(1, count - 1) for step in range(count)}
+        operation.compared[way] = None
         for step in steps:
             leaves = [given.apart()[step] if isinstance(given, Series) else given for given in inputs]
             (alone,) = call(operation, placed(operation, leaves))
             if not torch.equal(alone, out[step]):
-                operation.alone = True
-                break
-        return len(steps) * size
+                return False
+        operation.compared[way] = compared + len(steps) * size
+        return True
 
     @torch.no_grad()
     def _values_of_steps(self, operation: Operation, inputs: list) -> Tensor:
@@ -389,45 +406,6 @@ def _laid_as(like, steps: Tensor) -> Tensor:
     order = [0, *dims]
     back = sorted(range(steps.dim()), key=order.__getitem__)
     return steps.permute(order).contiguous().permute(back)
-
-
-def step_of(layer, leaves: list) -> tuple:
-    """One step of a layer from its input and states: spikes, and the states that are not spikes."""
-    spk, states = layer._step_alone(leaves[0], tuple(leaves[1:]))
-    return spk, *(states[name] for name in step_outputs(layer)[1:])
-
-
-def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
-    """One step of an operation, as written."""
-    if operation.is_step:
-        return step_of(operation.function, leaves)
-    if operation.is_call:
-        out = functions.run(operation.function, leaves)
-        return (out,) if operation.several is None else out
-    if exact and operation.function in known.PRODUCTS:
-        leaves = placed(operation, leaves)
-    if operation.function is known.set_item and operation.slots[0].kind == MADE and not operation.needs_itself:
-        # What another operation made is a step of a stack.
-        leaves = [leaves[0].clone(), *leaves[1:]]
-    args, kwargs = operation.values(leaves)
-    out = operation.function(*args, **kwargs)
-    return (out,) if operation.several is None else tuple(out)
-
-
-def placed(operation: Operation, leaves: list) -> list:
-    """What the loop would have in new memory, in memory that begins as such: a product's sums go by that. What comes
-    from outside, or is a view of it, is where it was."""
-    leaves = list(leaves)
-    for place in operation.new:
-        leaves[place] = _placed(leaves[place])
-    return leaves
-
-
-def _placed(leaf):
-    """A step of a stack, in memory of its own where it would not begin where a new tensor does."""
-    if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf._is_view() and leaf.data_ptr() % ALIGNMENT:
-        return own_memory(leaf) if torch.is_grad_enabled() else leaf.clone()
-    return leaf
 
 
 def _is_basic(entry) -> bool:

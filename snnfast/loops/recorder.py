@@ -11,13 +11,13 @@ from torch.utils._pytree import tree_flatten
 
 from .. import _torch
 from . import functions, in_place, known, pieces, recording, settling, stack, unseen
+from .alone import step_of
 from .before import Before
 from .computing import computed, why_it_was_no_use
 from .joining import JOINS, join, lanes_of
 from .learning import Learning
 from .matching import entries
 from .operation import Operation, step_outputs
-from .packing import step_of
 from .period import Period
 from .placeholder import Pending, any_pending, become, compute, describes, new
 from .precedence import is_harmless, keeps_order

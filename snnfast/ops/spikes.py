@@ -30,7 +30,15 @@ def _operator(counted: int | None = None):
 
 @_operator()
 def _spike_linear(spk, weight, bias):
+    """spk [..., in] @ weight.T [in, out] + bias [out], at the cost of what is not zero."""
     return spk.new_empty(*spk.shape[:-1], len(weight))
+
+
+@_operator()
+def spike_linear_in_order(spk: Tensor, weight: Tensor, bias: Tensor | None, ends: tuple) -> list[Tensor]:
+    """The same, its terms added one after another up to each of the inputs `ends`, the sums of these runs to the bias;
+    nothing where that would not be the fastest."""
+    return [spk.new_empty(*spk.shape[:-1], len(weight))]
 
 
 @_operator()
