@@ -10,11 +10,13 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.prune import BasePruningMethod
 
-from . import images, products  # noqa: F401, images has its functions run in place of torch's
+from . import batch_norm, images, products  # noqa: F401, images has its functions run in place of torch's
 from .capture import constant
 
 OBSERVERS = ("ObserverBase", "FakeQuantizeBase")
 """What quantisation collects ranges with, in eval mode too; by name, as torch.ao is slow to import."""
+
+_BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 
 _said = set()
 _HOOKED = threading.RLock()
@@ -29,6 +31,8 @@ def run(layer: nn.Module, x: Tensor) -> Tensor:
         if len(layer) < len(x):
             raise ValueError(f"a ModuleList in Unroll must have a layer for each of {len(x)} steps, got {len(layer)}")
         return _by_step(layer, x)
+    if _normalises_at_once(layer, x):
+        return _normalised(layer, x)
     told = by_step(layer)
     if told is None:
         return _at_once(layer, x.flatten(0, 1)).unflatten(0, x.shape[:2])
@@ -36,6 +40,31 @@ def run(layer: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(layer, _NormBase):
         _say_once(type(layer).__name__, *told)
     return _by_step([layer] * len(x), x)
+
+
+def _normalises_at_once(layer: nn.Module, x: Tensor) -> bool:
+    """Whether it is torch's batch-norm, of every step by itself, and one call gives what T calls would."""
+    if type(layer) not in _BATCH_NORMS or not _takes_statistics(layer) or torch.compiler.is_compiling():
+        return False
+    kept = layer.running_mean, layer.running_var, layer.weight, layer.bias
+    keeps = {one is not None for one in (*kept[:2], layer.num_batches_tracked)}
+    if "forward" in vars(layer) or is_hooked(layer) or keeps != {layer.track_running_stats}:
+        return False
+    if not batch_norm.fits(x, *kept):
+        return False
+    layer._check_input_dim(x[0])
+    return x.shape[2] == layer.num_features and x[0].numel() > layer.num_features
+
+
+def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
+    """What T calls of a batch-norm give and leave behind."""
+    statistics, momenta = (None, None), [0.0] * len(x)
+    if layer.training and layer.track_running_stats:
+        statistics, before = (layer.running_mean, layer.running_var), layer.num_batches_tracked.item()
+        averaged = [1 / (before + step) for step in range(1, len(x) + 1)]
+        momenta = averaged if layer.momentum is None else [layer.momentum] * len(x)
+        layer.num_batches_tracked.add_(len(x))
+    return batch_norm.over_time(x, *statistics, layer.weight, layer.bias, momenta, layer.eps)
 
 
 def _at_once(layer: nn.Module, x: Tensor) -> Tensor:

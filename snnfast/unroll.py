@@ -32,12 +32,12 @@ class Unroll(nn.Sequential):
             layer that may draw random numbers. Hooks run in both. A nested Unroll runs as the outermost one says.
             Default False.
 
-    Every result is a loop's, in which all layers take one step after the other. So batch-norm in training mode (and
-    without running statistics) runs step by step: every step has statistics of its own, the running ones are updated T
-    times. Likewise any layer that has, or holds a module that has, buffers in training mode, which it may write to:
-    spectral norm, weight observers, a residual block around a batch-norm. A warning names it, unless it is a
-    normalisation of torch's. Its hooks, too, run at every step. An `nn.ModuleList` (`snntorch.BatchNormTT1d`) takes
-    step t through its t-th layer. A layer that mixes the samples of a call in other ways has to be a loop of yours.
+    Every result is a loop's, in which all layers take one step after the other. So in batch-norm in training mode (and
+    without running statistics) every step has statistics of its own, and the running ones are updated T times. A layer
+    that holds a module that has buffers in training mode, which it may write to, runs step by step: spectral norm,
+    weight observers, a residual block around a batch-norm. A warning names it, unless it is a normalisation of torch's.
+    Its hooks, too, run at every step. An `nn.ModuleList` (`snntorch.BatchNormTT1d`) takes step t through its t-th
+    layer. A layer that mixes the samples of a call in other ways has to be a loop of yours.
 
     Hooks of neurons and of nested sequentials run once and see [T, B, ...], those of other layers [T*B, ...].
 

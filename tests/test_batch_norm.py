@@ -1,6 +1,7 @@
 """Batch-norm in training over all steps of a loop is the loop's: values and statistics to the bit."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -133,3 +134,52 @@ def test_other_layouts_and_dtypes_run_step_by_step():
     others = x.bfloat16(), x.transpose(-1, -2), x[0].to(memory_format=torch.channels_last)[None], x[:0], x[0, 0, 0]
     assert not any(batch_norm.fits(other, weight) for other in others)
     assert not batch_norm.fits(x, weight.double())
+
+
+NORMS = {
+    "1d": (nn.BatchNorm1d(C), (B, C)),
+    "1d over places": (nn.BatchNorm1d(C, momentum=None), (B, C, 6)),
+    "2d": (nn.BatchNorm2d(C, eps=1e-2, momentum=0.3), (B, C, 3, 5)),
+    "2d without": (nn.BatchNorm2d(C, affine=False, track_running_stats=False), (B, C, 3, 5)),
+    "3d": (nn.BatchNorm3d(C), (B, C, 2, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_unroll_normalises_all_steps_in_one_call(name):
+    """As a loop over T calls would, to the bit, and leaves behind what they would."""
+    layer, shape = NORMS[name]
+    x, weights = torch.randn(2, T, *shape, generator=torch.Generator().manual_seed(0))
+    results = []
+    for unrolled in (True, False):
+        norm, given = copy.deepcopy(layer), x.clone().requires_grad_()
+        calls = []
+        norm._check_input_dim = lambda step, calls=calls: calls.append(step)
+        for _ in range(2):
+            out = snn.Unroll(norm)(given) if unrolled else torch.stack([norm(step) for step in given])
+        grads = torch.autograd.grad(out, [given, *norm.parameters()], weights)
+        results.append([out, *norm.buffers(), *grads])
+        assert len(calls) == (2 if unrolled else 2 * T)
+    assert all(map(torch.equal, *results))
+
+
+def test_unroll_leaves_to_torch_what_is_no_plain_batch_norm():
+    x, seen = torch.randn(T, B, C), []
+    hooked, other = nn.BatchNorm1d(C), nn.BatchNorm1d(C)
+    hooked.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+    other.track_running_stats = False
+    for norm, calls in ((hooked, T), (other, 0), (nn.BatchNorm1d(C).double(), None), (nn.BatchNorm1d(C + 1), None)):
+        alone = copy.deepcopy(norm)
+        del seen[:]
+        if calls is None:
+            with pytest.raises(RuntimeError) as of_torch:
+                alone(x[0])
+            with pytest.raises(RuntimeError, match=re.escape(str(of_torch.value))):
+                snn.Unroll(norm)(x)
+            continue
+        assert snn.Unroll(norm)(x).equal(torch.stack([alone(step) for step in x]))
+        assert all(map(torch.equal, norm.buffers(), alone.buffers()))
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        snn.Unroll(nn.BatchNorm1d(C))(x[:, :1])
+    with pytest.raises(ValueError, match="expected 4D input"):
+        snn.Unroll(nn.BatchNorm2d(C))(x)
