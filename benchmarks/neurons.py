@@ -38,7 +38,7 @@ def zero_reset(x, mem):
 
 
 class Gate(nn.Module):
-    """A gated unit with weights of its own for each of `size` neurons; it does not spike."""
+    """Does not spike: a gated unit with weights of its own for each of `size` neurons."""
 
     def __init__(self, size: int):
         super().__init__()

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import snnfast as snn
 import snnfast.norse as norse
+from programs.draft import firing
 from published import LOOPS, maximum_loss
 from snnfast.compiler import graph as g
 from snnfast.compiler.backend import is_sequence_call
@@ -89,16 +90,7 @@ class Row:
     def build(self, training: bool = True) -> Net:
         """The network in float64, with weights large enough that all its neurons fire."""
         torch.manual_seed(4)
-        net = Net(self.loop, self.layers())
-        with torch.no_grad():
-            for name, parameter in net.named_parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
-                elif name.endswith("bias"):
-                    parameter.normal_(mean=0.2, std=0.3)
-            for name, buffer in net.named_buffers():
-                if name.endswith("running_mean"):
-                    buffer.normal_(std=0.2)
+        net = firing(Net(self.loop, self.layers()))
         return net.double().train(training)
 
 

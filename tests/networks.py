@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cells import Spike
+
 T, B, CLASSES = 6, 4, 5
 FLAT, IMAGE = (12,), (2, 8, 8)
 
@@ -367,24 +369,12 @@ def lstm_over_recorded_spikes(lib):
     return Net()
 
 
-class Step(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, shift):
-        ctx.save_for_backward(shift)
-        return (shift > 0).to(shift.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (shift,) = ctx.saved_tensors
-        return grad / (1 + shift.abs()) ** 2
-
-
 @network()
 def a_neuron_of_ones_own(lib):
     class Own(nn.Module):
         def forward(self, x, mem):
             mem = 0.9 * mem + x
-            spk = Step.apply(mem - 1)
+            spk = Spike.apply(mem - 1)
             return spk, mem * (1 - spk)
 
     class Net(nn.Module):
@@ -407,9 +397,9 @@ def a_neuron_of_ones_own(lib):
 @network(rounds=True)
 def a_surrogate_of_ones_own(lib):
     def spike_grad(shift):
-        return Step.apply(shift)
+        return Spike.apply(shift)
 
-    return Explicit(lib.Leaky(0.9, spike_grad=spike_grad), lib.Leaky(0.8, spike_grad=Step.apply))
+    return Explicit(lib.Leaky(0.9, spike_grad=spike_grad), lib.Leaky(0.8, spike_grad=Spike.apply))
 
 
 @network()

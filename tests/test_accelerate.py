@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import snnfast as snn
+from cells import Spike
 
 B = 2
 # The package's attribute of this name is the function.
@@ -24,20 +25,6 @@ accelerating = importlib.import_module("snnfast.compiler.accelerate")
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
     torch._dynamo.reset()
-
-
-class Spike(torch.autograd.Function):
-    """A plain step with a surrogate of the user's own."""
-
-    @staticmethod
-    def forward(ctx, u):
-        ctx.save_for_backward(u)
-        return (u > 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (u,) = ctx.saved_tensors
-        return grad / (1 + 10 * u.abs()) ** 2
 
 
 class Sign(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch import nn
 
 import snnfast as snn
 from cases import RESETS, identical
+from cells import Atan
 
 LEARNT = ("beta", "rho", "strength", "threshold", "graded_spikes_factor")
 
@@ -25,20 +26,6 @@ def currents(dtype=torch.float32, steps=25):
     return torch.randn(steps, 4, 5, generator=torch.Generator().manual_seed(4)).add(0.5).to(dtype).requires_grad_()
 
 
-class Spike(torch.autograd.Function):
-    """H(u), with the derivative of arctan(pi u) / pi."""
-
-    @staticmethod
-    def forward(ctx, u):
-        ctx.save_for_backward(u)
-        return (u > 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (u,) = ctx.saved_tensors
-        return grad / (1 + (torch.pi * u) ** 2)
-
-
 def by_the_papers(x, lif, reset_mechanism):
     """z[t] and the adaptation that it fires with, a[t] = rho a[t-1] + z[t-1], as in Bellec et al. 2020, equation 5."""
     v = a = z = torch.zeros_like(x[0])
@@ -46,7 +33,7 @@ def by_the_papers(x, lif, reset_mechanism):
     for current in x:
         a = lif.rho * a + z
         v = lif.beta * v + current
-        z = Spike.apply(v - lif.threshold - lif.strength * a)
+        z = Atan.apply(v - lif.threshold - lif.strength * a)
         if reset_mechanism == "subtract":
             v = v - z.detach() * lif.threshold
         elif reset_mechanism == "zero":

@@ -8,24 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import snnfast as snn
+from cells import Spike
 from snnfast import norse
 from snnfast.loops import report
 
 T, B, N = 9, 3, 7
-
-
-class Spike(torch.autograd.Function):
-    """Fires above 0, with a triangle as surrogate."""
-
-    @staticmethod
-    def forward(ctx, u):
-        ctx.save_for_backward(u)
-        return (u > 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (u,) = ctx.saved_tensors
-        return grad * torch.clamp(1 - u.abs(), min=0)
 
 
 class SteepSpike(Spike):

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 
 import snnfast as snn
 import snnfast.norse as norse
+from cells import Spike
 from networks import Explicit, Layers
 from snnfast import ops
 
@@ -149,16 +150,6 @@ def test_hooks_of_others_and_unroll_called_by_hand_are_seen_once():
         net[3].unroll_spikes(torch.rand(T, B, 5))
         net[3](torch.rand(B, 5))
     assert len(calls) == 1 and len(seen.spk["1"]) == T and len(seen.spk["3"]) == 3 * T + 1 == len(seen.mem["3"])
-
-
-class Spike(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, u):
-        return (u > 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
 
 
 class Mine(snn.Cell):

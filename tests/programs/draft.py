@@ -54,6 +54,22 @@ class Input:
         return drawn.requires_grad_(self.requires_grad)
 
 
+def firing(net: nn.Module) -> nn.Module:
+    """The network with weights so large that its neurons fire, and statistics that are not what they start as."""
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(mean=0.2, std=0.3)
+        for name, buffer in net.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(std=0.3)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+    return net
+
+
 @dataclass(frozen=True)
 class Program:
     """A module as text, with all it takes to run it."""
@@ -75,18 +91,7 @@ class Program:
         linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
         exec(compile(self.source, filename, "exec"), module.__dict__)
         torch.manual_seed(self.seed)
-        net = module.Net()
-        with torch.no_grad():
-            for name, parameter in net.named_parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
-                elif name.endswith("bias"):
-                    parameter.normal_(mean=0.2, std=0.3)
-            for name, buffer in net.named_buffers():
-                if name.endswith("running_mean"):
-                    buffer.normal_(std=0.3)
-                elif name.endswith("running_var"):
-                    buffer.uniform_(0.5, 1.5)
+        net = firing(module.Net())
         return net.to(self.dtype).train(self.training)
 
     def inputs(self, call: int = 0) -> tuple[torch.Tensor, ...]:
