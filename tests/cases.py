@@ -144,3 +144,14 @@ def each_saved_tensor_moved(run):
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield run()
         chosen, saved = 0 if chosen is None else chosen + 1, len(kept)
+
+
+def step_loop(layer, x, mem=None):
+    """The loop every tutorial writes."""
+    spk_seq, mem_seq = [], []
+    mem = layer.init_leaky() if mem is None else mem
+    for current in x.unbind(0):
+        spk, mem = layer(current, mem)
+        spk_seq.append(spk)
+        mem_seq.append(mem)
+    return torch.stack(spk_seq), torch.stack(mem_seq)

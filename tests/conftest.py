@@ -48,6 +48,17 @@ def fresh_dynamo():
 
 
 @pytest.fixture
+def no_recorder_stays():
+    """Loops are told of from the beginning, and none waits once the test has ended."""
+    from snnfast.loops import recording, report  # once `_C` is what it shall be
+
+    report.stories.clear()
+    yield
+    recording.stop()
+    assert torch._C._len_torch_function_stack() == 0
+
+
+@pytest.fixture
 def module(monkeypatch):
     """Imports one of the benchmarks' files as the scripts do, by its bare name."""
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")

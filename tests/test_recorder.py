@@ -1,10 +1,8 @@
 """A recorded loop is the loop: what users write between its steps, one small case for each."""
 
 import copy
-import gc
 import io
 import pickle
-import threading
 
 import numpy as np
 import pytest
@@ -15,149 +13,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import snnfast as snn
-from snnfast import ops
-from snnfast.loops import reading, recording, report
+from recorded import (
+    CALLS,
+    STEPS,
+    B,
+    Forward,
+    Net,
+    assert_recorded_as_written,
+    given,
+    inputs,
+    loop,
+    recorded_steps,
+    stack_depth,
+)
 
-B, STEPS, CALLS = 2, 9, 3
-
-
-class Net(nn.Module):
-    """Two layers, and what some of the cases put between them."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc, self.lif = nn.Linear(5, 6), snn.Leaky(0.9, threshold=0.4, learn_beta=True)
-        self.out, self.last = nn.Linear(6, 5), snn.Leaky(0.8, threshold=0.3, reset_mechanism="zero")
-        self.conv, self.norm = nn.Conv1d(2, 3, 3, padding=1), nn.BatchNorm1d(6)
-        self.cumulative = nn.BatchNorm1d(6, momentum=None)
-        self.register_buffer("scale", torch.ones(5))
-
-
-def first(net, x, t):
-    return net.fc(x[t])
-
-
-def as_it_is(net, t, spk, mem):
-    return spk, mem
-
-
-def loop(net, x, current=first, middle=as_it_is, end=as_it_is):
-    """Two layers over time; what a case does before, between and after them."""
-    mem, mem2, spikes, mems = net.lif.init_leaky(), net.last.init_leaky(), [], []
-    for t in range(len(x)):
-        spk, mem = net.lif(current(net, x, t), mem)
-        spk, mem = middle(net, t, spk, mem)
-        out, mem2 = net.last(net.out(spk), mem2)
-        out, mem2 = end(net, t, out, mem2)
-        spikes.append(out)
-        mems.append(mem)
-    return torch.stack(spikes), torch.stack(mems)
-
-
-def inputs(call: int, dtype, steps=STEPS, batch=B):
-    generator = torch.Generator().manual_seed(call)
-    return (torch.rand(steps, batch, 5, generator=generator, dtype=torch.float64) * 2).to(dtype).requires_grad_()
-
-
-def ran(net, case, dtype, calls=CALLS) -> dict:
-    """What calls of a loop leave behind, by name: outputs, gradients, buffers, states, the generator."""
-    seen = {}
-    for call in range(calls):
-        x = inputs(call, dtype)
-        torch.manual_seed(call)
-        outputs = [out for out in case(net, x) if isinstance(out, torch.Tensor)]
-        kept = {f"output {k}": out for k, out in enumerate(outputs)}
-        kept |= dict(net.named_buffers()) | {"lif.mem": net.lif.mem, "last.mem": net.last.mem}
-        weighted = [
-            (out * torch.linspace(0.1, 1, out.numel()).view(out.shape)).sum() for out in outputs if out.requires_grad
-        ]
-        loss = sum(weighted)
-        kept["generator"] = torch.get_rng_state()
-        kept = {name: value.detach().clone() for name, value in kept.items()}
-        if isinstance(loss, torch.Tensor):
-            loss.backward()
-        gradients = {"x": x.grad} | {name: p.grad for name, p in net.named_parameters()}
-        kept |= {f"gradient of {name}": grad for name, grad in gradients.items() if grad is not None}
-        seen |= {f"call {call} {name}": value for name, value in kept.items()}
-        net.zero_grad()
-        snn.reset(net)
-    return seen
-
-
-def recorded_steps() -> int:
-    return sum(story.recorded for story in report.stories.values())
-
-
-def assert_same(found: dict, expected: dict, exact: bool) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        if "gradient" in name and not exact:
-            # The gradient of a decay is a sum over time, of which only the rounding is promised.
-            near = 1e-4 if exact else 1e-9
-            torch.testing.assert_close(found[name], value, rtol=near, atol=near, msg=lambda m, n=name: f"{n}: {m}")
-        else:
-            assert torch.equal(found[name], value), name
-
-
-def stack_depth() -> int:
-    return torch._C._len_torch_function_stack()
-
-
-@pytest.fixture(autouse=True)
-def _no_recorder_stays():
-    report.stories.clear()
-    yield
-    recording.stop()
-    assert stack_depth() == 0
-
-
-def assert_recorded_as_written(case, numbers, make=Net, recorded=True):
-    """A loop of an accelerated network, and one in a region, are the plain one."""
-    dtype = torch.float64 if numbers == "forward" else torch.float32
-    torch.manual_seed(0)
-    net = make().to(dtype)
-    expected = ran(copy.deepcopy(net), case, dtype)
-    assert expected["call 0 output 0"].unique().numel() > 1 or expected["call 0 output 0"].dim() == 0, "it is silent"
-    count = recorded_steps()
-    if numbers == "forward":
-        found = ran(snn.accelerate(copy.deepcopy(net)), case, dtype)
-        recording.stop()
-    else:
-        found = ran(copy.deepcopy(net), snn.accelerate(case, numbers=numbers), dtype)
-    assert_same(found, expected, exact=numbers == "exact")
-    assert (recorded_steps() > count) or not recorded, "nothing was recorded"
-
-
-class Noting(torch.utils.data.Dataset):
-    """Notes how many modes lie on torch's stack while a sample is made, and may use a layer for it."""
-
-    def __init__(self, layer=None):
-        self.layer, self.depths = layer, []
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, number):
-        x = inputs(number, torch.float64, batch=1)[:, 0].detach()
-        self.depths.append(stack_depth())
-        return x if self.layer is None else self.layer(x, torch.zeros_like(x))[1]
-
-
-@pytest.mark.parametrize("uses_layer", [False, True])
-def test_no_recorder_looks_on_while_a_batch_is_loaded(uses_layer):
-    torch.manual_seed(0)
-    net = Net().double()
-
-    def batches(net):
-        data = Noting(snn.Leaky(0.5) if uses_layer else None)
-        for x in torch.utils.data.DataLoader(data, batch_size=2):
-            yield loop(net, x.transpose(0, 1))[1].detach(), data.depths[-1]
-
-    found = list(batches(snn.accelerate(copy.deepcopy(net))))
-    assert recorded_steps() and stack_depth() == 1
-    assert [depth for _, depth in found] == [0, 0, 0]
-    expected = list(batches(net))
-    assert all(torch.equal(one, other) for (one, _), (other, _) in zip(found, expected, strict=True))
+pytestmark = pytest.mark.usefixtures("no_recorder_stays")
 
 
 # What is given to `loop`.
@@ -239,265 +109,6 @@ def in_autocast(net, x, t):
 def conv_in_autocast_at_times(net, x, t):
     with torch.autocast("cpu", torch.bfloat16, enabled=t == 4):
         return net.fc(x[t]).to(x.dtype)
-
-
-def one_frame(write):
-    """A frame that every step writes anew."""
-
-    def case(net, x):
-        frame = torch.zeros(B, 5, dtype=x.dtype)
-        array = np.zeros((B, 5), dtype=frame.numpy().dtype)
-        shared = torch.from_numpy(array)
-
-        def current(net, x, t):
-            # A product of its own memory, as a gradient would be of what the frame is at the end.
-            return net.fc(write(frame, array, shared, x[t].detach()) * 1)
-
-        return loop(net, x, current)
-
-    case.__name__ = write.__name__
-    return case
-
-
-def copied(frame, array, shared, x):
-    return frame.copy_(x)
-
-
-def through_data(frame, array, shared, x):
-    frame.data.copy_(x)
-    return frame
-
-
-def through_a_view(frame, array, shared, x):
-    frame.view(-1)[:] = x.reshape(-1)
-    return frame
-
-
-def through_numpy(frame, array, shared, x):
-    array[:] = x.numpy()
-    return shared
-
-
-def from_numpy_every_step(frame, array, shared, x):
-    array[:] = x.numpy()
-    return torch.from_numpy(array)
-
-
-def numpy_of_a_tensor(frame, array, shared, x):
-    frame.numpy()[:] = x.numpy()
-    return frame
-
-
-def through_set(frame, array, shared, x):
-    frame.set_(x.clone())
-    return frame
-
-
-def through_assigned_data(frame, array, shared, x):
-    frame.data = x.clone()
-    return frame
-
-
-def through_a_list(frame, array, shared, x):
-    torch._foreach_copy_([frame], [x])
-    return frame
-
-
-def through_out(frame, array, shared, x):
-    return torch.mul(x, 1.5, out=frame)
-
-
-def through_dlpack(frame, array, shared, x):
-    torch.from_dlpack(frame).copy_(x)
-    return frame
-
-
-def parameter_written(write, before=False):
-    """Parameters are written to in the middle of the loop, by what is made in it or `before` it."""
-
-    def case(net, x):
-        written = write(net) if before else lambda: write(net)
-
-        def middle(net, t, spk, mem):
-            if t == 4:
-                written()
-            return spk, mem
-
-        with torch.no_grad():
-            kept = [p.clone() for p in net.parameters()]
-            outs = loop(net, x, middle=middle)
-            outs = [out + 0 for out in outs]
-            for p, value in zip(net.parameters(), kept, strict=True):
-                p.copy_(value)
-        return outs
-
-    case.__name__ = write.__name__
-    return case
-
-
-def weight_scaled(net):
-    net.out.weight.mul_(0.5)
-
-
-def weight_data_scaled(net):
-    net.out.weight.data *= 0.5
-
-
-def weight_data_assigned(net):
-    net.out.weight.data = net.out.weight.data * 0.5
-
-
-def weight_scaled_by_numpy(net):
-    array = net.out.weight.detach().numpy()
-    array *= 0.5
-
-
-def weight_replaced(net):
-    net.out.weight = nn.Parameter(net.out.weight.detach() * 0.5)
-
-
-def beta_scaled(net):
-    net.lif.beta.data.mul_(0.5)
-
-
-def beta_scaled_by_numpy(net):
-    array = net.lif.beta.detach().numpy()
-    array *= 0.5
-
-
-def beta_replaced(net):
-    net.last.beta = torch.tensor(0.4)
-    net.last.threshold = net.last.threshold.new_tensor(0.5)
-
-
-def weight_known_to_numpy(net):
-    array = net.out.weight.detach().numpy()
-
-    def write():
-        array[:] *= 0.5
-
-    return write
-
-
-def threshold_known_to_numpy(net):
-    array = net.last.threshold.numpy()
-
-    def write():
-        array[...] = 0.6
-
-    return write
-
-
-def threshold_filled(net):
-    net.last.threshold.fill_(0.5)
-
-
-def mechanism_changed(net):
-    net.last.reset_mechanism = "subtract"
-
-
-def by_loading(net):
-    scaled = {name: value * 0.7 for name, value in net.state_dict().items() if value.is_floating_point()}
-    net.load_state_dict(scaled, strict=False)
-
-
-def by_vector(net):
-    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(net.parameters()) * 0.6, net.parameters())
-
-
-def scale_known_to_numpy(net, x):
-    """A buffer that NumPy knows."""
-    array = net.scale.numpy()
-    array[:] = 1
-
-    def current(net, x, t):
-        array[t % 5] += 0.5
-        return net.fc(x[t] + net.scale)
-
-    return loop(net, x, current)
-
-
-def written_through_a_view(net, x, t):
-    h = net.fc(x[t])
-    h.view(-1)[:3] = 0.3
-    h[:, 1] += 0.2
-    return h
-
-
-def views_kept(net, x):
-    """A view of what the loop made is written to after it."""
-    hs, views = [], []
-
-    def current(net, x, t):
-        h = net.fc(x[t]) * 1
-        hs.append(h)
-        views.append(h.view(-1))
-        return h
-
-    outs = loop(net, x, current)
-    with torch.no_grad():
-        views[5].zero_()
-        hs[6].view(-1)[0] = 7
-    return *outs, *(h.detach() for h in hs), *(v.detach() for v in views)
-
-
-def values_written_after(net, x):
-    """What the loop recorded is written to after it."""
-    kept = []
-
-    def end(net, t, spk, mem):
-        kept.append(mem * 1)
-        return spk, mem
-
-    outs = loop(net, x, end=end)
-    with torch.no_grad():
-        kept[5].mul_(2)
-    kept[6].detach()[:] = 4
-    return *outs, *(mem.detach() for mem in kept)
-
-
-def written_with_gradients_after(net, x):
-    kept = []
-
-    def middle(net, t, spk, mem):
-        kept.append(spk * 2)
-        return spk, mem
-
-    outs = loop(net, x, middle=middle)
-    kept[5].mul_(3)
-    kept[6] += 1
-    return *outs, *kept
-
-
-def into_a_tensor(net, x):
-    out, mems = torch.zeros(STEPS, B, 5, dtype=x.dtype), torch.zeros(B, STEPS, 6, dtype=x.dtype)
-    mem = mem2 = None
-    mem, mem2 = net.lif.init_leaky(), net.last.init_leaky()
-    for t in range(STEPS):
-        spk, mem = net.lif(net.fc(x[t]), mem)
-        out[t], mem2 = net.last(net.out(spk), mem2)
-        mems[:, t] = mem
-    return out, mems
-
-
-def relu_in_place(net, x, t):
-    return F.relu(net.fc(x[t]), inplace=True)
-
-
-def many_in_place(net, x, t):
-    h = net.fc(x[t])
-    h *= 1.5
-    h += 0.1
-    h.sub_(0.05).clamp_(-2, 2)
-    h.masked_fill_(h > 1.5, 0.2)
-    return h
-
-
-def in_place_twice_seen(net, x, t):
-    h = net.fc(x[t])
-    old = h * 1
-    h.mul_(2)
-    return h + old
 
 
 class Sign(torch.autograd.Function):
@@ -923,20 +534,6 @@ def trace_kept(net, x):
     return torch.stack(spikes), trace
 
 
-def thresholds_adapted(net, x):
-    """STDP as people write it: weights are written to in every step."""
-    kept = net.fc.weight.detach().clone()
-    mem, spikes = net.lif.init_leaky(), []
-    with torch.no_grad():
-        for t in range(STEPS):
-            spk, mem = net.lif(net.fc(x[t]), mem)
-            net.fc.weight += 0.01 * spk.t() @ x[t]
-            spikes.append(spk)
-        out, weight = torch.stack(spikes), net.fc.weight.clone()
-        net.fc.weight.copy_(kept)
-    return out, weight
-
-
 def reset_in_the_middle(net, x):
     mem, spikes = net.lif.init_leaky(), []
     for t in range(STEPS):
@@ -997,13 +594,6 @@ def delayed_by_one(net, x):
     return (torch.stack(outs),)
 
 
-def given(**points):
-    def case(net, x):
-        return loop(net, x, **points)
-
-    return case
-
-
 # Whether it is recorded at all: what must see its values at every step, or writes to them, is not.
 CASES = {
     "plain": (loop, True),
@@ -1021,25 +611,6 @@ CASES = {
     "set_grad_enabled": (given(middle=grad_switched), True),
     "autocast": (given(current=in_autocast), False),
     "autocast at one step": (given(current=conv_in_autocast_at_times), True),
-    "frame copied": (one_frame(copied), False),
-    "frame data": (one_frame(through_data), False),
-    "frame view": (one_frame(through_a_view), False),
-    "frame of NumPy": (one_frame(through_numpy), False),
-    "frame from_numpy": (one_frame(from_numpy_every_step), False),
-    "frame to NumPy": (one_frame(numpy_of_a_tensor), False),
-    "frame data assigned": (one_frame(through_assigned_data), False),
-    "frame foreach": (one_frame(through_a_list), False),
-    "frame out": (one_frame(through_out), False),
-    "frame dlpack": (one_frame(through_dlpack), False),
-    "buffer of NumPy": (scale_known_to_numpy, False),
-    "written through a view": (given(current=written_through_a_view), False),
-    "views written after": (views_kept, True),
-    "values written after": (values_written_after, True),
-    "values written with gradients after": (written_with_gradients_after, True),
-    "into a tensor": (into_a_tensor, False),
-    "relu in place": (given(current=relu_in_place), True),
-    "many in place": (given(current=many_in_place), True),
-    "in place, the old value used": (given(current=in_place_twice_seen), False),
     "Function of weights": (given(current=function_of_weights), False),
     "Function of spikes": (given(middle=function_of_spikes), False),
     "dropout": (given(middle=dropped), True),
@@ -1098,7 +669,6 @@ CASES = {
     "frames": (iterated_frames, True),
     "sums": (sums_kept, True),
     "trace": (trace_kept, True),
-    "weights written at every step": (thresholds_adapted, False),
     "reset in the middle": (reset_in_the_middle, True),
     "initial state": (state_given_once, True),
     "turns": (given(middle=taking_turns), True),
@@ -1106,19 +676,7 @@ CASES = {
     "weights of steps": (weighted_by_a_tensor, True),
     "delay": (delayed, False),
     "delay by one": (delayed_by_one, True),
-    **{
-        write.__name__.replace("_", " "): (parameter_written(write), True)
-        for write in (
-            weight_scaled, weight_data_scaled, weight_data_assigned, weight_scaled_by_numpy, weight_replaced,
-            beta_scaled, beta_scaled_by_numpy, beta_replaced, threshold_filled, mechanism_changed,
-            by_loading, by_vector,
-        )
-    },
-    **{
-        write.__name__.replace("_", " "): (parameter_written(write, before=True), True)
-        for write in (weight_known_to_numpy, threshold_known_to_numpy)
-    },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("numbers", ["forward", "exact"])
@@ -1126,103 +684,6 @@ CASES = {
 def test_a_recorded_loop_is_the_loop(name, numbers):
     case, recorded = CASES[name]
     assert_recorded_as_written(case, numbers, recorded=recorded)
-
-
-def test_what_no_override_sees_is_refused():
-    """`set_` gives a tensor other memory: the loop is right or says so."""
-    net = snn.accelerate(Net().double())
-    with pytest.raises(RuntimeError, match="recorded loop"):
-        ran(net, one_frame(through_set), torch.float64)
-    recording.stop()
-    ran(net, loop, torch.float64)
-
-
-def after(ask, within=False):
-    """What is asked of a step's value when the loop is over; with `within`, once all of it has been computed."""
-
-    def case(net, x):
-        mem, mem2, spikes, loss = net.lif.init_leaky(), net.last.init_leaky(), [], 0
-        currents, outs = [], []
-        for t in range(STEPS):
-            currents.append(net.fc(x[t]))
-            spk, mem = net.lif(currents[-1], mem)
-            spikes.append(spk)
-            out, mem2 = net.last(net.out(spk), mem2)
-            outs.append(out)
-        loss = (torch.stack(outs) * 0.5).sum() + mem2.sum()
-        if within:
-            loss.item()
-        return loss, *ask(loss, spikes, currents)
-
-    return case
-
-
-def asked_of_grad(loss, spikes, currents):
-    return torch.autograd.grad(loss, [spikes[3], currents[5], spikes[-1]], retain_graph=True)
-
-
-def asked_of_one(loss, spikes, currents):
-    return torch.autograd.grad(loss, spikes[4], retain_graph=True)
-
-
-def asked_of_all(loss, spikes, currents):
-    return torch.autograd.grad(loss, spikes, retain_graph=True)
-
-
-def asked_by_retaining(loss, spikes, currents):
-    for value in (spikes[3], currents[5]):
-        value.retain_grad()
-    loss.backward(retain_graph=True)
-    return spikes[3].grad, currents[5].grad
-
-
-def asked_by_hooks(loss, spikes, currents):
-    seen = []
-    spikes[3].register_hook(seen.append)
-    currents[5].register_hook(lambda grad: grad * 2)
-    loss.backward(retain_graph=True)
-    return seen
-
-
-@pytest.mark.parametrize("numbers", ["forward", "exact"])
-@pytest.mark.parametrize("within", [False, True])
-@pytest.mark.parametrize("ask", [asked_of_grad, asked_of_one, asked_of_all, asked_by_retaining, asked_by_hooks])
-def test_gradients_of_steps_are_whole(ask, within, numbers):
-    assert_recorded_as_written(after(ask, within), numbers)
-
-
-def test_gradients_of_states_are_whole_or_refused():
-    net = snn.accelerate(Net().double())
-    for _ in range(2):
-        mem, mems = net.lif.init_leaky(), []
-        for frame in inputs(0, torch.float64):
-            spk, mem = net.lif(net.fc(frame), mem)
-            mems.append(mem)
-        loss = torch.stack(mems).sum() + spk.sum()
-    loss.item()
-    with pytest.raises(RuntimeError, match="gradient of a step's state"):
-        torch.autograd.grad(loss, mems[4], retain_graph=True)
-    with pytest.raises(RuntimeError, match="gradient of a step's state"):
-        mems[4].retain_grad()
-
-
-class Forward(Net):
-    def forward(self, x):
-        return loop(self, x)
-
-
-def test_what_torch_compiles_meets_no_recorder():
-    """A recorder that stays after a loop is gone before a compiled one runs, which would trace it."""
-    recorded, compiled = snn.accelerate(Forward()), snn.accelerate(Forward(), compile=True)
-    x = inputs(0, torch.float32)
-    for _ in range(3):
-        recorded(x)
-        compiled(x)
-    recorded(x)
-    called = []
-    with ops.listening(lambda name, arguments, steps: called.append(name)):
-        compiled(x)
-    assert called.count("leaky_fwd") == 2 and "leaky_step" not in called, called
 
 
 def test_a_loop_is_as_long_as_it_was_whatever_runs_in_between():
@@ -1234,135 +695,6 @@ def test_a_loop_is_as_long_as_it_was_whatever_runs_in_between():
         windows.append(net.lif._loops.story.windows)
         other(inputs(call, torch.float32)[0])
     assert windows[5] - windows[4] == windows[4] - windows[3] <= 3, windows
-
-
-# Modules of other kinds, and what is put on them.
-
-
-def parametrised():
-    net = Net()
-    nn.utils.parametrize.register_parametrization(net.fc, "weight", nn.Tanh())
-    return net
-
-
-def weight_normed():
-    net = Net()
-    nn.utils.parametrizations.weight_norm(net.fc)
-    nn.utils.parametrizations.orthogonal(net.out, orthogonal_map="householder")
-    return net
-
-
-def spectral_normed():
-    net = Net()
-    nn.utils.parametrizations.spectral_norm(net.fc)
-    return net
-
-
-def hooked():
-    net = Net()
-    net.fc.register_forward_pre_hook(lambda module, args: (args[0] * 1.2,))
-    net.fc.register_forward_hook(lambda module, args, out: out - 0.1)
-    net.lif.register_forward_hook(lambda module, args, out: None)
-    return net
-
-
-def hooked_backward():
-    net = Net()
-    net.out.register_full_backward_hook(lambda module, grads, outs: (grads[0] * 0.5,))
-    return net
-
-
-def hooked_parameters():
-    net = Net()
-    net.fc.weight.register_hook(lambda grad: grad * 2)
-    return net
-
-
-def dropping():
-    net = Net()
-    net.fc = nn.Sequential(net.fc, nn.Dropout(0.3), nn.BatchNorm1d(6, track_running_stats=False))
-    return net
-
-
-def frozen():
-    net = Net()
-    net.fc.requires_grad_(False)
-    return net
-
-
-def tied():
-    net = Net()
-    net.fc, net.out = nn.Linear(5, 5), nn.Linear(5, 5)
-    net.out.weight, net.lif = net.fc.weight, snn.Leaky(0.9, threshold=0.4)
-    return net
-
-
-def recurrent():
-    net = Net()
-    net.fc = nn.Sequential(net.fc, snn.RLeaky(0.9, linear_features=6, threshold=0.3, init_hidden=True))
-    return net
-
-
-def hidden():
-    net = Net()
-    net.fc = nn.Sequential(net.fc, snn.Synaptic(0.8, 0.7, threshold=0.3, init_hidden=True), nn.Linear(6, 6))
-    return net
-
-
-def not_fused():
-    net = Net()
-    net.fc = nn.Sequential(net.fc, snn.Leaky(0.9, threshold=0.3, init_hidden=True, state_quant=lambda mem: mem))
-    return net
-
-
-def loop_from_reset(net, x):
-    snn.reset(net)
-    return loop(net, x)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("numbers", ["forward", "exact"])
-@pytest.mark.parametrize(
-    ("make", "recorded"),
-    [
-        (parametrised, True),
-        (weight_normed, False),
-        (spectral_normed, False),
-        (hooked, True),
-        (hooked_backward, False),
-        (hooked_parameters, True),
-        (dropping, True),
-        (frozen, True),
-        (tied, True),
-        (recurrent, True),
-        (hidden, True),
-        (not_fused, False),
-    ],
-)
-def test_networks(make, recorded, numbers):
-    assert_recorded_as_written(loop_from_reset, numbers, make, recorded)
-
-
-@pytest.mark.parametrize("numbers", ["forward", "exact"])
-def test_two_networks_in_one_loop(numbers):
-    def case(net, x):
-        snn.reset(net)
-        mem, mem2, outs = net.lif.init_leaky(), net.norm.lif.init_leaky(), []
-        for t in range(STEPS):
-            spk, mem = net.lif(net.fc(x[t]), mem)
-            spk2, mem2 = net.norm.lif(net.norm.fc(x[t]), mem2)
-            outs.append(spk - 0.5 * spk2)
-        return torch.stack(outs), mem, mem2
-
-    def make():
-        net = Net()
-        net.norm = Net()
-        return net
-
-    assert_recorded_as_written(case, numbers, make)
-
-
-# Sizes.
 
 
 def test_every_number_of_steps_and_any_batch():
@@ -1380,117 +712,6 @@ def test_every_number_of_steps_and_any_batch():
 # What ends a loop, and what goes on around it.
 
 
-class Stop(Exception):
-    pass
-
-
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, GeneratorExit])
-@pytest.mark.parametrize("way", ["net", "region"])
-@pytest.mark.parametrize("at", [1, 5])
-def test_after_an_exception_everything_works(error, way, at):
-    def failing(net, t, spk, mem):
-        if failing.now and t == at:
-            raise error
-        return spk, mem
-
-    torch.manual_seed(0)
-    net = Net().double()
-    expected = ran(copy.deepcopy(net), loop, torch.float64)
-    case = given(middle=failing)
-    if way == "net":
-        snn.accelerate(net)
-    else:
-        case = snn.accelerate(case)
-    failing.now = False
-    case(net, inputs(0, torch.float64))
-    failing.now = True
-    for _ in range(2):
-        with pytest.raises(error):
-            case(net, inputs(0, torch.float64))
-    if way == "region":
-        assert stack_depth() == 0
-    failing.now = False
-    torch.manual_seed(0)
-    snn.reset(net)
-    assert_same(ran(net, case, torch.float64), expected, exact=False)
-
-
-def test_an_error_of_a_step_comes_where_it_is_made():
-    net = snn.accelerate(Net().double())
-    x = inputs(0, torch.float64)
-    loop(net, x)
-    frames = [*x[:6].detach().unbind(0), torch.ones(B, 4, dtype=torch.float64)]
-    mem, count = net.lif.init_leaky(), 0
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        for frame in frames:
-            _, mem = net.lif(net.fc(frame), mem)
-            count += 1
-    assert count == 6 and mem.sum().isfinite()
-
-
-def test_threads_record_at_once():
-    torch.manual_seed(0)
-    nets = [Net().double() for _ in range(3)]
-    expected = [ran(copy.deepcopy(net), given(), torch.float64, calls=5) for net in nets]
-    found, threads = {}, []
-
-    def work(place):
-        accelerated = snn.accelerate(copy.deepcopy(nets[place]))
-        # The generator is the process's.
-        found[place] = ran(accelerated, given(), torch.float64, calls=5)
-        recording.stop()
-        assert stack_depth() == 0
-
-    for place in range(3):
-        threads.append(threading.Thread(target=work, args=(place,)))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
-    for place, wanted in enumerate(expected):
-        without = {name: value for name, value in wanted.items() if "generator" not in name}
-        assert_same({name: found[place][name] for name in without}, without, exact=False)
-
-
-def test_a_placeholder_in_another_thread():
-    torch.manual_seed(0)
-    net = snn.accelerate(Net().double())
-    x = inputs(0, torch.float64).detach()
-    expected = loop(net, x)[0].sum(0)
-    for _ in range(3):
-        mem, mem2, outs, sums = net.lif.init_leaky(), net.last.init_leaky(), [], []
-        for t in range(STEPS):
-            spk, mem = net.lif(net.fc(x[t]), mem)
-            out, mem2 = net.last(net.out(spk), mem2)
-            outs.append(out)
-        thread = threading.Thread(target=lambda outs=outs, sums=sums: sums.append(sum(outs)))
-        thread.start()
-        thread.join()
-        assert torch.equal(sums[0], expected)
-
-
-def test_backward_in_another_thread():
-    torch.manual_seed(0)
-    net = snn.accelerate(Net().double())
-    for call in range(3):
-        x = inputs(call, torch.float64)
-        loss = sum(out.sum() for out in loop(net, x))
-        thread = threading.Thread(target=loss.backward)
-        thread.start()
-        thread.join()
-        assert x.grad is not None and x.grad.any()
-
-
-def test_a_compiled_submodule():
-    torch._dynamo.reset()
-
-    def case(net, x):
-        if not hasattr(case, "module"):
-            case.module = torch.compile(lambda h: h.tanh() * 1.5, backend="eager")
-        return loop(net, x, lambda net, x, t: case.module(net.fc(x[t])))
-
-    assert_recorded_as_written(case, "forward", recorded=False)
-
-
 def test_values_are_tensors_after():
     net = snn.accelerate(Net().double())
     for _ in range(2):
@@ -1505,90 +726,7 @@ def test_values_are_tensors_after():
     assert stack_depth() == 1
 
 
-def test_distributed(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        torch.manual_seed(0)
-        plain = Looped().double()
-        parallel = nn.parallel.DistributedDataParallel(snn.accelerate(copy.deepcopy(plain)))
-        for call in range(3):
-            x = inputs(call, torch.float64)
-            for net in (plain, parallel):
-                sum(out.sum() for out in net(x)).backward()
-        for one, other in zip(plain.parameters(), parallel.parameters(), strict=True):
-            if one.grad is not None:
-                torch.testing.assert_close(other.grad, one.grad, rtol=1e-9, atol=1e-9)
-        assert recorded_steps()
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-class Looped(Net):
-    def __init__(self):
-        super().__init__()
-        del self.conv, self.norm, self.cumulative
-
-    def forward(self, x):
-        return loop(self, x)
-
-
-def test_batches_of_workers():
-    torch.manual_seed(0)
-    plain = Net().double()
-    net = snn.accelerate(copy.deepcopy(plain))
-    loop(net, inputs(0, torch.float64))
-    frames = torch.rand(6, STEPS, 5, dtype=torch.float64)
-    batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(frames), 2, num_workers=1)
-    for (batch,) in batches:
-        x = batch.transpose(0, 1)
-        for one, other in zip(loop(net, x), loop(plain, x), strict=True):
-            assert torch.equal(one, other)
-    assert recorded_steps()
-
-
 # Memory.
-
-
-def live_bytes() -> int:
-    gc.collect()
-    storages = {}
-    for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, nn.Parameter):
-            storage = thing.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
-    return sum(storages.values())
-
-
-def test_iterations_leave_nothing_behind():
-    net = snn.accelerate(Net().double())
-    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
-    seen = []
-    for call in range(24):
-        optimizer.zero_grad()
-        sum(out.sum() for out in loop(net, inputs(call, torch.float64))).backward()
-        optimizer.step()
-        snn.reset(net)
-        if call % 8 == 7:
-            seen.append(live_bytes())
-    assert seen[0] == seen[1] == seen[2] and recorded_steps()
-
-
-def test_the_last_state_keeps_no_window():
-    net, x = snn.accelerate(Net().double()), torch.rand(100, B, 5, dtype=torch.float64)
-    with torch.no_grad():
-        for _ in range(2):
-            mem, spikes, mems = net.lif.init_leaky(), [], []
-            for frame in x:
-                spk, mem = net.lif(net.fc(frame), mem)
-                spikes.append(spk)
-                mems.append(mem)
-            rate, last = torch.stack(spikes).mean(0), torch.stack(mems)[-1].clone()
-            assert torch.equal(last, mem)
-            value = mem
-            snn.reset(net)
-            del spikes, mems, mem, spk, rate, last, frame
-            recording.stop()
-            assert value.untyped_storage().nbytes() <= 4 * value.nbytes
 
 
 @pytest.mark.parametrize("steps", [3, 4, 5, 8])
@@ -1602,48 +740,6 @@ def test_frames_are_views_of_the_input(steps):
             spk, mem = net.lif(net.fc(frame), mem) if steps > 3 else net.lif(net.fc(frame[:B]), mem)
         spk.sum().item()
         assert {frame.untyped_storage().data_ptr() for frame in kept} == {x.untyped_storage().data_ptr()}
-
-
-class Preallocated(Net):
-    """What many loops record into: a tensor made beforehand, and a sum."""
-
-    def forward(self, x):
-        mem, mem2 = self.lif.init_leaky(), self.last.init_leaky()
-        mems, counts, across = x.new_zeros(len(x), B, 5), x.new_zeros(B, 6), x.new_zeros(B, len(x), 5)
-        for t in range(len(x)):
-            spk, mem = self.lif(self.fc(x[t]), mem)
-            out, mem2 = self.last(self.out(spk), mem2)
-            mems[t] = mem2
-            counts += spk
-            across[:, t] = out
-        return mems, counts, across
-
-
-@pytest.mark.parametrize("numbers", ["forward", "exact"])
-def test_records_written_into_tensors_wait(numbers):
-    plain = Preallocated().double()
-    net = snn.accelerate(copy.deepcopy(plain), numbers=numbers)
-    for call in range(CALLS):
-        x = inputs(call, torch.float64)
-        outcomes = []
-        for one in (plain, net):
-            one.zero_grad()
-            outputs = one(x)
-            sum(output.square().sum() for output in outputs).backward()
-            outcomes.append([*outputs, *(p.grad for p in one.parameters() if p.grad is not None)])
-        for found, wanted in zip(outcomes[1][:3], outcomes[0][:3], strict=True):
-            assert torch.equal(found, wanted) and type(found) is torch.Tensor
-        for found, wanted in zip(outcomes[1][3:], outcomes[0][3:], strict=True):
-            torch.testing.assert_close(found, wanted, rtol=0 if numbers == "exact" else 1e-9, atol=0)
-    story = net.lif._loops.story
-    assert story.recorded >= CALLS * STEPS - 2 and not story.why, story.text()
-
-
-def test_snnfasts_own_memory_is_known_to_nobody_else():
-    """Results in blocks of snnfast's own are read where they are, as those of torch's are: NumPy's would be copied."""
-    x = snn.Leaky(0.5).unroll(torch.rand(STEPS, 64, 1024))[0]
-    assert snn.memory.is_own(x.untyped_storage()) and not reading.is_shared_with_others(x)
-    assert reading.is_shared_with_others(torch.from_numpy(np.ones(3)))
 
 
 @pytest.mark.parametrize("draw", ["rand_like", "dropout"])
@@ -1738,9 +834,9 @@ def test_what_a_step_returned_is_kept_as_it_is():
             a, b = lif(fc(step) + b[0], b[1]), lif(fc(step) - a[0], a[1])
         return [a, b]
 
-    for loop in (kept, crossed):
-        expected = loop(x)
+    for written in (kept, crossed):
+        expected = written(x)
         for _ in range(3):
             with snn.accelerated():
-                found = loop(x)
+                found = written(x)
             assert all(map(torch.equal, sum(found, ()), sum(expected, ())))
