@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import snnfast as snn
 from snnfast import functional, ops, surrogate
@@ -139,3 +140,50 @@ def test_spikes_of_a_recorded_loop_lie_as_in_the_loop():
         for _ in range(3):
             sums, mem = recorded(x)
             assert torch.equal(sums, expected) and torch.equal(mem, last) and mem.stride() == last.stride()
+
+
+PRODUCTS = {
+    "linear": lambda bias, spk, weight: F.linear(spk, weight, bias),
+    "@": lambda bias, spk, weight: spk @ weight.t(),
+    "matmul": lambda bias, spk, weight: torch.matmul(weight, spk[..., None])[..., 0],
+    "outer": lambda bias, spk, weight: torch.outer(bias, spk.flatten()).t() @ bias[:, None],
+    "conv1d": lambda bias, spk, weight: F.conv1d(spk[:, None], weight[:30, None], padding=2),
+    "conv_transpose1d": lambda bias, spk, weight: F.conv_transpose1d(spk[:, None], weight[None, :30]),
+    "addmm": lambda bias, spk, weight: torch.addmm(bias, spk, weight.t()),
+    "Tensor.addmm": lambda bias, spk, weight: bias.addmm(spk, weight.t()),
+    "mm": lambda bias, spk, weight: torch.mm(weight, spk.t()).t(),
+    "bmm": lambda bias, spk, weight: torch.bmm(spk[None], weight.t()[None])[0],
+    "Tensor.bmm": lambda bias, spk, weight: spk[None].bmm(weight.t()[None])[0],
+    "baddbmm": lambda bias, spk, weight: torch.baddbmm(bias, spk[:, None], weight.t().expand(len(spk), -1, -1))[:, 0],
+    "Tensor.baddbmm": lambda bias, spk, weight: bias.expand(len(spk), 1, -1).baddbmm(
+        spk[:, None], weight.t().expand(len(spk), -1, -1)
+    )[:, 0],
+    "mv": lambda bias, spk, weight: torch.stack([torch.mv(weight, one) for one in spk.unbind()]),
+    "Tensor.mv": lambda bias, spk, weight: torch.stack([weight.mv(one) for one in spk.unbind()]),
+    "addmv": lambda bias, spk, weight: torch.stack([torch.addmv(bias, weight, one) for one in spk.unbind()]),
+    "Tensor.addmv": lambda bias, spk, weight: torch.stack([bias.addmv(weight, one) for one in spk.unbind()]),
+    "dot": lambda bias, spk, weight: torch.stack([torch.dot(weight[0], one) for one in spk.unbind()])[:, None] + bias,
+    "Tensor.dot": lambda bias, spk, weight: torch.stack([weight[0].dot(one) for one in spk.unbind()])[:, None] + bias,
+    "einsum": lambda bias, spk, weight: torch.einsum("bk,nk->bn", spk, weight),
+    "bilinear": lambda bias, spk, weight: F.bilinear(spk, spk, weight[:30, :, None].expand(-1, -1, 33).contiguous()),
+}
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_products_of_a_recorded_loop_begin_in_memory_as_in_the_loop(product, learns):
+    """How a product adds up may go by that, and of 33 neurons every other step of a stack begins elsewhere."""
+    torch.manual_seed(0)
+    bias, weight = torch.randn(257), torch.randn(257, 33, requires_grad=learns)
+    lif, x = snn.Leaky(0.9, threshold=0.3), torch.rand(9, 2, 33)
+
+    def loop(x):
+        mem, made = lif.init_leaky(), []
+        for step in x:
+            spk, mem = lif(step, mem)
+            made.append(PRODUCTS[product](bias, mem * 1.1, weight))
+        return torch.stack(made)
+
+    expected, recorded = loop(x), snn.accelerate(loop)
+    for _ in range(3):
+        assert torch.equal(recorded(x), expected)

@@ -14,15 +14,15 @@ def step_of(layer, leaves: list) -> tuple:
     return spk, *(states[name] for name in step_outputs(layer)[1:])
 
 
-def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
+def call(operation: Operation, leaves: list) -> tuple:
     """One step of an operation, as written."""
     if operation.is_step:
         return step_of(operation.function, leaves)
     if operation.is_call:
         out = functions.run(operation.function, leaves)
         return (out,) if operation.several is None else out
-    if exact and operation.function in known.PRODUCTS:
-        leaves = placed(operation, leaves)
+    if operation.function in known.PRODUCTS:
+        leaves = _placed(operation, leaves)
     if operation.function is known.set_item and operation.slots[0].kind == MADE and not operation.needs_itself:
         # What another operation made is a step of a stack.
         leaves = [leaves[0].clone(), *leaves[1:]]
@@ -31,16 +31,16 @@ def call(operation: Operation, leaves: list, exact: bool = False) -> tuple:
     return (out,) if operation.several is None else tuple(out)
 
 
-def placed(operation: Operation, leaves: list) -> list:
+def _placed(operation: Operation, leaves: list) -> list:
     """What the loop would have in new memory, in memory that begins as such: a product's sums go by that. What comes
     from outside, or is a view of it, is where it was."""
     leaves = list(leaves)
     for place in operation.new:
-        leaves[place] = _placed(leaves[place])
+        leaves[place] = _in_place_of_new(leaves[place])
     return leaves
 
 
-def _placed(leaf):
+def _in_place_of_new(leaf):
     """A step of a stack, in memory of its own where it would not begin where a new tensor does."""
     if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf._is_view() and leaf.data_ptr() % ALIGNMENT:
         return own_memory(leaf) if torch.is_grad_enabled() else leaf.clone()

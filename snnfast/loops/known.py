@@ -40,11 +40,15 @@ DEFERRABLE = frozenset(
 )
 
 PRODUCTS = frozenset(
-    {F.linear, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.einsum, F.bilinear, Tensor.matmul, Tensor.mm}
+    {
+        F.linear,
+        F.bilinear,
+        *rules.functions("matmul mm bmm addmm baddbmm mv addmv dot einsum __rmatmul__", torch, Tensor),
+    }
     | {getattr(home, f"conv{kind}d") for home in (torch, F) for kind in ("1", "2", "3")}
     | {getattr(torch, f"conv_transpose{rank}d") for rank in (1, 2, 3)}
 )
-"""Those whose sums may round otherwise when the steps are one call."""
+"""Those whose sums may round otherwise when the steps are one call, or where operands begin elsewhere in memory."""
 
 
 ELEMENTWISE = frozenset(

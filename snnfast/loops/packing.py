@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import batch_norm, products
 from ..compiler import rules
 from . import cell, known
-from .alone import call, placed
+from .alone import call
 from .batching import filled, rule_of, run_batched
 from .operation import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Slot, step_outputs
 from .period import Period
@@ -306,7 +306,7 @@ class Window:
         operation.compared[way] = None
         for step in steps:
             leaves = [given.apart()[step] if isinstance(given, Series) else given for given in inputs]
-            (alone,) = call(operation, placed(operation, leaves))
+            (alone,) = call(operation, leaves)
             if not torch.equal(alone, out[step]):
                 return False
         operation.compared[way] = compared + len(steps) * size
@@ -318,7 +318,7 @@ class Window:
         be the loop's. Their gradients are the larger one's."""
         columns = [given.apart() if isinstance(given, Series) else itertools.repeat(given) for given in inputs]
         steps = itertools.islice(zip(*columns, strict=False), operation.count)
-        return torch.stack([call(operation, placed(operation, leaves))[0] for leaves in steps])
+        return torch.stack([call(operation, leaves)[0] for leaves in steps])
 
     def _replay(self, operations: list[Operation]) -> None:
         """Step by step, as written."""
@@ -365,7 +365,7 @@ class Window:
                 else:
                     leaves.append(given[step] if given else slot.what)
             with in_modes(operation.modes):
-                made[operation, period] = call(operation, leaves, self.exact)
+                made[operation, period] = call(operation, leaves)
         return made
 
     def _inputs_from_outside(self, operation: Operation, together: list[Operation]) -> list:
