@@ -103,7 +103,7 @@ def picture(rows: list[dict]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + BARS + LABEL} {bottom + 26}" '
         'font-family="sans-serif" font-size="13" fill="#777">',
         f'<line x1="{one}" y1="4" x2="{one}" y2="{bottom}" stroke="#777"/>',
-        f'<text x="{one}" y="{bottom + 16}" text-anchor="middle">1x: seconds of an epoch as its original</text>',
+        f'<text x="{one}" y="{bottom + 16}" text-anchor="middle">1x: an epoch takes as long as its original</text>',
     ]
     for k, name in enumerate(order):
         y = BAR * k + 8

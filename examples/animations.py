@@ -30,7 +30,7 @@ FRAMES_PER_SECOND = 10
 
 
 def input_spikes(
-    spikes: Tensor, images: Tensor, sample: int = 0, every: int = 1, fps: float = FRAMES_PER_SECOND
+    spikes: Tensor, images: Tensor, sample: int = 0, every: int = 1, fps: float = FRAMES_PER_SECOND, title: str = ""
 ) -> FuncAnimation:
     """Show one sample's image beside the pixels that spike in a step.
 
@@ -40,6 +40,7 @@ def input_spikes(
         sample: which of B.
         every: show every so many steps, the last one among them.
         fps: frames per second.
+        title: what was trained, above every frame.
 
     Raises:
         ValueError: another shape, no such sample, no step at all, or `every` below 1.
@@ -49,6 +50,7 @@ def input_spikes(
     frames = (train != 0).unflatten(1, image.shape)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5, 2.9), layout="constrained")
+        figure.suptitle(title, fontsize="medium")
         original, now = figure.subplots(1, 2)
         draw_image(original, image, "image")
         draw_image(now, frames[0], "", vmin=0, vmax=1)
@@ -61,7 +63,7 @@ def input_spikes(
 
 
 def spike_counts(
-    spikes: Tensor, labels: Tensor, sample: int = 0, every: int = 1, fps: float = FRAMES_PER_SECOND
+    spikes: Tensor, labels: Tensor, sample: int = 0, every: int = 1, fps: float = FRAMES_PER_SECOND, title: str = ""
 ) -> FuncAnimation:
     """Show one sample's output spikes being counted, and the class they speak for so far.
 
@@ -71,6 +73,7 @@ def spike_counts(
         sample: which of B.
         every: show every so many steps, the last one among them.
         fps: frames per second.
+        title: what was trained, above every frame.
 
     Raises:
         ValueError: another shape, no such sample, a label that is no class, no step at all, or `every` below 1.
@@ -80,6 +83,7 @@ def spike_counts(
     label = label_of(labels, sample, classes)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5, 3.4), layout="constrained")
+        figure.suptitle(title, fontsize="medium")
         figure.legend(handles=class_legend(), loc="outside lower center", ncols=3, fontsize="small")
         bars = figure.subplots()
         draw_bars(bars, counts_of(train), label)

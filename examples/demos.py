@@ -117,7 +117,7 @@ def draw_rate(args: argparse.Namespace) -> Pictures:
         "rate-raster.png": pictures.raster(trains, title="Rate coding of one digit"),
         "rate-intervals.png": pictures.interval_raster(first, images, title="Rate coding, gain 1"),
         "rate-image.png": pictures.rate_image(trains, images),
-        "rate.gif": animations.input_spikes(first, images),
+        "rate.gif": animations.input_spikes(first, images, title="Rate coding, gain 1"),
     }
 
 
@@ -133,7 +133,7 @@ def draw_latency(args: argparse.Namespace) -> Pictures:
     return {
         "latency-raster.png": pictures.raster(trains, title=coding),
         "latency-intervals.png": pictures.interval_raster(clipped, images, title=f"{coding} ({name})"),
-        "latency.gif": animations.input_spikes(clipped, images),
+        "latency.gif": animations.input_spikes(clipped, images, title=f"{coding} ({name})"),
     }
 
 

@@ -80,8 +80,8 @@ def label_of(labels: Tensor, sample: int, classes: int) -> int:
 
 
 def predicted(counts: Tensor) -> int | None:
-    """The class that fired most often, the first one of equals; None if no neuron fired."""
-    return int(counts.argmax()) if counts.any() else None
+    """The class that fired most often; None in a tie, and if no neuron fired."""
+    return int(counts.argmax()) if (counts == counts.max()).sum() == 1 else None
 
 
 def class_colours(classes: int, label: int, prediction: int | None) -> list[str]:
@@ -97,9 +97,9 @@ def verdict(label: int, counts: Tensor) -> str:
     """What is true and what the counts (or other scores) [C] say, as a title: a prediction, a tie, or nothing."""
     if not counts.any():
         return f"true {label}, no spikes"
+    if (prediction := predicted(counts)) is not None:
+        return f"true {label}, predicted {prediction}"
     best = (counts == counts.max()).nonzero().flatten().tolist()
-    if len(best) == 1:
-        return f"true {label}, predicted {best[0]}"
     return f"true {label}, a tie of {' and '.join(map(str, best)) if len(best) < 4 else f'{len(best)} classes'}"
 
 

@@ -95,7 +95,8 @@ def loss_curve(
                 values = [scale * row[f"{split}_{quantity}"] for row in history]
                 axes.plot(places[split], values, color=colour, marker=marker, markersize=5, label=labels[split])
         loss.set(ylabel="loss", title=title)
-        loss.set_ylim(bottom=0 if min(losses) >= 0 else None)
+        if min(losses) >= 0:
+            loss.set_ylim(0, 1.05 * loss.dataLim.y1)
         figure.legend(handles=loss.lines, loc="outside lower center", ncols=3)
         accuracy.set(ylabel="accuracy (%)", xlabel=f"iteration ({int(per_epoch)} per epoch)")
         accuracy.set_xlim(0, 1.05 * len(losses))
@@ -268,6 +269,7 @@ def output_membranes(
             figure.legend(handles=handles, loc="outside lower center", ncols=4)
         rows = figure.subplots(classes, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for neuron, (axes, colour) in enumerate(zip(rows, colours, strict=True)):
+            axes.margins(y=0.12)  # no dot is cut
             draw_line(axes, times(steps, dt), trace[:, neuron], color=colour)
             if threshold is not None:
                 axes.axhline(threshold, color="black", linestyle="--", linewidth=0.6)
@@ -411,12 +413,12 @@ def save_all(
         drawn["input-intervals.png"] = interval_raster(input_spikes, images, sample)
         drawn["input-image.png"] = rate_image({"rebuilt": input_spikes}, images, sample)
     if input_spikes is not None and animated:
-        drawn["input.gif"] = animations.input_spikes(input_spikes, images, sample, _every(input_spikes))
+        drawn["input.gif"] = animations.input_spikes(input_spikes, images, sample, _every(input_spikes), title=title)
     if spikes is not None:
         drawn["raster.png"] = output_raster(spikes, images, labels, sample)
         drawn["gallery.png"] = gallery(spikes, images, labels)
     if spikes is not None and animated:
-        drawn["counts.gif"] = animations.spike_counts(spikes, labels, sample, _every(spikes))
+        drawn["counts.gif"] = animations.spike_counts(spikes, labels, sample, _every(spikes), title=title)
     if membranes is not None:
         drawn["membranes.png"] = output_membranes(membranes, labels, sample, threshold, spikes)
     directory = Path(directory)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib import colors
 from matplotlib.animation import AbstractMovieWriter, PillowWriter
+from matplotlib.figure import Figure
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -150,6 +151,7 @@ def test_output_membranes_mark_true_and_predicted_class():
     assert all(axes.lines[1].get_ydata() == [0.5, 0.5] for axes in figure.axes)
     assert np.array_equal(figure.axes[2].lines[0].get_ydata(), membranes[:, 1, 2].numpy())
     assert {axes.get_ylim() for axes in figure.axes} == {figure.axes[0].get_ylim()}
+    assert figure.axes[0].get_ylim() == (pytest.approx(-0.36), pytest.approx(3.36))
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["0", "0.5"]
 
     fired = torch.zeros(6, 2, 4)
@@ -189,6 +191,7 @@ def test_the_loss_curve_has_every_iteration_and_epoch():
     assert train.get_ydata().tolist() == [1, 0.5] and test.get_ydata().tolist() == [2, 1]
     assert accuracy.lines[0].get_ydata().tolist() == [25, 50]
     assert accuracy.get_xlabel() == "iteration (2 per epoch)"
+    assert loss.get_ylim() == (0, pytest.approx(1.05 * 3))  # a flat curve's markers are not cut either
 
 
 def test_the_animated_input_shows_the_spikes_of_every_step(spikes, images, tmp_path):
@@ -255,19 +258,28 @@ def test_the_output_raster_has_time_to_the_right_and_counts_beside_it(images):
     ],
 )
 def test_a_tie_is_called_a_tie(counts, said):
-    assert drawing.verdict(2, torch.tensor(counts)) == f"true 2, {said}"
+    """Nor has any class the colour of a prediction in one."""
+    counts = torch.tensor(counts)
+    assert drawing.verdict(2, counts) == f"true 2, {said}"
+    colours = drawing.class_colours(4, 2, drawing.predicted(counts))
+    assert (drawing.WRONG in colours) is said.startswith("predicted")
 
 
 def test_every_picture_says_what_was_trained(images, monkeypatch, tmp_path):
     titles = {}
-    monkeypatch.setattr(pictures, "save", lambda picture, path: titles.update({path.name: picture.get_suptitle()}))
+
+    def keep(picture, path):
+        figure = picture if isinstance(picture, Figure) else picture._fig
+        titles[path.name] = figure.get_suptitle()
+
+    monkeypatch.setattr(pictures, "save", keep)
     spikes = torch.ones(4, 2, 12)
     pictures.save_all(
         *(tmp_path, images, torch.tensor([0, 2])),
         **{"input_spikes": spikes, "spikes": spikes[..., :3], "membranes": spikes[..., :3]},
-        **{"losses": [1.0], "history": history(1), "title": "rate-fc on MNIST, snnfast: 97.33%", "animated": False},
+        **{"losses": [1.0], "history": history(1), "title": "rate-fc on MNIST, snnfast: 97.33%"},
     )
-    assert len(titles) == 7 and all(title.startswith("rate-fc on MNIST, snnfast: 97.33%") for title in titles.values())
+    assert len(titles) == 9 and all(title.startswith("rate-fc on MNIST, snnfast: 97.33%") for title in titles.values())
     assert titles["input-raster.png"].endswith("\nInput spikes")
 
 
