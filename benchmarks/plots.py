@@ -31,7 +31,9 @@ def _count(number, position=None):
 def _style(contender, contenders):
     """One colour and marker per contender in all panels."""
     index = contenders.index(contender)
-    return {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)], "markersize": 4, "linewidth": 1.2}
+    # Those that share a colour, ten apart, differ in the marker.
+    marker = MARKERS[(index + index // 10) % len(MARKERS)]
+    return {"color": f"C{index % 10}", "marker": marker, "markersize": 4, "linewidth": 1.2}
 
 
 def _neuron_steps(row):
@@ -136,22 +138,23 @@ def _onm(rows, title):
     yield "over-n", figure
 
 
-def _bars(rows, parts, title, label, limit=False):
-    """Bars side by side for the parts, given as name and key of a row, of every contender."""
-    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.45 * len(rows)))
+def _bars(rows, parts, title, label, limit=False, scale="linear"):
+    """Bars side by side for the parts, given as name and key of a row, of every contender; they start at zero."""
+    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.45 * len(rows)), layout="constrained")
     height = 0.8 / len(parts)
     for index, (name, key) in enumerate(parts.items()):
         filled = [(place + index * height, row[key]) for place, row in enumerate(rows) if row[key] is not None]
-        axes.barh(*zip(*filled, strict=True), height=height, label=name)
+        bars = axes.barh(*zip(*filled, strict=True), height=height, label=name)
+        axes.bar_label(bars, fmt=table._number, fontsize=7, padding=2)
     if limit:
-        axes.axvline(rows[0]["limit_ms"], color="black", linestyle="--", linewidth=1, label="the limit")
+        axes.axvline(rows[0]["limit_ms"], color="black", linestyle="--", linewidth=1, label="dense products alone")
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], [row["contender"] for row in rows])
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel=label)
+    axes.set(xscale=scale, xlabel=label)
+    axes.margins(x=0.1)
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
     return figure
 
 
@@ -180,7 +183,7 @@ def _calls(rows, title):
         "first with N + 1": "new_n_ms",
         "later call": "repeated_call_ms",
     }
-    return _each_size(rows, parts, title, "ms, forward + backward")
+    return _each_size(rows, parts, title, "ms, forward + backward", scale="log")
 
 
 def _named(key):

@@ -215,6 +215,19 @@ def test_pictures_show_every_contender_and_the_limit(module, tmp_path):
     assert [*floor.get_ydata()] == [1.0, 1.0]
 
 
+def test_no_two_contenders_look_alike_and_bars_start_at_zero(module):
+    """Where bars are as long as their times, and have them written beside."""
+    plots = module("plots")
+    names = [f"contender {k}" for k in range(20)]
+    assert len({(style["color"], style["marker"]) for style in (plots._style(name, names) for name in names)}) == 20
+    rows = [_row("snnfast", 20.0, limit_ms=5.0), _row("snntorch", 80.0, limit_ms=5.0)]
+    ((_, figure),) = plots._rate_fc(rows, "title")
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "linear" and axes.get_xlim()[0] == 0
+    assert [text.get_text() for text in axes.texts] == ["1", "1", "20", "80"]
+    assert not axes.get_legend() and len(figure.legends) == 1
+
+
 def test_without_timed_rows_there_is_nothing_to_draw(module, tmp_path, capsys):
     (tmp_path / "rows.json").write_text(json.dumps([ABSENT]))
     assert module("plots").main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
