@@ -137,7 +137,10 @@ def benchmark(
         ['as it is', 'accelerated']
     """
     if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+        raise TypeError(
+            f"net must be a torch.nn.Module, got {type(net).__name__}; a function that steps one is run: "
+            "benchmark(net, x, run=lambda net, x: ...)"
+        )
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
     if not any(isinstance(module, SpikingNeuron) or fused_class(module) for module in net.modules()):

@@ -64,9 +64,10 @@ class Unroll(nn.Sequential):
 
     def forward(self, x: Tensor) -> Any:
         """x [T, B, ...] to the last layer's output [T, B, ...]."""
-        if not isinstance(x, Tensor) or x.dim() < 2:
+        features = any(isinstance(layer, nn.Linear) for layer in self)
+        if not isinstance(x, Tensor) or x.dim() < 2 + features:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be a tensor [T, B, ...], got {got}")
+            raise ValueError(f"x must be a tensor [T, B, {'features' if features else '...'}], got {got}")
         if followed.applies():
             return followed.run(_flat(self) or [nn.Identity()], x)
         return _run(self, x, self.recompute)

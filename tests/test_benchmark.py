@@ -121,6 +121,7 @@ def test_what_cannot_be_timed_is_named():
 def test_mistakes_are_named():
     for given, kind, message in [
         (dict(net=3), TypeError, "net must be a torch.nn.Module, got int"),
+        (dict(net=lambda x: x), TypeError, "got function; a function that steps one is run: benchmark"),
         (dict(net=nn.Linear(12, 1)), ValueError, "net must have a spiking layer to time; Linear has none"),
         (dict(seconds=0), ValueError, "seconds must be positive, got 0"),
         (dict(loss=lambda out: out), TypeError, r"loss must return a scalar tensor, got shape \(6, 2, 5\)"),

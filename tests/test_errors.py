@@ -180,6 +180,11 @@ MISTAKES = {
         "x must be a tensor [T, B, ...], got (3,)",
         lambda: snn.Unroll(nn.ReLU())(X[0, 0]),
     ),
+    "unroll without time": (
+        ValueError,
+        "x must be a tensor [T, B, features], got (32, 784)",
+        lambda: snn.Unroll(nn.Linear(784, 3), snn.Leaky(0.9))(torch.rand(32, 784)),
+    ),
     "unroll of no tensor": (ValueError, "x must be a tensor [T, B, ...], got list", lambda: snn.Unroll(nn.ReLU())([X])),
     "unroll over an rnn": (TypeError, "layer 0 (LSTM) must be stateless", lambda: snn.Unroll(nn.LSTM(3, 3))),
     "unroll over hidden neurons": (

@@ -364,3 +364,14 @@ def test_a_recorded_loop_is_explained_as_it_runs():
     ]
     lines = lines_of(Stepped.forward, "lif1(", "lif2(")
     assert [layer.where.rpartition(":")[2] for layer in explained.layers] == [str(line) for line in lines]
+
+
+def test_a_network_that_makes_one_step_a_call_is_explained_by_the_function_that_loops():
+    net = nn.Sequential(nn.Linear(5, 6), snn.Leaky(0.9, init_hidden=True))
+
+    def forward_pass(net, x):
+        return torch.stack([net(step) for step in x])
+
+    (layer,) = snn.explain(net, torch.rand(B, 5)).layers
+    assert "explain(forward_pass, net, x)" in layer.advice[0]
+    assert snn.explain(forward_pass, net, torch.rand(T, B, 5)).layers[0].fused

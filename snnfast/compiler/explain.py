@@ -27,6 +27,10 @@ NO_CAPTURE = (
     "take what torch cannot capture out of the loop over time, or call the layer's unroll on the whole sequence "
     "(snnfast.Unroll for a network), which needs no capture"
 )
+ONE_CALL = Reason(
+    "a call of the network is one step",
+    "explain the function with the loop over time: explain(forward_pass, net, x)",
+)
 STEPPED = Reason(
     "it was called step by step by a loop outside what is accelerated",
     "put the loop over time into the forward that is accelerated, or call the layer's unroll on the whole sequence",
@@ -308,6 +312,8 @@ class _Count:
             apart = [reason for reason in layer.why if reason is not ONE_STEP]
             return [*apart, *(Reason(f"its steps are in different graphs: {cause}", NO_CAPTURE) for cause in breaks)]
         if layer.alone and self.recorded and not layer.why:
+            if layer.steps == 1:
+                return [ONE_CALL]
             return [Reason(cause, advice) for cause, advice in self._why_not_recorded()]
         if layer.alone and not layer.why:
             return [Reason("torch ran it as it is and did not say why", NO_CAPTURE)]
