@@ -120,6 +120,8 @@ def leaky_step(
 ) -> tuple[Tensor, Tensor]:
     """One step of `leaky`: current x and membrane mem [B, ...] to spikes and membrane [B, ...].
 
+    The other arguments and the errors are those of `leaky`.
+
     Examples:
         >>> spk, mem = snn.functional.leaky_step(torch.rand(8, 20), beta=0.9)
     """

@@ -41,6 +41,27 @@ def test_every_public_name_has_an_example(module):
     assert set(without) <= {"load_ipython_extension", "unload_ipython_extension"}
 
 
+def described(thing, module, depth=3) -> str:
+    """Its docstring, and those of what this refers to by name."""
+    doc = inspect.getdoc(thing) or ""
+    named = set(re.findall(r"`(?:snnfast\.)?(\w+)`", doc)) if depth else ()
+    others = [getattr(module, name) for name in named if name in module.__all__]
+    return "\n".join([doc, *(described(other, module, depth - 1) for other in others if other is not thing)])
+
+
+@pytest.mark.parametrize("module", [snn, encoding, functional, norse, surrogate])
+def test_every_argument_and_error_is_described(module):
+    """Where it is, or by the name of what takes the same."""
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if not callable(thing) or name.endswith("ipython_extension"):
+            continue
+        doc, arguments = described(thing, module), set(inspect.signature(thing).parameters) - {"args", "kwargs"}
+        assert [argument for argument in arguments if not re.search(rf"\b{argument}\b", doc)] == [], name
+        numbers = isinstance(thing, type) and issubclass(thing, tuple | surrogate.Surrogate)
+        assert "Raises:" in doc or numbers or not arguments, name
+
+
 # test_own_data.py asks what that page's blocks print, too.
 @pytest.mark.parametrize(
     "page", [name for name, text in PAGES.items() if BLOCK.search(text) and name != "docs/howto/own_data.md"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import snnfast
-from snnfast import functional, norse, reference, surrogate
+from snnfast import encoding, functional, norse, reference, surrogate
 
 PROGRAM = Path(__file__).with_name("typed.py")
 
@@ -17,6 +17,7 @@ def test_the_program_uses_every_public_name():
     text = PROGRAM.read_text()
     unused = [name for name in snnfast.__all__ if not re.search(rf"\bsnn\.{name}\b", text)]
     unused += [f"surrogate.{name}" for name in surrogate.__all__ if f"surrogate.{name}" not in text]
+    unused += [f"encoding.{name}" for name in encoding.__all__ if f"encoding.{name}" not in text]
     unused += [f"norse.{name}" for name in norse.__all__ if f"norse.{name}" not in text]
     unused += [name for name in ("functional.leaky", "functional.leaky_step", "reference.leaky") if name not in text]
     assert unused == []
@@ -37,7 +38,7 @@ def test_mypy_finds_nothing_to_say_of_it(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", [snnfast, functional, norse, reference, surrogate])
+@pytest.mark.parametrize("module", [snnfast, encoding, functional, norse, reference, surrogate])
 def test_what_is_exported_exists_and_is_described(module):
     assert sorted(set(module.__all__)) == sorted(module.__all__)
     for name in module.__all__:

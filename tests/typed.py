@@ -127,7 +127,7 @@ def encoders() -> None:
     t, column = torch.rand(5), torch.randint(2, (5,))
     frames: Tensor = snn.bin_events(t, column, column, column, steps=T, size=(2, 2), span=(0.0, 1.0))
     assert all(spike.shape == (T, B, N) for spike in spikes) and frames.shape == (T, 2, 2, 2)
-    assert snn.encoding is encoding
+    assert snn.encoding is encoding and encoding.bin_events is snn.bin_events
 
 
 def functions() -> None:

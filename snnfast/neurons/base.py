@@ -361,9 +361,6 @@ class SpikingNeuron(HiddenState, snntorch.SpikingNeuron if snntorch else own.Equ
         if names := own.of_sequence(self):
             own.say_once(type(self).__name__, names)
             return own.unroll(self, input_, states, want_seqs)
-        return self._unroll_fused(input_, states, want_seqs)
-
-    def _unroll_fused(self, input_, states, want_seqs):
         spk, last, seqs = self._sequence(input_, states, want_seqs)
         if self.init_hidden:
             for name, state in last.items():

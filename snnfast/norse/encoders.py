@@ -123,6 +123,10 @@ class PoissonEncoder(nn.Module):
         f_max: rate of an input of 1, in Hz. Default 100.
         dt: time step in s. Default 0.001.
 
+    Raises:
+        TypeError: a `seq_length` that is no int, an input that is no tensor.
+        ValueError: a negative `seq_length`.
+
     Examples:
         >>> norse.PoissonEncoder(25)(torch.rand(16, 4)).shape
         torch.Size([25, 16, 4])

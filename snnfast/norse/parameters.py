@@ -61,7 +61,7 @@ LIF_DEFAULTS, LI_DEFAULTS = LIFParameters(), LIParameters()
 
 
 class LIFState(NamedTuple):
-    """Spikes, voltage and synaptic current of recurrent LIF neurons [B, ..., hidden].
+    """Spikes z, voltage v and synaptic current i of recurrent LIF neurons [B, ..., hidden].
 
     Examples:
         >>> _, state = norse.LIFRecurrentCell(4, 8)(torch.rand(16, 4))
@@ -75,7 +75,7 @@ class LIFState(NamedTuple):
 
 
 class LIFFeedForwardState(NamedTuple):
-    """Voltage and synaptic current of LIF neurons [B, ...].
+    """Voltage v and synaptic current i of LIF neurons [B, ...].
 
     Examples:
         >>> _, state = norse.LIFCell()(torch.rand(16, 4))
@@ -88,7 +88,7 @@ class LIFFeedForwardState(NamedTuple):
 
 
 class LIState(NamedTuple):
-    """Voltage and synaptic current of leaky integrators [B, ...].
+    """Voltage v and synaptic current i of leaky integrators [B, ...].
 
     Examples:
         >>> _, state = norse.LICell()(torch.rand(16, 4))
