@@ -64,7 +64,7 @@ class Unroll(nn.Sequential):
 
     def forward(self, x: Tensor) -> Any:
         """x [T, B, ...] to the last layer's output [T, B, ...]."""
-        features = any(isinstance(layer, nn.Linear) for layer in self)
+        features = isinstance(next(iter(self), None), nn.Linear)
         if not isinstance(x, Tensor) or x.dim() < 2 + features:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x must be a tensor [T, B, {'features' if features else '...'}], got {got}")

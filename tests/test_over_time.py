@@ -400,3 +400,8 @@ def test_a_compiled_unroll_runs_hooks_and_batch_norm():
     net = copy.deepcopy(plain)
     assert torch.compile(net, backend="aot_eager", fullgraph=True)(x).equal(plain(x))
     assert_close(list(net.state_dict().values()), list(plain.state_dict().values()))
+
+
+def test_unroll_takes_numbers_without_features_where_no_linear_comes_first():
+    net = snn.Unroll(nn.Embedding(7, 5), nn.Linear(5, 3), snn.Leaky(0.9))
+    assert net(torch.randint(7, (4, 2))).shape == (4, 2, 3)
