@@ -11,6 +11,7 @@
 //   step_backward(variant, rows, width) reads rows.x, previous, next (the states after the step), params, grad_out,
 //                                       grad_next, and outer, what reaches the states before the step from outside;
 //                                       writes grad_x, grad_previous, terms
+// One whose states come back through weights has more: cell_recurrence.h.
 #pragma once
 
 #include <algorithm>
@@ -24,6 +25,9 @@ namespace snnfast {
 
 // torch's own, so that a cell runs on its threads; its address comes with the call.
 using ParallelFor = int (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void*);
+
+template <typename T>
+struct CellRecurrence;
 
 // What a call is given. Sequences [steps, neurons]; null pointers are absent inputs or unwanted outputs.
 template <typename T>
@@ -46,6 +50,7 @@ struct CellCall {
   T* const* grad_x;
   T* const* grad_initial;  // [neurons]
   T* const* terms;         // [neurons], summed over time
+  const CellRecurrence<T>* recurrence;
 };
 
 template <typename Cell>
@@ -60,6 +65,9 @@ struct CellRows {
   Slots<const T*, Cell::kOuts> grad_out;
   Slots<T*, Cell::kIns> grad_x;
   Slots<T*, Cell::kTerms> terms;
+  Slots<T*, Cell::kBridges> bridges;
+  Slots<const T*, Cell::kProducts> fed;
+  Slots<T*, Cell::kStates> grad_late;
   Slots<Row<T>, Cell::kParams> params;
 };
 
@@ -105,58 +113,101 @@ void run_cell_tile(const CellCall<T>& call, int64_t first, int width) {
   for (int k = 0; k < Cell::kStates; ++k) std::copy_n(rows.previous[k], width, call.last[k] + first);
 }
 
+// What a tile's backward reads and writes where there is nothing to be read, or nobody wants it.
+template <typename Cell, typename T = typename Cell::Scalar>
+struct CellSpares {
+  Slots<Row<T>, Cell::kIns> unwanted;
+  Slots<Row<T>, Cell::kTerms> term;
+  Row<T> absent;
+
+  CellSpares() { fill(absent, kAbsent<T>); }
+};
+
+// Where gradients from outside reach a state before step t + 1.
+template <typename Cell, typename T = typename Cell::Scalar>
+const T* outer_of(const CellCall<T>& call, CellSpares<Cell>& spares, int k, int64_t t, int64_t first) {
+  return t >= -call.headed && call.outer[k] ? call.outer[k].at(t) + first : spares.absent;
+}
+
+// What comes back to the states after the last step.
+template <typename Cell, typename T = typename Cell::Scalar>
+void start_backward(const CellCall<T>& call, CellSpares<Cell>& spares, int64_t first, int width, T* const* carry) {
+  for (int k = 0; k < Cell::kStates; ++k) {
+    const T* from_outside = outer_of(call, spares, k, call.steps - 1, first);
+    const T* from_last = call.grad_last[k] ? call.grad_last[k] + first : spares.absent;
+    for (int i = 0; i < width; ++i) carry[k][i] = from_outside[i] + from_last[i];
+  }
+}
+
+// The rows of step t, but for grad_next and grad_previous.
+template <typename Cell, typename T = typename Cell::Scalar>
+void set_backward_rows(CellRows<Cell>& rows, const CellCall<T>& call, CellSpares<Cell>& spares, int64_t t,
+                       int64_t first, int width) {
+  const int64_t offset = t * call.neurons + first;
+  for (int k = 0; k < Cell::kIns; ++k) {
+    rows.x[k] = call.x[k] ? call.x[k].at(t) + first : spares.absent;
+    rows.grad_x[k] = call.grad_x[k] ? call.grad_x[k] + offset : spares.unwanted[k];
+    if (t > 0 && call.x[k]) prefetch_row(call.x[k].at(t - 1), first, width);
+    if (t > 0) prefetch_row(call.grad_x[k], offset - call.neurons, width);
+  }
+  for (int k = 0; k < Cell::kOuts; ++k) {
+    rows.grad_out[k] = call.grad_out[k] ? call.grad_out[k].at(t) + first : spares.absent;
+    if (t > 0 && call.grad_out[k]) prefetch_row(call.grad_out[k].at(t - 1), first, width);
+  }
+  for (int k = 0; k < Cell::kStates; ++k) {
+    rows.next[k] = call.states[k] + offset;
+    rows.previous[k] = t > 0 ? call.states[k] + offset - call.neurons : call.initial[k] + first;
+    if (t > 1) prefetch_row(call.states[k], offset - 2 * call.neurons, width);
+    rows.outer[k] = outer_of(call, spares, k, t - 1, first);
+  }
+  for (int k = 0; k < Cell::kTerms; ++k) rows.terms[k] = spares.term[k];
+}
+
+template <typename Cell>
+int variant_of(int64_t back) {
+  return static_cast<int>(std::min<int64_t>(back, Cell::kVariants - 1));
+}
+
+template <typename Cell, typename T = typename Cell::Scalar>
+void add_terms(int variant, const CellRows<Cell>& rows, int width, T* const* sums, T* const* lost) {
+  for (int k = Cell::kFirstTerm[variant]; k < Cell::kFirstTerm[variant + 1]; ++k) {
+    for (int i = 0; i < width; ++i) {
+      CompensatedSum<T> total{sums[k][i], lost[k][i]};
+      total.add(rows.terms[k][i]);
+      sums[k][i] = total.sum;
+      lost[k][i] = total.lost;
+    }
+  }
+}
+
 template <typename Cell, typename T = typename Cell::Scalar>
 void run_cell_tile_backward(const CellCall<T>& call, int64_t first, int width) {
   CellRows<Cell> rows{.functions = call.functions, .whole = whole_of(call, first, width)};
-  Slots<Row<T>, Cell::kStates> carry[2];
-  Slots<Row<T>, Cell::kIns> unwanted;
-  Slots<Row<T>, Cell::kTerms> term, sums, lost;
-  Row<T> absent;
-  fill(absent, kAbsent<T>);
+  CellSpares<Cell> spares;
+  Slots<Row<T>, Cell::kStates> carried[2];
+  Slots<Row<T>, Cell::kTerms> summed, lost_of;
+  Slots<T*, Cell::kStates> carry[2];
+  Slots<T*, Cell::kTerms> sums, lost;
   load_cell_params(rows, call, first, width);
-  const auto outer = [&](int k, int64_t t) {
-    return t >= -call.headed && call.outer[k] ? call.outer[k].at(t) + first : absent;
-  };
   for (int k = 0; k < Cell::kTerms; ++k) {
-    fill(sums[k], T(0));
-    fill(lost[k], T(0));
+    fill(summed[k], T(0));
+    fill(lost_of[k], T(0));
+    sums[k] = summed[k];
+    lost[k] = lost_of[k];
   }
   for (int k = 0; k < Cell::kStates; ++k) {
-    const T* from_outside = outer(k, call.steps - 1);
-    const T* from_last = call.grad_last[k] ? call.grad_last[k] + first : absent;
-    for (int i = 0; i < width; ++i) carry[0][k][i] = from_outside[i] + from_last[i];
+    for (int turn = 0; turn < 2; ++turn) carry[turn][k] = carried[turn][k];
   }
+  start_backward(call, spares, first, width, carry[0]);
   for (int64_t back = 0; back < call.steps; ++back) {
-    const int64_t t = call.steps - 1 - back, offset = t * call.neurons + first;
-    const int variant = static_cast<int>(std::min<int64_t>(back, Cell::kVariants - 1));
-    for (int k = 0; k < Cell::kIns; ++k) {
-      rows.x[k] = call.x[k] ? call.x[k].at(t) + first : absent;
-      rows.grad_x[k] = call.grad_x[k] ? call.grad_x[k] + offset : unwanted[k];
-      if (t > 0 && call.x[k]) prefetch_row(call.x[k].at(t - 1), first, width);
-      if (t > 0) prefetch_row(call.grad_x[k], offset - call.neurons, width);
-    }
-    for (int k = 0; k < Cell::kOuts; ++k) {
-      rows.grad_out[k] = call.grad_out[k] ? call.grad_out[k].at(t) + first : absent;
-      if (t > 0 && call.grad_out[k]) prefetch_row(call.grad_out[k].at(t - 1), first, width);
-    }
+    set_backward_rows(rows, call, spares, call.steps - 1 - back, first, width);
     for (int k = 0; k < Cell::kStates; ++k) {
-      rows.next[k] = call.states[k] + offset;
-      rows.previous[k] = t > 0 ? call.states[k] + offset - call.neurons : call.initial[k] + first;
-      if (t > 1) prefetch_row(call.states[k], offset - 2 * call.neurons, width);
       rows.grad_next[k] = carry[back % 2][k];
       rows.grad_previous[k] = carry[1 - back % 2][k];
-      rows.outer[k] = outer(k, t - 1);
     }
-    for (int k = 0; k < Cell::kTerms; ++k) rows.terms[k] = term[k];
+    const int variant = variant_of<Cell>(back);
     Cell::step_backward(variant, rows, width);
-    for (int k = Cell::kFirstTerm[variant]; k < Cell::kFirstTerm[variant + 1]; ++k) {
-      for (int i = 0; i < width; ++i) {
-        CompensatedSum<T> total{sums[k][i], lost[k][i]};
-        total.add(term[k][i]);
-        sums[k][i] = total.sum;
-        lost[k][i] = total.lost;
-      }
-    }
+    add_terms(variant, rows, width, sums, lost);
   }
   for (int k = 0; k < Cell::kStates; ++k) {
     if (call.grad_initial[k]) std::copy_n(carry[call.steps % 2][k], width, call.grad_initial[k] + first);
@@ -179,10 +230,10 @@ void prepare_cell_memory(const CellCall<T>& call) {
 }
 
 // tile(first neuron, width) for all tiles; backward from the last to the first: forward left the last in the cache.
+// per_thread: neuron-steps worth waking another thread for.
 template <typename T, typename Tile>
-int for_cell_tiles(const CellCall<T>& call, bool backward, const Tile& tile) {
-  constexpr int64_t kStepsPerThread = 32768;  // neuron-steps worth waking another thread for
-  const int64_t grain = std::max<int64_t>(64, kStepsPerThread / std::max<int64_t>(call.steps, 1));
+int for_cell_tiles(const CellCall<T>& call, bool backward, const Tile& tile, int64_t per_thread = 32768) {
+  const int64_t grain = std::max<int64_t>(64, per_thread / std::max<int64_t>(call.steps, 1));
   const auto body = [&](int64_t begin, int64_t end) {
     const int64_t tiles = (end - begin + kTile - 1) / kTile;
     for (int64_t k = 0; k < tiles; ++k) {

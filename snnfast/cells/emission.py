@@ -203,6 +203,7 @@ _FORWARD = """\
 struct Cell {{
   using Scalar = T;
   static constexpr int kIns = {ins}, kOuts = {outs}, kStates = {states}, kParams = {params}, kTerms = 0;
+  static constexpr int kProducts = {products}, kFirstProduct = {first_product}, kBridges = 0;
   static void step(CellRows<Cell>& rows, int width) {{
 {body}
   }}
@@ -211,6 +212,7 @@ struct Cell {{
 
 extern "C" int run(const CellCall<T>* call) {{
   prepare_cell_memory<Cell>(*call);
+  if constexpr (Cell::kProducts > 0) return run_recurrent_cell<Cell>(*call);
   return for_cell_tiles(*call, false, [&](int64_t first, int width) {{ run_cell_tile<Cell>(*call, first, width); }});
 }}
 """
@@ -219,11 +221,17 @@ _BACKWARD = """\
 struct Cell {{
   using Scalar = T;
   static constexpr int kIns = {ins}, kOuts = {outs}, kStates = {states}, kParams = {params}, kTerms = {terms};
+  static constexpr int kProducts = {products}, kFirstProduct = {first_product}, kBridges = {bridges};
   static constexpr int kVariants = {variants};
   static constexpr int kFirstTerm[] = {{{first_terms}}};
   static void step_backward(int variant, CellRows<Cell>& rows, int width) {{
     switch (variant) {{
 {cases}
+    }}
+  }}
+  static void step_late(int variant, CellRows<Cell>& rows, int width) {{
+    switch (variant) {{
+{late_cases}
     }}
   }}
 {functions}
@@ -232,13 +240,14 @@ struct Cell {{
 
 extern "C" int run(const CellCall<T>* call) {{
   prepare_cell_memory<Cell>(*call);
+  if constexpr (Cell::kProducts > 0) return RecurrentBackward<Cell>(*call).run();
   return for_cell_tiles(*call, true,
                         [&](int64_t first, int width) {{ run_cell_tile_backward<Cell>(*call, first, width); }});
 }}
 """
 
 _FRAME = """\
-#include "cpu/cell.h"
+#include "cpu/cell_recurrence.h"
 
 using namespace snnfast;
 
@@ -249,21 +258,26 @@ using T = {type};
 
 
 def forward_source(dtype: torch.dtype, counts: dict[str, int], body: str) -> str:
-    """The file of a step. counts: ins, outs, states, params."""
+    """The file of a step. counts: ins, outs, states, params, products, first_product."""
     return _FRAME.format(type=TYPES[dtype], cell=_FORWARD.format(**counts, body=body))
 
 
-def backward_source(dtype: torch.dtype, counts: dict[str, int], bodies: Sequence[str], terms: Sequence[int]) -> str:
-    """The file of a step's backward. bodies, terms: of each variant, and how many terms it has."""
+def backward_source(
+    dtype: torch.dtype, counts: dict[str, int], bodies: Sequence[str], late: Sequence[str], terms: Sequence[int]
+) -> str:
+    """The file of a step's backward. bodies, late, terms: of each variant, what comes before its products and after
+    them, and how many terms it has."""
     first_terms = [sum(terms[:k]) for k in range(len(terms) + 1)]
+    functions = [(f"{name}_{k}", body) for name, texts in (("back", bodies), ("late", late)) for k, body in enumerate(texts)]
     cell = _BACKWARD.format(
         **counts,
         terms=first_terms[-1],
         variants=len(bodies),
         first_terms=", ".join(map(str, first_terms)),
         cases="\n".join(f"case {k}: return back_{k}(rows, width);" for k in range(len(bodies))),
+        late_cases="\n".join(f"case {k}: return late_{k}(rows, width);" for k in range(len(late))),
         functions="\n".join(
-            f"static void back_{k}(CellRows<Cell>& rows, int width) {{\n{body}\n}}" for k, body in enumerate(bodies)
+            f"static void {name}(CellRows<Cell>& rows, int width) {{\n{body}\n}}" for name, body in functions
         ),
     )
     return _FRAME.format(type=TYPES[dtype], cell=cell)

@@ -23,8 +23,9 @@ class Kernel:
 
     Args:
         variants, stores: of each.
-        counts: ins, outs, states.
+        counts: ins, outs, states, products, first_product, and of a backward bridges.
         terms: of each variant of a backward, how many terms it has; None: a forward.
+        late: of each variant of a backward lanes and stores of what comes after its products.
         storage: dtypes of sequences of inputs, and of outputs.
         device: where it runs.
 
@@ -34,6 +35,8 @@ class Kernel:
 
     operators: dict
     """The table that its lanes are written by."""
+    multiplies = False
+    """Whether it has products between steps."""
 
     def __init__(
         self,
@@ -43,10 +46,12 @@ class Kernel:
         terms: Sequence[int] | None,
         storage: tuple[torch.dtype, torch.dtype],
         device: torch.device,
+        late: Sequence[tuple[Lanes, list]] = (),
     ):
         self._variants, self._stores = variants, stores
         self._nodes = [lanes.params(node for node, _ in stored) for lanes, stored in zip(variants, stores, strict=True)]
         self._dtype, self._storage, self._device = variants[0].dtype, storage, device
+        self._late = late
         self._counts, self._terms = {**counts, "params": sum(map(len, self._nodes))}, terms
         self._build()
 
@@ -60,12 +65,15 @@ class Kernel:
         """Memory for a result."""
         return torch.empty(shape, dtype=dtype, device=device)
 
-    def run(self, steps: int, shape: torch.Size, tensors: Sequence[Tensor], headed: bool = False, **places) -> None:
+    def run(
+        self, steps: int, shape: torch.Size, tensors: Sequence[Tensor], headed: bool = False, recurrence=None, **places
+    ) -> None:
         """One call.
 
         Args:
             tensors: of the surroundings, for the parameters.
             headed: whether `outer` has a row before the first step.
+            recurrence: of a step with products, `Recurrence.call`.
             places: lists of what is read and written, by the names of csrc/cpu/cell.h.
         """
         raise NotImplementedError
@@ -106,6 +114,7 @@ class CpuKernel(Kernel):
     """In C++, by the system's compiler, for the time loops of csrc/cpu/cell.h."""
 
     operators = OPERATORS
+    multiplies = True
 
     @staticmethod
     def empty(shape, dtype, device):
@@ -129,10 +138,11 @@ class CpuKernel(Kernel):
         if self._terms is None:
             source = forward_source(self._dtype, self._counts, bodies[0])
         else:
-            source = backward_source(self._dtype, self._counts, bodies, self._terms)
+            late = [RowEmitter(lanes, [], stored, symbols).text() for lanes, stored in self._late]
+            source = backward_source(self._dtype, self._counts, bodies, late, self._terms)
         self._library = library(source)
 
-    def run(self, steps, shape, tensors, headed=False, **places):
+    def run(self, steps, shape, tensors, headed=False, recurrence=None, **places):
         params = self._params(tensors, shape)
         call = _Call(steps=steps, neurons=shape.numel(), whole=self._whole(shape), headed=headed)
         arrays = {name: array(values) for name, values in places.items()}
@@ -140,8 +150,9 @@ class CpuKernel(Kernel):
         for name, values in arrays.items():
             setattr(call, name, ctypes.cast(values, ctypes.c_void_p))
         call.parallel_for = address("torch_parallel_for")
+        call.recurrence = recurrence and recurrence.address
         if self._library.run(ctypes.byref(call)) != 0:
-            raise RuntimeError("a generated neuron's kernel failed in torch's parallel_for")
+            raise RuntimeError("a generated neuron's kernel failed in torch's parallel_for or in a product")
 
     def _whole(self, shape: torch.Size) -> int:
         """How many of a step's values fill whole vectors in ATen's kernels: the others may be rounded otherwise.
@@ -178,7 +189,7 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("parallel_for", "functions", "x", "initial", "params", "out", "states")),
         *((name, ctypes.c_void_p) for name in ("last", "grad_out", "outer")),
         ("headed", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("grad_last", "grad_x", "grad_initial", "terms")),
+        *((name, ctypes.c_void_p) for name in ("grad_last", "grad_x", "grad_initial", "terms", "recurrence")),
     ]
 
 

@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from .operators import IN_PLACE, VIEWS, RowFunction, aten
+from .products import BACK, PRODUCT, WEIGHT
 from .tracing import Refused
 
 _SUMS = (aten.sum.dim_IntList, aten.sum.default)
@@ -114,6 +115,8 @@ class Lanes:
             if "lane" in inputs:
                 raise Refused(f"{target} mixes neurons: it takes a sum over them together with single ones")
             return "after"
+        if target in (PRODUCT, BACK, WEIGHT):
+            return self._kind_of_product(node)
         same = value.shape == self.shape
         if (target in _SUMS or target in VIEWS) and not same:
             return "sum"
@@ -122,6 +125,21 @@ class Lanes:
         if not same:
             raise Refused(f"{target} gives shape {tuple(value.shape)}, a step has {tuple(self.shape)}")
         return "lane"
+
+    def _kind_of_product(self, node: Node) -> str:
+        """Of operators of `products`: what one gives is an input of the lanes."""
+        if node.target is PRODUCT and not self.rows.get(self.origin(node.args[0]), "").startswith("rows.previous"):
+            raise Refused("a product takes what is no state before the step")
+        weights = node.args[1:3] if node.target is PRODUCT else node.args[1:2] if node.target is BACK else ()
+        if any(other is not None and self.kind[other] != "param" for other in weights):
+            raise Refused("a product has no weights that are the same at every step")
+        return "sum" if node.target is WEIGHT else "lane"
+
+    def origin(self, node: Node) -> Node:
+        """What a node's value is, unchanged."""
+        while node.target in _UNCHANGED:
+            node = node.args[0]
+        return node
 
     def _dtype(self) -> torch.dtype:
         """What lanes are computed in."""

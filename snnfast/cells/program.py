@@ -12,8 +12,10 @@ from .. import ops, transforms
 from .backward import Backward
 from .building import BuildFailed
 from .cuda import CudaKernel
-from .kernel import CpuKernel, Kernel, contiguous, rows
+from .kernel import NO_ROWS, CpuKernel, Kernel, contiguous, rows
 from .lanes import Lanes
+from .recurrence import Call as RecurrenceCall
+from .recurrence import Recurrence
 from .surroundings import Surroundings
 from .tracing import Present, Refused, Step, Tracer
 
@@ -56,7 +58,12 @@ class Program:
         outs = len(self.places)
         self._out_dtypes = [node.meta["val"].dtype for node in self._lanes.outputs]
         self._out_names = [f"rows.grad_out[{k}]" for k in range(sum(place is None for place in self.places))]
-        self.counts = {"ins": ins, "outs": len(self._out_names), "states": count}
+        self.recurrence = Recurrence(self._lanes, ins)
+        if len(self.recurrence) and not self.kernels.multiplies:
+            raise Refused(f"its states come back through weights, of which there is no kernel on {self.device.type}")
+        self.ins, products = ins, len(self.recurrence)
+        self.counts = {"ins": ins + products, "outs": len(self._out_names), "states": count}
+        self.counts |= {"products": products, "first_product": ins}
         if self._lanes.written:
             self._refuse_written(ins)
         own = [node for node, place in zip(self._lanes.outputs[:outs], self.places, strict=True) if place is None]
@@ -68,7 +75,7 @@ class Program:
         self._kept = {names[node]: k for k, node in enumerate(kept)}
         stores += [(node, f"rows.out[{k}]") for k, node in enumerate(kept, len(own))]
         self._forward = self.kernel([self._lanes], [stores], {**self.counts, "outs": len(own) + len(kept)})
-        self.counts_back = {**self.counts, "ins": ins + len(kept)}
+        self.counts_back = {**self.counts, "ins": self.counts["ins"] + len(kept)}
         self._reread: set[int] | None = None
         self._joints = {}
         self._backwards = {}
@@ -99,9 +106,9 @@ class Program:
         if shared or any(place is not None for place in self.places):
             raise Refused("its step writes in place to states that it has given out")
 
-    def kernel(self, variants: Sequence[Lanes], stores: Sequence[list], counts: dict, terms=None) -> Kernel:
+    def kernel(self, variants: Sequence[Lanes], stores: Sequence[list], counts: dict, terms=None, late=()) -> Kernel:
         """A kernel of this program's."""
-        return self.kernels(variants, stores, counts, terms, (self.in_dtype, self.out_dtype), self.device)
+        return self.kernels(variants, stores, counts, terms, (self.in_dtype, self.out_dtype), self.device, late)
 
     def run(self, cell: Cell, xs: Sequence[Tensor], states: Sequence[Tensor], heads: Sequence[Tensor] = ()):
         """All steps: outputs [T, ...] and the last states.
@@ -181,8 +188,8 @@ class Program:
     def forward(self, xs, states, tensors, heads, reread: set[int] | None = None):
         """Outputs, last states, and what backward reads, which is nothing unless `reread` (`rereads`) is given.
 
-        Backward reads the states of all steps, some behind heads, and then what is to be read again, in the program's
-        dtype.
+        Backward reads the states of all steps, some behind heads, then what products gave, and what is to be read again,
+        in the program's dtype.
         """
         xs, states = [rows(x, self.in_dtype) for x in xs], [contiguous(state, self.dtype) for state in states]
         steps, before = xs[0].steps, int(bool(heads))
@@ -196,6 +203,7 @@ class Program:
         keep = range(len(states)) if reread is not None else ()
         kept = {k: empty((steps, *self.shape)) for k in keep if k not in given}
         again = [empty((steps, *self.shape)) if k in (reread or ()) else None for k in range(len(self._kept))]
+        rec = [empty((steps, *self.shape)) if reread is not None else None for _ in range(len(self.recurrence))]
         seqs = [whole[k][before:] if k in given else kept.get(k) for k in range(len(states))]
         last = [empty(self.shape) for _ in states]
         if steps and self.shape.numel():
@@ -203,7 +211,8 @@ class Program:
                 steps,
                 self.shape,
                 tensors,
-                x=xs,
+                recurrence=self.recurrence_of(tensors, rec),
+                x=[*xs, *[NO_ROWS] * len(rec)],
                 initial=states,
                 out=[*(out[before:] for out in own), *again],
                 states=seqs,
@@ -217,18 +226,23 @@ class Program:
             out[0].copy_(head)
         outs = [out.to(dtype) for out, dtype in zip(outs, self._out_dtypes, strict=False)]
         last = [state.to(dtype) for state, dtype in zip(last, self._out_dtypes[len(outs) :], strict=True)]
-        return outs, last, [*(whole.get(k, kept.get(k)) for k in range(len(states))), *again]
+        return outs, last, [*(whole.get(k, kept.get(k)) for k in range(len(states))), *rec, *again]
+
+    def recurrence_of(self, tensors: Sequence[Tensor], rec: Sequence[Tensor | None]) -> RecurrenceCall | None:
+        """What a kernel is given of the products of a step; None where there are none."""
+        return self.recurrence.call(self.shape, tensors, rec) if rec else None
 
     def joint(self, cell: Cell, present: Present) -> tuple[Lanes, Sequence[Node | None], list[bool], list[bool]]:
         """A step's backward: its lanes, gradients of inputs, states and tensors, and what is differentiated."""
         with self._lock:
             if present not in self._joints:
                 joint = self._tracer.joint(*cell, self._traced, present, self.writes_states)
-                ins, count = self.counts["ins"], self.counts["states"]
+                ins, count = self.ins, self.counts["states"]
                 rest = iter(self._out_names)
                 names = [*self._names, *(next(rest) if p is None else "rows.unused" for p in self.places)]
                 names += [f"rows.grad_next[{k}]" for k in range(count)] + [f"rows.outer[{k}]" for k in range(count)]
                 lanes = Lanes(joint.module, names, self.shape, self.kernels.operators)
+                self.recurrence.place(lanes)
                 grads = lanes.outputs[: ins + count + len(self.learns)]
                 for k, node in enumerate(lanes.outputs[len(grads) :]):
                     # Read, not computed again: the step after it has just had it.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from .products import Products
 from .surroundings import Surroundings
 
 
@@ -71,7 +72,7 @@ class Tracer:
         told = {}
 
         def run(xs, states, tensors):
-            with torch.no_grad(), surroundings.substituted(tensors):
+            with torch.no_grad(), Products(xs[0].shape), surroundings.substituted(tensors):
                 outs, new = step(tuple(xs), tuple(states))
             told["out_is_state"] = tuple(next((k for k, s in enumerate(new) if s is out), None) for out in outs)
             told["outs"] = tuple(outs)
@@ -103,7 +104,7 @@ class Tracer:
                 # No leaves, to which nobody may write in place.
                 inputs, before = [x.clone() for x in leaves[0]], [state.clone() for state in leaves[1]]
                 given = [state.clone() for state in before] if written else before
-                with mode:
+                with Products(xs[0].shape), mode:
                     outs, new = step(tuple(inputs), tuple(given))
                 told["outs"] = tuple(out.requires_grad for out in outs)
                 told["states"] = tuple(state.requires_grad for state in new)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..cells import products
 from . import functions, known
 from .operation import LITERAL, MADE, NUMBER, SAME, Operation
 from .series import Series, in_modes
@@ -35,9 +36,20 @@ def find(period) -> list[list[Operation]]:
 
 
 def _is_core(group: list[Operation]) -> bool:
-    """Whether it is elementwise, and needs the step before or a gradient of the user's own."""
+    """Whether it is elementwise but for products of its states, and needs the step before or a gradient of the user's
+    own."""
     closes = len(group) > 1 or group[0].is_call or group[0].needs_itself
-    return closes and all(map(_is_elementwise, group)) and len({_shape(operation) for operation in group}) == 1
+    fits = all(_is_elementwise(operation) or _is_recurrence(operation, group) for operation in group)
+    return closes and fits and len({_shape(operation) for operation in group}) == 1
+
+
+def _is_recurrence(operation: Operation, group: list[Operation]) -> bool:
+    """Whether it is a product of what the group makes with weights from outside."""
+    if not products.is_one(operation.function, operation.names) or any(operation.nested):
+        return False
+    x = operation.slots[products.operand(operation.function)]
+    inside = [slot for slot in operation.slots if slot.kind == MADE and slot.what in group]
+    return inside == [x] and x.like.shape == _shape(operation) and x.like.device.type == "cpu"
 
 
 def _is_elementwise(operation: Operation) -> bool:
@@ -102,7 +114,7 @@ class Step:
             if functions.is_one(function):
                 out = functions.run(function, values)
             else:
-                out = function(*values[:count], **dict(zip(names, values[count:], strict=True)))
+                out = products.call(function, values[:count], dict(zip(names, values[count:], strict=True)))
             made.append(out if isinstance(out, tuple) else (out,))
         return tuple(made[place][output] for place, output in self.outputs), tuple(
             made[place][output] for place, output in self.states
@@ -121,7 +133,10 @@ class Cell:
 
     def __init__(self, operations: list[Operation], period):
         places = {operation: place for place, operation in enumerate(period.operations)}
-        self.shift = {operation: int(places[operation] >= period.cut) for operation in operations}
+        self._all = {*operations}
+        self.products = [operation for operation in operations if _is_recurrence(operation, operations)]
+        self.why = ""
+        self._begin(places, [period.cut, *(places[operation] for operation in self.products)])
         self.operations = sorted(operations, key=lambda operation: (1 - self.shift[operation], places[operation]))
         self.states = []
         for operation in self.operations:
@@ -131,8 +146,16 @@ class Cell:
         users = [(user, slot) for operation in operations for user, slot in period.consumers[operation]]
         self.taken = {(slot.what, slot.output) for user, slot in users if user not in self.shift}
         self.inner = {(slot.what, slot.output) for user, slot in users if user in self.shift}
-        self.why = ""
         self._last = None
+
+    def _begin(self, places: dict[Operation, int], cuts: list[int]) -> None:
+        """Has a step begin at the first of these places from which its products take states."""
+        for cut in cuts:
+            self.shift = {operation: int(place >= cut) for operation, place in places.items() if operation in self._all}
+            taken = [(one, one.slots[products.operand(one.function)]) for one in self.products]
+            if all(self.is_state(*pair) for pair in taken):
+                return
+        self.why = "a product takes what another one's step has made"
 
     def is_state(self, operation: Operation, slot) -> bool:
         """Whether it is made in the step before."""
@@ -304,7 +327,7 @@ class _Inputs:
         if slot.kind == SAME:
             return self._tensor(slot.what)
         series = self._window.input(operation, number).between(self._first - self._cell.shift[operation], self._steps)
-        if series.is_steady and series.steady.shape != self._shape:
+        if series.is_steady and (series.steady.shape != self._shape or operation in self._cell.products):
             return self._tensor(series.steady)
         if slot.like.shape != self._shape:
             self.why = f"an input of shape {tuple(slot.like.shape)} changes, where its own is {tuple(self._shape)}"
