@@ -221,10 +221,10 @@ def assert_trains_alike(net, accelerated, xs, loss=lambda net, out: out.sum()):
         states = after if x.shape[1] == xs[-1].shape[1] else (None, None)
 
 
-def assert_one_call(count):
-    """Neurons of the user's own ran as so many, in few calls."""
+def assert_fused():
+    """Neurons of the user's own ran in few calls."""
     told = [counts for story in report.stories.values() for counts in story.own.values()]
-    assert len(told) == count and all(calls < steps / 2 and calls for steps, calls, *_ in told), report.summary()
+    assert told and all(0 < calls < steps / 3 for steps, calls, *_ in told), report.summary()
 
 
 @pytest.mark.parametrize("layer", [Layer, Norses])
@@ -232,7 +232,7 @@ def test_recorded_loops_run_recurrent_neurons_as_one(layer):
     net = Net(layer)
     accelerated = snn.accelerate(copy.deepcopy(net))
     assert_trains_alike(net, accelerated, [torch.rand(steps, B, 5) for steps in (T, T, 40, T)])
-    assert_one_call(2)
+    assert_fused()
     with torch.no_grad():
         x = torch.rand(T, B, 5)
         assert all(map(torch.equal, net(x)[0], accelerated(x)[0]))
@@ -250,7 +250,7 @@ def test_recorded_weights_frozen_changed_and_used_elsewhere():
         with torch.no_grad():
             for one in (net, accelerated):
                 one.lif1.rec.weight *= -0.7
-    assert_one_call(2)
+    assert_fused()
 
 
 def test_a_batch_as_large_as_the_layer():
@@ -258,7 +258,7 @@ def test_a_batch_as_large_as_the_layer():
     net = Net(Norses)
     accelerated = snn.accelerate(copy.deepcopy(net))
     assert_trains_alike(net, accelerated, [torch.rand(T, N, 5) for _ in range(3)])
-    assert_one_call(2)
+    assert_fused()
 
 
 def test_exact_numbers_run_as_written():
