@@ -162,9 +162,9 @@ class Layer(nn.Module):
 class Norses(Layer):
     """Norse's: the product of plain weights, beside that of the input."""
 
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(N, N) / N**0.5)
+    def __init__(self, features=N):
+        super().__init__(features)
+        self.weight = nn.Parameter(torch.randn(features, features) / features**0.5)
 
     def forward(self, x, state):
         z, v = state
@@ -176,16 +176,16 @@ class Norses(Layer):
 class Net(nn.Module):
     """Two recurrent layers in a loop, the first's state given and returned."""
 
-    def __init__(self, layer=Layer):
+    def __init__(self, layer=Layer, features=N):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(5, N), nn.Linear(N, N)
-        self.lif1, self.lif2 = layer(), layer()
+        self.fc1, self.fc2 = nn.Linear(5, features), nn.Linear(features, features)
+        self.lif1, self.lif2 = layer(features), layer(features)
         with torch.no_grad():
             self.fc1.weight *= 3
             self.fc2.weight *= 3
 
     def forward(self, x, state=None):
-        rest = x.new_zeros(x.shape[1], N)
+        rest = x.new_zeros(x.shape[1], self.fc1.out_features)
         state1, state2, spikes = state or (rest, rest), (rest, rest), []
         for step in range(len(x)):
             spk, state1 = self.lif1(self.fc1(x[step]), state1)
@@ -209,7 +209,7 @@ def assert_trains_alike(net, accelerated, xs, loss=lambda net, out: out.sum()):
             one.zero_grad()
             given = x.clone().requires_grad_()
             out, state = one(given, state)
-            loss(one, out * torch.linspace(0, 1, N)).backward()
+            loss(one, out * torch.linspace(0, 1, out.shape[-1])).backward()
             after.append(tuple(part.detach() for part in state))
             found.append((given.grad, *(parameter.grad for parameter in one.parameters())))
             found[-1] = [out, *state], found[-1]
@@ -272,3 +272,14 @@ def test_exact_numbers_run_as_written():
             out.sum().backward()
             found.append((out, *(parameter.grad for parameter in one.parameters())))
         assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("layer", [Layer, Norses])
+def test_captured_graphs_run_recurrent_neurons_as_one(layer):
+    torch.compiler.reset()
+    # Steps as long as whole lines of memory: one product of all steps has the bits of each alone.
+    net, x = Net(layer, 16), torch.rand(T, 4, 5)
+    accelerated = snn.accelerate(copy.deepcopy(net), compile=True)
+    assert_trains_alike(net, accelerated, [x, 2 * x])
+    told = snn.explain(net, x, compile=True).layers
+    assert [(layer.steps, layer.calls, layer.fused) for layer in told] == [(T, 1, True)] * 2, told

@@ -196,13 +196,13 @@ def test_why_own_neurons_are_not_one_cell_in_a_captured_graph():
         def forward(self, x):
             state, spk = torch.zeros(B, N), torch.zeros(B, N)
             for step in x:
-                spk, state = self.lif1(self.fc1(step) + self.fc2(spk), state)
+                spk, state = self.lif1(self.fc1(step) + self.fc2(spk).softmax(-1), state)
             return spk
 
     torch.compiler.reset()
     (told,) = snn.explain(Recurrent(ZeroReset), torch.rand(T, B, 5), compile=True).layers
     assert not told.fused and told.layer == "a neuron of your own, lif1"
-    assert told.reasons == ["a step depends on an earlier one through lif1, fc2, add"]
+    assert told.reasons == ["a step depends on an earlier one through lif1, fc2, softmax, add"]
     exact = snn.explain(ForwardPass(ZeroReset), torch.rand(T, B, 5), products="per-step").layers
     assert [layer.reasons for layer in exact] == [
         ['products="per-step" keeps the order in which its gradients are summed']

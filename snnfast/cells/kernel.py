@@ -138,7 +138,7 @@ class CpuKernel(Kernel):
         if self._terms is None:
             source = forward_source(self._dtype, self._counts, bodies[0])
         else:
-            late = [RowEmitter(lanes, [], stored, symbols).text() for lanes, stored in self._late]
+            late = [RowEmitter(lanes, [], stored, symbols).text() if stored else "" for lanes, stored in self._late]
             source = backward_source(self._dtype, self._counts, bodies, late, self._terms)
         self._library = library(source)
 

@@ -1,5 +1,6 @@
 """Products of a cell's states with weights, as a step is traced: operators that stand for them, which no tensor meets."""
 
+import operator
 import threading
 
 import torch
@@ -115,4 +116,4 @@ def operand(function) -> int:
     return int(function is torch.addmm)
 
 
-_MATRICES = {torch.mm, torch.matmul, torch.addmm, Tensor.mm, Tensor.matmul, Tensor.__matmul__}
+_MATRICES = {torch.mm, torch.matmul, torch.addmm, Tensor.mm, Tensor.matmul, Tensor.__matmul__, operator.matmul}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._guards import tracing
 from torch.fx import Graph, Node
 
+from ..cells import products
 from ..loops.cell import CONSTANT, FIXED, INNER, STATE, Step, X
 from . import graph as g
 from . import rules
@@ -168,6 +169,17 @@ def _is_elementwise(node: Node) -> bool:
     return isinstance(g.value(node), Tensor) and table.get(node.target) is rules.pointwise
 
 
+def _is_product(node: Node) -> bool:
+    """Whether it is a product of what has its own shape with weights."""
+    function = getattr(Tensor, node.target, None) if node.op == "call_method" else node.target
+    x = _operand(node) if products.is_one(function, tuple(node.kwargs)) else None
+    return isinstance(x, Node) and isinstance(g.value(node), Tensor) and g.value(x).shape == g.value(node).shape
+
+
+def _operand(node: Node) -> Node:
+    return node.args[products.operand(node.target)]
+
+
 class _Growth:
     """From the marks of a chain up to all that they need of one another."""
 
@@ -175,6 +187,7 @@ class _Growth:
         self._own, self._shape = own, own.shape
         self._columns: list[Column] = []
         self._place: dict[Node, tuple[int, int]] = {}
+        self._products: list[list[Node]] = []
 
     def run(self) -> None:
         """Raises Misfit."""
@@ -183,7 +196,7 @@ class _Growth:
             raise Misfit("its shape is not known before it runs")
         self._add(own.marks)
         done = 0
-        while done < len(self._columns):
+        while done < len(self._columns) or self._add_product():
             self._grow(self._columns[done])
             done += 1
         self._leave_what_comes_before()
@@ -214,6 +227,21 @@ class _Growth:
                 self._add([*lanes, *[None] * (len(self._own.marks) - len(lanes))])
             elif self._fit(lanes[1:]):
                 self._add([*lanes[1:], *[None] * (len(self._own.marks) + 1 - len(lanes))])
+            elif self._fit(lanes, _is_product):
+                self._products.append(lanes)
+
+    def _add_product(self) -> bool:
+        """Adds a column of products of what the step before made: all-to-all recurrence."""
+        for lanes in self._products:
+            before = [_operand(lane) for lane in lanes[1:]]
+            steps = [self._place.get(node, (None, step)) for step, node in enumerate(before)]
+            if steps == [(steps[0][0], step) for step in range(len(steps))] and steps[0][0] is not None:
+                self._products.remove(lanes)
+                if not any(lane in self._place for lane in lanes):
+                    self._add([*lanes, *[None] * (len(self._own.marks) - len(lanes))])
+                    return True
+                return self._add_product()
+        return False
 
     def _leave_what_comes_before(self) -> None:
         """What needs nothing of the step before is an input: a first state may be made in its likeness."""
@@ -228,10 +256,10 @@ class _Growth:
             reached |= more
         self._place = {node: place for node, place in self._place.items() if place[0] in reached}
 
-    def _fit(self, lanes: list[Node]) -> bool:
+    def _fit(self, lanes: list[Node], is_kind: Callable[[Node], bool] = _is_elementwise) -> bool:
         first = lanes[0]
         return (
-            all(_is_elementwise(lane) and lane not in self._place for lane in lanes)
+            all(is_kind(lane) and lane not in self._place for lane in lanes)
             and all(lane.op == first.op and lane.target == first.target for lane in lanes)
             and len({g.signatures(lane) for lane in lanes}) == 1
             and g.value(first).shape == self._shape
