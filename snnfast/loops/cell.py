@@ -52,6 +52,14 @@ def _is_recurrence(operation: Operation, group: list[Operation]) -> bool:
     return inside == [x] and x.like.shape == _shape(operation) and x.like.device.type == "cpu"
 
 
+def begins_at(cut: int, group: list[Operation], period) -> bool:
+    """Whether the products of a cell take what the step before made, if a step begins at this place of the period."""
+    places = {operation: place for place, operation in enumerate(period.operations)}
+    products_in = [operation for operation in group if _is_recurrence(operation, group)]
+    taken = [(one, one.slots[products.operand(one.function)]) for one in products_in]
+    return all(slot.lag + (places[one] >= cut) - (places[slot.what] >= cut) > 0 for one, slot in taken)
+
+
 def _is_elementwise(operation: Operation) -> bool:
     if operation.writes or operation.same_as is not None or any(slot.kind == NUMBER for slot in operation.slots):
         return False
@@ -133,10 +141,10 @@ class Cell:
 
     def __init__(self, operations: list[Operation], period):
         places = {operation: place for place, operation in enumerate(period.operations)}
-        self._all = {*operations}
         self.products = [operation for operation in operations if _is_recurrence(operation, operations)]
-        self.why = ""
-        self._begin(places, [period.cut, *(places[operation] for operation in self.products)])
+        cuts = [period.cut, *(places[operation] for operation in self.products)]
+        cut = next((cut for cut in cuts if begins_at(cut, operations, period)), period.cut)
+        self.shift = {operation: int(places[operation] >= cut) for operation in operations}
         self.operations = sorted(operations, key=lambda operation: (1 - self.shift[operation], places[operation]))
         self.states = []
         for operation in self.operations:
@@ -146,16 +154,8 @@ class Cell:
         users = [(user, slot) for operation in operations for user, slot in period.consumers[operation]]
         self.taken = {(slot.what, slot.output) for user, slot in users if user not in self.shift}
         self.inner = {(slot.what, slot.output) for user, slot in users if user in self.shift}
+        self.why = ""
         self._last = None
-
-    def _begin(self, places: dict[Operation, int], cuts: list[int]) -> None:
-        """Has a step begin at the first of these places from which its products take states."""
-        for cut in cuts:
-            self.shift = {operation: int(place >= cut) for operation, place in places.items() if operation in self._all}
-            taken = [(one, one.slots[products.operand(one.function)]) for one in self.products]
-            if all(self.is_state(*pair) for pair in taken):
-                return
-        self.why = "a product takes what another one's step has made"
 
     def is_state(self, operation: Operation, slot) -> bool:
         """Whether it is made in the step before."""

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -73,7 +74,8 @@ class Period:
                     self.consumers[slot.what].append((user, slot))
         shared = _sharing(self.operations) if exact else {}
         self.parts = _parts(self.operations, shared)
-        self.cut = _best_cut(self.operations)
+        self.cut = 0
+        """Before which operation a window ends."""
         self.cells = self._cells(shared)
         """Neurons of the user's own, by their first operation."""
         self.taken = [_users_of_others(part) for part in self.parts]
@@ -111,6 +113,7 @@ class Period:
         from . import cell
 
         groups = cell.find(self)
+        self.cut = _best_cut(self.operations, lambda cut: all(cell.begins_at(cut, group, self) for group in groups))
         if groups:
             together = {operation: set(group) - {operation} for group in groups for operation in group}
             both = {one: shared.get(one, set()) | together.get(one, set()) for one in self.operations}
@@ -299,8 +302,9 @@ def _users_of_others(part: list[Operation]) -> set:
     return {(slot.what, slot.output) for slot in slots if slot.what not in part}
 
 
-def _best_cut(operations: list[Operation]) -> int:
-    """Before which operation a window best ends: where least is handed on from one window to the next."""
+def _best_cut(operations: list[Operation], fits: Callable[[int], bool]) -> int:
+    """Before which operation a window best ends: of those that fit, if there are any, where least is handed on from one
+    window to the next."""
     place = {operation: number for number, operation in enumerate(operations)}
 
     def handed_on(cut):
@@ -315,4 +319,5 @@ def _best_cut(operations: list[Operation]) -> int:
                     total += slot.like.bytes
         return total
 
-    return min(range(len(operations)), key=handed_on)
+    cuts = range(len(operations))
+    return min([cut for cut in cuts if fits(cut)] or cuts, key=handed_on)
