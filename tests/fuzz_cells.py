@@ -1,4 +1,4 @@
-"""Random elementwise neurons, fused and as loops, side by side.
+"""Random elementwise neurons, some of them recurrent, fused and as loops, side by side.
 
 python tests/fuzz_cells.py --cells 1000 --seed 0 [--processes 2] [--recorded]; a failing seed is printed with its
 program, and `--cells 1 --seed SEED` runs it again. Recorded: a loop over the cell finds it by itself.
@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import snnfast
 from cells import Atan, Logistic, Super
@@ -52,6 +53,14 @@ BINARY = (
     "{} / (2 + {} ** 2)",
 )
 
+PRODUCTS = (
+    "F.linear({}, w)",
+    "F.linear({}, w, p)",
+    "{} @ w",
+    "F.linear({}, w.abs() * 0.5)",
+    "F.linear({}.detach(), w)",
+)
+
 
 class Random:
     """A program of `lines` that computes outputs and states from inputs, states and parameters."""
@@ -65,7 +74,8 @@ class Random:
         self.with_last = pick.random() < 0.7
         names = [f"x{k}" for k in range(self.ins)] + [f"s{k}" for k in range(self.states)]
         self.lines = []
-        values = [*names, "p", "q"]
+        self.products = self._products(random.Random(f"products {seed}"))
+        values = [*names, "p", "q", *(f"r{k}" for k in range(len(self.products)))]
         for k in range(pick.randint(4, 14)):
             template = pick.choice([*UNARY] if pick.random() < 0.5 else BINARY)
             count = template.count("{}")
@@ -78,7 +88,7 @@ class Random:
                     self.lines[0].replace("a)", f"{values[0]})") if ", a)" in self.lines[0] else self.lines[0]
                 )
             values.append("a" if k == 0 else f"v{k}")
-        computed = values[len(names) + 2 :]
+        computed = [value for value in values if value[0] in "av"]
         full = [value for value in computed]
         outs = [pick.choice(full) for _ in range(pick.choice((1, 1, 2)))]
         new = [f"0.8 * s{k} + 0.1 * {pick.choice(full)}" for k in range(self.states)]
@@ -91,13 +101,22 @@ class Random:
         xs, states = (
             ", ".join(f"{letter}{k}" for k in range(n)) for letter, n in (("x", self.ins), ("s", self.states))
         )
-        head = f"def make(p, q):\n def cell(inputs, states):\n  ({xs},) = inputs\n  ({states},) = states\n  "
+        self.lines[:0] = [f"r{k} = {text}" for k, text in enumerate(self.products)]
+        head = f"def make(p, q, w):\n def cell(inputs, states):\n  ({xs},) = inputs\n  ({states},) = states\n  "
         self.source = head + "\n  ".join(self.lines) + "\n return cell"
 
-    def cell(self, p: Tensor, q: Tensor):
-        names = {"torch": torch, "Atan": Atan, "Logistic": Logistic, "Super": Super}
+    def _products(self, pick: random.Random) -> list[str]:
+        """Of states with weights: all-to-all recurrence, in one of three cells."""
+        if len(self.shape) < 2 or pick.random() > 0.33:
+            return []
+        return [
+            pick.choice(PRODUCTS).format(f"s{pick.randrange(self.states)}") for _ in range(pick.choice((1, 1, 2, 3)))
+        ]
+
+    def cell(self, p: Tensor, q: Tensor, w: Tensor):
+        names = {"torch": torch, "F": F, "Atan": Atan, "Logistic": Logistic, "Super": Super}
         exec(self.source, names)
-        return names["make"](p, q)
+        return names["make"](p, q, w)
 
 
 def run_loop(cell, xs, states):
@@ -127,7 +146,8 @@ def check(seed: int, recorded: bool = False) -> str | None:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(program.dtype)
 
     p, q = draw(program.shape[-1]).requires_grad_(), draw().requires_grad_()
-    cell = program.cell(p, q)
+    w = draw(program.shape[-1], program.shape[-1]).requires_grad_()
+    cell = program.cell(p, q, w)
     xs = [draw(program.steps, *program.shape) for _ in range(program.ins)]
     states = [draw(*program.shape) for _ in range(program.states)]
     found, grads = [], None
@@ -138,7 +158,7 @@ def check(seed: int, recorded: bool = False) -> str | None:
         if grads is None:
             grads = [draw(*root.shape) for root in roots]
         leaves = [*given[0], *given[1]]
-        back = torch.autograd.grad(roots, [*leaves, p, q], grads, allow_unused=True) if roots else ()
+        back = torch.autograd.grad(roots, [*leaves, p, q, w], grads, allow_unused=True) if roots else ()
         found.append(([*outs, *last], back[: len(leaves)], back[len(leaves) :]))
     for name, one, other in zip(("values", "gradients"), *found, strict=False):
         for k, (a, b) in enumerate(zip(one, other, strict=True)):
@@ -175,7 +195,9 @@ class Batch:
         return SimpleNamespace(run=self._functions[self._numbers[source]])
 
     def build(self) -> None:
-        parts = ['#include "cpu/cell.h"\nusing namespace snnfast;\nextern "C" int run(const void*) { return 1; }\n']
+        parts = [
+            '#include "cpu/cell_recurrence.h"\nusing namespace snnfast;\nextern "C" int run(const void*) { return 1; }\n'
+        ]
         for source, k in self._numbers.items():
             # Of two libraries with equal names, the dynamic linker would take constants from one for both.
             name = hashlib.sha256(source.encode()).hexdigest()

@@ -136,6 +136,15 @@ def test_weights_that_change_and_weights_without_gradient():
     assert torch.equal(expected[0], found[0]) and all(map(torch.equal, expected[1], found[1]))
 
 
+def test_a_first_state_that_lies_otherwise_runs_the_loop():
+    """Sums of a product of transposed values are others."""
+    weight, x = torch.randn(33, 33), torch.randn(3, 20, 33)
+    states = torch.randn(33, 20).T, torch.zeros(20, 33)
+    with pytest.warns(UserWarning, match="row by row"):
+        found = snn.scan(lif(weight, None), x, states)
+    assert torch.equal(found[0], run_loop(lif(weight, None), x, states)[0])
+
+
 def test_a_weight_written_to_before_backward_is_an_error():
     weight = torch.randn(N, N).requires_grad_()
     out, _ = snn.scan(lif(weight, None), torch.randn(T, B, N), (torch.zeros(B, N),) * 2)
@@ -240,7 +249,7 @@ def test_recorded_loops_run_recurrent_neurons_as_one(layer):
 
 def test_recorded_weights_frozen_changed_and_used_elsewhere():
     def loss(net, out):
-        return out.sum() + (net.lif1.rec.weight ** 2).sum()
+        return out.sum() + (net.lif1.rec.weight**2).sum()
 
     net = Net()
     net.lif2.rec.weight.requires_grad_(False)

@@ -4,6 +4,8 @@
 out what every neuron computes for itself; `emission` writes that as C++ with the operators of `operators`, for the time
 loops of `csrc/cpu/cell.h` (`kernel`) and `csrc/cuda/cell.cuh` (`cuda`); `building` compiles it, or finds it on disk;
 `program` runs it, forward and (`backward`) back.
+Products of states with weights are traced as operators of their own (`products`) and computed between steps
+(`recurrence`).
 `surroundings` is what a cell's code reads besides its arguments, by which one program serves all cells alike.
 """
 

@@ -268,7 +268,9 @@ def backward_source(
     """The file of a step's backward. bodies, late, terms: of each variant, what comes before its products and after
     them, and how many terms it has."""
     first_terms = [sum(terms[:k]) for k in range(len(terms) + 1)]
-    functions = [(f"{name}_{k}", body) for name, texts in (("back", bodies), ("late", late)) for k, body in enumerate(texts)]
+    functions = [
+        (f"{name}_{k}", body) for name, texts in (("back", bodies), ("late", late)) for k, body in enumerate(texts)
+    ]
     cell = _BACKWARD.format(
         **counts,
         terms=first_terms[-1],

@@ -119,6 +119,8 @@ class Program:
                 the cell's are those that `states` holds: their gradient comes with that of the states, in a loop's
                 order.
         """
+        if not all(states[k].is_contiguous() for k in self.recurrence.states):
+            raise Refused("a product takes a first state that does not lie in memory row by row")
         tensors = cell[1].tensors
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (*xs, *states, *tensors, *heads))
         self._try(cell, xs, states, differentiated)

@@ -142,7 +142,9 @@ class Call:
             raise Refused(f"this torch has no aoti_torch_{_CALLS[calls.index(None)]}")
         torchs = _Torch(*calls, _DTYPES[given[0][0].dtype])
         self._kept = given, rec, products, rec_rows, torchs
-        self._found = _Recurrence(*map(ctypes.addressof, (torchs,)), shape[-1], *map(ctypes.addressof, (products, rec_rows)))
+        self._found = _Recurrence(
+            *map(ctypes.addressof, (torchs,)), shape[-1], *map(ctypes.addressof, (products, rec_rows))
+        )
 
     @property
     def address(self) -> int:
@@ -150,7 +152,10 @@ class Call:
 
 
 class _Torch(ctypes.Structure):
-    _fields_ = [*((name, ctypes.c_void_p) for name in ("from_blob", "remove", "mm", "addmm")), ("dtype", ctypes.c_int64)]
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("from_blob", "remove", "mm", "addmm")),
+        ("dtype", ctypes.c_int64),
+    ]
 
 
 class _Product(ctypes.Structure):

@@ -39,7 +39,8 @@ def scan(cell: Callable[..., Any], x: Any, state: Any = None) -> tuple[Any, Any]
         (out, state): the outputs of all steps [T, B, ...], nested as the cell nests them, and the last state.
 
     A cell is fused if its step is elementwise: arithmetic, comparisons, `torch.where`, exp, tanh, sigmoid ... of
-    tensors of one shape, of numbers, and of parameters and buffers that broadcast over it. Autograd functions of your
+    tensors of one shape, of numbers, and of parameters and buffers that broadcast over it; on the CPU also products of
+    a state before the step with square weights, all-to-all recurrence, which torch computes. Autograd functions of your
     own (surrogate gradients) are traced with their backward. Outputs, states and gradients of inputs and of the initial
     state are then the loop's to the bit in float32 and float64; gradients of parameters are sums, which round
     otherwise. Its C++ is compiled at the first call (seconds) and kept on disk. Where a cell cannot be fused, or there
