@@ -195,9 +195,8 @@ class Batch:
         return SimpleNamespace(run=self._functions[self._numbers[source]])
 
     def build(self) -> None:
-        parts = [
-            '#include "cpu/cell_recurrence.h"\nusing namespace snnfast;\nextern "C" int run(const void*) { return 1; }\n'
-        ]
+        head = '#include "cpu/cell_recurrence.h"\nusing namespace snnfast;'
+        parts = [f'{head}\nextern "C" int run(const void*) {{ return 1; }}\n']
         for source, k in self._numbers.items():
             # Of two libraries with equal names, the dynamic linker would take constants from one for both.
             name = hashlib.sha256(source.encode()).hexdigest()

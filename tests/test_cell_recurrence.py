@@ -292,3 +292,22 @@ def test_captured_graphs_run_recurrent_neurons_as_one(layer):
     assert_trains_alike(net, accelerated, [x, 2 * x])
     told = snn.explain(net, x, compile=True).layers
     assert [(layer.steps, layer.calls, layer.fused) for layer in told] == [(T, 1, True)] * 2, told
+
+
+class Twice(Layer):
+    """A product of what another one gives, which no kernel has."""
+
+    def forward(self, x, state):
+        z, v = state
+        v = 0.8 * v + x + self.rec(torch.tanh(self.rec(z)))
+        z = Super.apply(v - 0.3, 10.0)
+        return z, (z, v - 0.3 * z.detach())
+
+
+def test_a_loop_that_stays_step_by_step_is_left_alone():
+    net = Net(Twice)
+    accelerated = snn.accelerate(copy.deepcopy(net))
+    assert_trains_alike(net, accelerated, [torch.rand(T, B, 5) for _ in range(6)])
+    (story,) = report.stories.values()
+    assert story.failures and story.why.startswith("its neurons run step by step"), report.summary()
+    assert "a product takes what is no state before the step" in report.summary()

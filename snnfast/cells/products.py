@@ -1,4 +1,4 @@
-"""Products of a cell's states with weights, as a step is traced: operators that stand for them, which no tensor meets."""
+"""Products of a cell's states with weights, as a step is traced: operators in their place, which no tensor meets."""
 
 import operator
 import threading

@@ -190,8 +190,8 @@ class Program:
     def forward(self, xs, states, tensors, heads, reread: set[int] | None = None):
         """Outputs, last states, and what backward reads, which is nothing unless `reread` (`rereads`) is given.
 
-        Backward reads the states of all steps, some behind heads, then what products gave, and what is to be read again,
-        in the program's dtype.
+        Backward reads the states of all steps, some behind heads, then what products gave, and what is to be read
+        again, in the program's dtype.
         """
         xs, states = [rows(x, self.in_dtype) for x in xs], [contiguous(state, self.dtype) for state in states]
         steps, before = xs[0].steps, int(bool(heads))

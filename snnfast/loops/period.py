@@ -83,6 +83,8 @@ class Period:
         self.length = None
         self._windows = {}
         self.windows = self.steps = self.fused = 0
+        self.by_steps = 0
+        """How many windows in a row ran mostly step by step."""
         self.seconds = 0.0
         self.as_written = False
         self.steady = {}
