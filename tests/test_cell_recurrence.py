@@ -262,9 +262,19 @@ def test_recorded_weights_frozen_changed_and_used_elsewhere():
     assert_fused()
 
 
+class Transposed(Layer):
+    """Weights that an operation of every step gives."""
+
+    def forward(self, x, state):
+        z, v = state
+        v = 0.8 * v + x + torch.addmm(self.rec.bias, z, self.rec.weight.t())
+        z = Super.apply(v - 0.3, 10.0)
+        return z, (z, v - 0.3 * z.detach())
+
+
 def test_a_batch_as_large_as_the_layer():
     """Weights have the shape of a step then."""
-    net = Net(Norses)
+    net = Net(Transposed)
     accelerated = snn.accelerate(copy.deepcopy(net))
     assert_trains_alike(net, accelerated, [torch.rand(T, N, 5) for _ in range(3)])
     assert_fused()
