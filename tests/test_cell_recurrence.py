@@ -80,6 +80,7 @@ def assert_same(expected, found):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * one.abs().max().item())
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("make", STATES)
 def test_scan_is_the_loop_to_the_bit(make, dtype):
@@ -121,6 +122,7 @@ def test_what_is_no_product_of_states_is_refused_by_name():
     assert "aten." in cells.why_not_fused(split, x, state)
 
 
+@pytest.mark.filterwarnings("error")
 def test_weights_that_change_and_weights_without_gradient():
     draw = torch.Generator().manual_seed(0)
     x, states = torch.randn(T, B, N, generator=draw), [torch.zeros(B, N)] * 2
