@@ -104,8 +104,12 @@ class Stepped(nn.Module):
             spk = x[step]
             for i, (fc, lif) in enumerate(zip(self.fcs, self.lifs, strict=True)):
                 spk, mems[i] = lif(fc(spk), mems[i])
+            self.look(step, spk)
             spikes.append(spk)
         return torch.stack(spikes)
+
+    def look(self, step, spk):
+        pass
 
 
 def training(net, x, way):
@@ -139,6 +143,24 @@ def test_training_needs_no_more_memory_than_the_loop(name, way, device):
     x = torch.rand(steps, batch, layers[0], device=device)
     peaks = [peak_bytes(training(Stepped(*layers), x, one), torch.device(device)) for one in ("plain", way)]
     assert peaks[1] <= peaks[0], peaks
+
+
+class Looking(Stepped):
+    """Looks at the spikes of its first step."""
+
+    def look(self, step, spk):
+        assert step or spk.sum().item() >= 0
+
+
+def test_a_loop_that_is_looked_at_in_its_first_step_is_planned_for_what_follows(device):
+    """Windows were as long as the steps before the look: one each."""
+    net, x = Looking(100, 50, 10), torch.rand(25, 8, 100, device=device)
+    train = training(net, x, "recorded")
+    ((_, period),) = net.lifs[0]._loops.periods
+    story = net.lifs[0]._loops.story
+    before = story.windows
+    train()
+    assert story.windows - before <= 2 + len(period.windows_of(len(x))), story.text()
 
 
 def test_a_recorded_loop_is_planned_by_the_length_of_the_last(device):

@@ -40,9 +40,9 @@ class Plan(NamedTuple):
         """Whether the window that waits has all its periods."""
         return count >= self.sizes[0]
 
-    def after(self, count: int) -> "Plan":
-        """Once these have been computed; the last window's size holds on."""
-        return Plan(self.done + count, self.sizes[1:] or self.sizes)
+    def after(self, count: int, sizes: tuple[int, ...]) -> "Plan":
+        """Once these have been computed; sizes: of windows of a loop that goes on for longer than was planned."""
+        return Plan(self.done + count, self.sizes[1:] or sizes)
 
 
 class Period:
@@ -80,7 +80,8 @@ class Period:
         """Neurons of the user's own, by their first operation."""
         self.taken = [_users_of_others(part) for part in self.parts]
         self.unordered = self.out_of_order() if exact else []
-        self.length = None
+        self.length = self.length_before = None
+        """How many periods waited in a row, as the last ones did, and those before them."""
         self._windows = {}
         self.windows = self.steps = self.fused = 0
         self.by_steps = 0
@@ -174,8 +175,16 @@ class Period:
         return max(operation.count for operation in self.operations)
 
     def plan(self) -> "Plan":
-        """The windows of a loop, which may be as long as the last one was."""
-        return Plan(0, self.windows_of(self.length))
+        """The windows of a loop, which may be as long as the last ones were: one that is looked at in its first step is
+        two in turns, a short and a long one."""
+        known = [length for length in (self.length, self.length_before) if length]
+        return Plan(0, self.windows_of(max(known, default=None)))
+
+    def ran(self, steps: int, done: int) -> None:
+        """Remembers that so many periods were computed, after others that waited in the same row."""
+        if not done:
+            self.length_before = self.length
+        self.length = done + steps
 
     def windows_of(self, length: int | None) -> tuple[int, ...]:
         """The sizes of the windows of a loop of that many periods; None: of one whose length is not known."""

@@ -322,7 +322,7 @@ class Recorder(TorchFunctionMode):
 
     def _pack_window(self) -> None:
         """Computes what waits in the middle of a loop."""
-        after = self.plan.after(self.period.count)
+        after = self.plan.after(self.period.count, self.period.windows_of(None))
         self.pack(goes_on=True)
         self.plan = after
 
@@ -412,7 +412,7 @@ class Recorder(TorchFunctionMode):
         # What comes before a first step may be the beginning of something else.
         steps = max((operation.count for operation in pending if operation.is_mark), default=0)
         if steps:
-            self.period.length = self.plan.done + steps
+            self.period.ran(steps, self.plan.done)
         alive = {operation: settling.alive(operation) for operation in pending}
         early, held = settling.held(alive)
         story = functions.loops_of(self.first).story
