@@ -12,6 +12,7 @@ from ..compiler import rules
 from . import cell, known
 from .alone import call
 from .batching import filled, rule_of, run_batched
+from .linearity import adds_up
 from .operation import LITERAL, MADE, NUMBER, REAL, SAME, Operation, Slot, step_outputs
 from .period import Period
 from .series import Numbers, Series, in_modes
@@ -169,12 +170,10 @@ class Window:
         """What is given the same at every step gives the same."""
         if any(isinstance(given, Numbers) or (isinstance(given, Series) and not given.is_steady) for given in inputs):
             return False
-        if operation.writes or (
-            (self.exact or operation.is_call) and any(like.requires_grad for like in operation.outputs)
-        ):
-            # The gradient of one call for all is none of a sum's, where backward is not linear.
-            return False
         given = [one.steady if isinstance(one, Series) else one for one in inputs]
+        learns = any(like.requires_grad for like in operation.outputs)
+        if operation.writes or (learns and (self.exact or not adds_up(operation, given))):
+            return False
         outs = self.period.remembered(operation, given)
         if outs is None:
             self.done[operation] = 1, 0
