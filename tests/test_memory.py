@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pathlib
 import pickle
 import signal
 import subprocess
@@ -40,6 +41,11 @@ own_memory = pytest.mark.skipif(
 )
 
 
+def huge_pages_are_given() -> bool:
+    setting = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[never]" not in setting.read_text()
+
+
 @pytest.fixture
 def idle():
     """No idle memory before the test, and the usual limit after it."""
@@ -63,6 +69,26 @@ def test_iterations_reuse_freed_memory(shape):
     faults = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     pages_of_a_tensor = 4 * shape[0] * shape[1] * shape[2] // 4096
     assert faults < pages_of_a_tensor / 4
+
+
+def huge_pages_of(tensor) -> int:
+    """KiB of huge pages in the mapping that a tensor lies in."""
+    address, inside = tensor.data_ptr(), False
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        first, _, last = line.split(maxsplit=1)[0].partition("-")
+        if last:
+            inside = int(first, 16) <= address < int(last, 16)
+        elif inside and first == "AnonHugePages:":
+            return int(line.split()[1])
+
+
+@own_memory
+@pytest.mark.skipif(not huge_pages_are_given(), reason="this system gives no huge pages")
+def test_memory_that_is_used_again_has_huge_pages(idle):
+    """Where they are slow to get, not at once."""
+    for _ in range(12):
+        spk, mem = spikes(8)
+    assert huge_pages_of(mem) >= 8 << 10
 
 
 @own_memory

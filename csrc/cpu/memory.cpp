@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "pages.h"
+
 #ifdef __linux__
 #include <pthread.h>
 #endif
@@ -25,12 +27,14 @@ constexpr std::size_t kSpare = std::size_t{32} << 20;
 struct Block {
   void* data;
   std::size_t bytes;
-  std::uint64_t since;  // blocks taken before it lay idle
+  bool has_huge_pages = false;
+  int uses = 0;
+  std::uint64_t since = 0;  // blocks taken before it lay idle
 };
 
 struct State {
   std::mutex mutex;
-  std::unordered_map<void*, std::size_t> in_use;
+  std::unordered_map<void*, Block> in_use;
   std::deque<Block> idle;  // those of longest standing first
   std::size_t used = 0, idle_bytes = 0, peak = 0, limit = kUsualLimit;
   std::uint64_t taken = 0;
@@ -67,20 +71,19 @@ std::size_t size_class(std::size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
-// From the system, on a huge page where one fits; null where the system has none.
-void* map([[maybe_unused]] std::size_t bytes) {
+// From the system, on a huge page where one fits; without data where the system has none.
+Block map([[maybe_unused]] std::size_t bytes) {
 #ifdef __linux__
   const std::size_t spare = bytes >= kHugePage ? kHugePage - kPage : 0;
   void* const mapped = mmap(nullptr, bytes + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) return nullptr;
+  if (mapped == MAP_FAILED) return {nullptr, bytes};
   char* const first = static_cast<char*>(mapped);
   const std::size_t before = spare ? -reinterpret_cast<std::uintptr_t>(mapped) % kHugePage : 0;
   if (before > 0) munmap(first, before);
   if (spare > before) munmap(first + before + bytes, spare - before);
-  prefer_huge_pages(first + before, bytes);
-  return first + before;
+  return {first + before, bytes, pages::prefer_huge(first + before, bytes)};
 #else
-  return nullptr;
+  return {nullptr, bytes};
 #endif
 }
 
@@ -103,39 +106,38 @@ void watch_forks([[maybe_unused]] State& all) {
 
 void* take(std::size_t bytes) {
   if (bytes < kLeast || bytes > kMost) return nullptr;
-  std::size_t size = size_class(bytes);
+  Block block{nullptr, size_class(bytes)};
   State& all = state();
   std::vector<Block> old;
-  void* data = nullptr;
   {
     const std::lock_guard lock(all.mutex);
     if (all.limit == 0) return nullptr;
     watch_forks(all);
     ++all.taken;
-    const auto found = all.fitting(size);
-    if (found != all.idle.end()) {
-      const Block block = all.remove(found);
-      data = block.data;
-      size = block.bytes;
-    }
-    all.used += size;
+    const auto found = all.fitting(block.bytes);
+    if (found != all.idle.end()) block = all.remove(found);
+    all.used += block.bytes;
     const std::size_t room = std::max(all.peak, all.used) - all.used + kSpare;
     while (!all.idle.empty() && (all.idle_bytes > room || all.taken - all.idle.front().since > kPatience)) {
       old.push_back(all.remove(all.idle.begin()));
     }
   }
   unmap(old);
-  if (data == nullptr) data = map(size);
+  if (block.data == nullptr) block = map(block.bytes);
   // What lies idle is no reason to fail.
-  if (data == nullptr && trim() > 0) data = map(size);
+  if (block.data == nullptr && trim() > 0) block = map(block.bytes);
+  if (block.data != nullptr && !block.has_huge_pages && ++block.uses == pages::kUsesWorthIt) {
+    pages::make_huge(block.data, block.bytes);
+    block.has_huge_pages = true;
+  }
   const std::lock_guard lock(all.mutex);
-  if (data == nullptr) {
-    all.used -= size;
+  if (block.data == nullptr) {
+    all.used -= block.bytes;
   } else {
-    all.in_use.emplace(data, size);
+    all.in_use.emplace(block.data, block);
     all.peak = std::max(all.peak, all.used);
   }
-  return data;
+  return block.data;
 }
 
 void give(void* data) {
@@ -143,18 +145,19 @@ void give(void* data) {
   std::vector<Block> old;
   {
     const std::lock_guard lock(all.mutex);
-    const auto block = all.in_use.find(data);
+    const auto found = all.in_use.find(data);
     // Torch frees what it fails to make a tensor of, or leaves it to the caller.
-    if (block == all.in_use.end()) return;
-    const std::size_t size = block->second;
-    all.in_use.erase(block);
-    all.used -= size;
+    if (found == all.in_use.end()) return;
+    Block block = found->second;
+    block.since = all.taken;
+    all.in_use.erase(found);
+    all.used -= block.bytes;
     // Where all that is used in turn does not fit, what is idle already is as likely to be asked for.
-    if (all.idle_bytes + size <= all.limit) {
-      all.idle.push_back({data, size, all.taken});
-      all.idle_bytes += size;
+    if (all.idle_bytes + block.bytes <= all.limit) {
+      all.idle.push_back(block);
+      all.idle_bytes += block.bytes;
     } else {
-      old.push_back({data, size, all.taken});
+      old.push_back(block);
     }
   }
   unmap(old);
