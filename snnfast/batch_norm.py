@@ -64,7 +64,7 @@ class _BatchNorm(torch.autograd.Function):
         x, weight, means, scales = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
         plain = not (torch.is_grad_enabled() or transforms.any_batched((grad,), legacy=True))
-        grad_x = torch.empty_like(x) if plain and wanted[0] else None
+        grad_x = ops.fresh(x.shape, x.dtype) if plain and wanted[0] and len(x) > 1 else None
         found = []
         for step, (one, lane, mean, scale) in enumerate(zip(grad, x, means, scales, strict=True)):
             # The kernel for contiguous images is several times as fast.
@@ -75,7 +75,7 @@ class _BatchNorm(torch.autograd.Function):
                 grad_x[step] = of_x
         of_steps, *shared = zip(*found, strict=True)
         if wanted[0] and grad_x is None:
-            grad_x = torch.stack(of_steps)
+            grad_x = torch.stack(of_steps) if len(x) > 1 else of_steps[0][None]
         # Last step first, as a loop adds them up.
         sums = [sum(one[-2::-1], one[-1]) if asked else None for one, asked in zip(shared, wanted[1:], strict=True)]
         return grad_x, *sums, None, None, None, None
