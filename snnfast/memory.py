@@ -1,9 +1,9 @@
 """Memory of snnfast's own, in which large results lie on the CPU: what one iteration frees, the next finds again.
 
 Results of operators from 1 MiB on, such as a sequence's spikes, membranes and gradients, are blocks that snnfast maps
-from the system, with huge pages where Linux gives them, at once or, where it is slow to, once they have been used
-again. A freed block is kept for the next result of about its size:
-never so that all blocks together are more than were in use at once and 32 MiB, nor more idle bytes than `limit()`.
+from the system, with huge pages where Linux gives them: at once, or once they have been used often where it is slow to.
+A freed block is kept for the next result of about its size: never so that all blocks together are more than were in use
+at once and 32 MiB, nor more idle bytes than `limit()`.
 Smaller results, those of others, and all of torch before 2.11 come from torch's allocator, which stays as it is.
 
 `SNNFAST_MEMORY_MB=512` in the environment allows 512 MiB of idle blocks, 2048 unless set; 0 turns all of this off.

@@ -13,6 +13,6 @@ bool prefer_huge(void* data, std::size_t bytes);
 // Makes the pages of a block in use huge, where Linux can. Where it is slow, that takes as long as is saved when the
 // block has been used so many times.
 void make_huge(void* data, std::size_t bytes);
-inline constexpr int kUsesWorthIt = 4;
+inline constexpr int kUsesWorthIt = 64;
 
 }  // namespace snnfast::pages
