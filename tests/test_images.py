@@ -263,6 +263,27 @@ def test_unroll_runs_convolutions_on_spikes(monkeypatch):
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-3)
 
 
+def test_an_image_that_stays_is_convolved_and_pooled_once(monkeypatch):
+    called = watched(monkeypatch)
+    net, x = network(snn, init_hidden=True)[:3], torch.rand(128, 1, 28, 28)
+
+    def run():
+        net.zero_grad()
+        snn.reset(net)
+        spikes = torch.stack([net(x) for _ in range(6)])
+        spikes.square().sum().backward()
+        return spikes, net[0].weight.grad.clone()
+
+    expected = run()
+    recorded = snn.accelerate(net)
+    run()
+    called.clear()
+    spikes, grad = run()
+    assert recorded is net and spikes.equal(expected[0])
+    torch.testing.assert_close(grad, expected[1], rtol=1e-4, atol=1e-3)
+    assert [called.count(name) for name in ("max_pool2d", "max_pool2d_grad", "conv2d_grad_weight")] == [1, 1, 1]
+
+
 def test_a_recorded_loop_keeps_its_bits(monkeypatch):
     called = watched(monkeypatch)
     net, x = network(snn, init_hidden=True), torch.rand(12, 32, 1, 14, 14)
