@@ -171,11 +171,14 @@ int variant_of(int64_t back) {
 template <typename Cell, typename T = typename Cell::Scalar>
 void add_terms(int variant, const CellRows<Cell>& rows, int width, T* const* sums, T* const* lost) {
   for (int k = Cell::kFirstTerm[variant]; k < Cell::kFirstTerm[variant + 1]; ++k) {
+    T* const __restrict sum = sums[k];
+    T* const __restrict lost_of_it = lost[k];
+    const T* const __restrict term = rows.terms[k];
     for (int i = 0; i < width; ++i) {
-      CompensatedSum<T> total{sums[k][i], lost[k][i]};
-      total.add(rows.terms[k][i]);
-      sums[k][i] = total.sum;
-      lost[k][i] = total.lost;
+      CompensatedSum<T> total{sum[i], lost_of_it[i]};
+      total.add(term[i]);
+      sum[i] = total.sum;
+      lost_of_it[i] = total.lost;
     }
   }
 }
