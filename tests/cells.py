@@ -6,8 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neurons import Gate
-
 
 class Spike(torch.autograd.Function):
     """Fires above 0, with a fast sigmoid's derivative."""
@@ -164,6 +162,20 @@ def exponential(x, v):
     v = v + 0.1 * (-v + torch.exp((v - 0.5) * 2.0) * 0.3 + x)
     spk = Atan.apply(v - 1.0)
     return spk, v * (1 - spk)
+
+
+class Gate(nn.Module):
+    """Not spiking: a gated unit with weights of its own for every neuron."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(n)) for _ in range(4)])
+
+    def forward(self, x, h):
+        a, b, c, d = self.weights
+        z = torch.sigmoid(a * x + b * h)
+        h = (1 - z) * h + z * torch.tanh(c * x + d * h)
+        return h, h
 
 
 def long_short_term(gates, syn, mem):
