@@ -18,7 +18,7 @@ from torch import nn
 import snnfast
 from snnfast.auto import functions, layers
 from snnfast.loops import functions as recorded_functions
-from snnfast.loops import recording, settings
+from snnfast.loops import recording, report, settings
 from snnfast.loops.report import Loops
 
 CLASSES = {
@@ -483,3 +483,46 @@ def test_a_layer_that_is_not_recorded_for_a_while_is_stepped_plainly(installed, 
         spk, _ = layer(x, layer.init_leaky())
         assert spk.grad_fn is not None and fused._loops.skip == left
     assert not looked
+
+
+class Halved(snntorch.Leaky):
+    """A neuron of a stranger's, on snnTorch's own step."""
+
+    def forward(self, input_, mem=None):
+        return super().forward(0.5 * input_, mem)
+
+
+def test_the_step_of_a_subclass_waits_though_it_asks_whether_it_was_given_a_state(installed):
+    """snnTorch asks `mem == None` of each: no value is needed for that."""
+    torch.manual_seed(0)
+    layer, x = Halved(0.9), 3 * torch.rand(12, 2, 6)
+
+    def run():
+        mem, spikes = layer.init_leaky(), []
+        for step in x:
+            spk, mem = layer(step, mem)
+            spikes.append(spk)
+        return torch.stack(spikes), mem
+
+    snnfast.uninstall()
+    expected = run()
+    snnfast.install()
+    report.stories.clear()
+    for _ in range(4):
+        assert all(map(torch.equal, run(), expected))
+    recording.stop()
+    (story,) = report.stories.values()
+    assert story.place.startswith("test_auto.py:")
+    assert "__eq__" not in story.ends and story.recorded > 2 * len(x)
+
+
+def test_an_own_neuron_that_is_not_recorded_for_a_while_costs_no_look_around(installed, monkeypatch):
+    layer, x = Halved(0.9), torch.rand(2, 6)
+    layer(x, layer.init_leaky())
+    recording.stop()
+    loops = recorded_functions.loops_of(layer)
+    loops.skip = 4
+    monkeypatch.setattr(recording, "_is_plain_place", lambda: pytest.fail("looked around"))
+    for left in (2, 0):  # a step calls its surrogate twice: to reset, and to fire
+        layer(x, layer.init_leaky())
+        assert loops.skip == left

@@ -34,6 +34,8 @@ DESCRIPTIONS = frozenset(
 )
 """What a placeholder can tell of its value without computing it."""
 
+_EQUALITY = frozenset([Tensor.__eq__, Tensor.__ne__])
+
 
 class Pending(Tensor):
     """A tensor that a recorded operation will give.
@@ -66,7 +68,10 @@ _make = Tensor._make_wrapper_subclass
 
 def describes(func, args) -> bool:
     """Whether a call asks only what a placeholder knows."""
-    return func in DESCRIPTIONS and not (func is Tensor.type and len(args) > 1)
+    if func in DESCRIPTIONS:
+        return not (func is Tensor.type and len(args) > 1)
+    # `mem == None`, as snnTorch's own steps ask of each of their states: a tensor is not None, whatever it holds.
+    return func in _EQUALITY and len(args) == 2 and args[1] is None
 
 
 def new(recorder, operation, output: int, period: int) -> Pending:

@@ -4,15 +4,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import torch
-
 KEPT = 4
 """Periods that are remembered for each layer that begins one: of batches of other sizes, of training and evaluation."""
 
 stories: dict[str, "Story"] = {}
 """What happened to the loops of this process, by the place (file:line) where they step their first layer."""
 
-_NOT_THE_USERS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
+_NOT_THE_USERS = {"snnfast", "snntorch", "torch", "torchvision"}
 
 ADVICE = {
     "needs its values at every step": "keep what it looks at in a list, and look after the loop",
@@ -120,7 +118,7 @@ class Loops:
         self.failures += 1
         self.story.failures += 1
         self.story.why = why
-        self.skip = min(2**self.failures, 1024)
+        self.skip = min(4**self.failures, 1024)
 
 
 def summary() -> str:
@@ -133,7 +131,11 @@ def summary() -> str:
 def place_of_caller() -> str:
     """file:line of the user's code that runs."""
     frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+    while frame is not None and _package_of(frame) in _NOT_THE_USERS:
         frame = frame.f_back
     # A module's own forward stands inside the loop: the loop is in it, or around it.
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else ""
+
+
+def _package_of(frame) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
