@@ -485,7 +485,7 @@ def test_a_layer_that_is_not_recorded_for_a_while_is_stepped_plainly(installed, 
     assert not looked
 
 
-class Halved(snntorch.Leaky):
+class Attenuated(snntorch.Leaky):
     """A neuron of a stranger's, on snnTorch's own step."""
 
     def forward(self, input_, mem=None):
@@ -495,7 +495,7 @@ class Halved(snntorch.Leaky):
 def test_the_step_of_a_subclass_waits_though_it_asks_whether_it_was_given_a_state(installed):
     """snnTorch asks `mem == None` of each: no value is needed for that."""
     torch.manual_seed(0)
-    layer, x = Halved(0.9), 3 * torch.rand(12, 2, 6)
+    layer, x = Attenuated(0.9), 3 * torch.rand(12, 2, 6)
 
     def run():
         mem, spikes = layer.init_leaky(), []
@@ -517,7 +517,7 @@ def test_the_step_of_a_subclass_waits_though_it_asks_whether_it_was_given_a_stat
 
 
 def test_an_own_neuron_that_is_not_recorded_for_a_while_costs_no_look_around(installed, monkeypatch):
-    layer, x = Halved(0.9), torch.rand(2, 6)
+    layer, x = Attenuated(0.9), torch.rand(2, 6)
     layer(x, layer.init_leaky())
     recording.stop()
     loops = recorded_functions.loops_of(layer)
@@ -526,3 +526,18 @@ def test_an_own_neuron_that_is_not_recorded_for_a_while_costs_no_look_around(ins
     for left in (2, 0):  # a step calls its surrogate twice: to reset, and to fire
         layer(x, layer.init_leaky())
         assert loops.skip == left
+
+
+def test_a_loop_that_gains_nothing_is_recorded_once_and_then_left_alone(installed):
+    """Learning and recording it again every few calls would cost more than it ever did."""
+    snnfast.install(numbers="exact")
+    layer, x = Attenuated(0.9, learn_beta=True), torch.rand(6, 2, 3)
+    for _ in range(12):
+        mem, outs = layer.init_leaky(), []
+        for step in x:
+            spk, mem = layer(step, mem)
+            outs.append(mem)
+        torch.stack(outs).sum().backward()
+    recording.stop()
+    loops = recorded_functions.loops_of(layer)
+    assert loops.failures == 1 and loops.skip > 900

@@ -184,9 +184,9 @@ class Recorder(TorchFunctionMode):
         known_shapes = (leaves[0].shape, leaves[0].dtype, leaves[0].device) if isinstance(leaves[0], Tensor) else None
         return known_shapes, modes(), self.settings, getattr(self.first, "training", None)
 
-    def _give_up(self, loops: Loops, why: str) -> None:
+    def _give_up(self, loops: Loops, why: str, to_no_use: bool = False) -> None:
         self._forget()
-        loops.fail(why)
+        loops.fail(why, to_no_use)
 
     def _take_up(self, period: Period) -> None:
         self.period, self.operations = period, period.operations
@@ -437,4 +437,4 @@ class Recorder(TorchFunctionMode):
         if why:
             loops = functions.loops_of(self.first)
             loops.drop(self.period)
-            self._give_up(loops, why)
+            self._give_up(loops, why, to_no_use=True)

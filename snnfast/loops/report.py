@@ -7,6 +7,9 @@ from pathlib import Path
 KEPT = 4
 """Periods that are remembered for each layer that begins one: of batches of other sizes, of training and evaluation."""
 
+LONGEST = 1024
+"""Calls of its first for which a loop that could not be recorded runs as it is, at most."""
+
 stories: dict[str, "Story"] = {}
 """What happened to the loops of this process, by the place (file:line) where they step their first layer."""
 
@@ -113,12 +116,13 @@ class Loops:
         """Forgets a period."""
         self.periods = [(key, kept) for key, kept in self.periods if kept is not period]
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: str, to_no_use: bool = False) -> None:
         """The loop could not be recorded, or to no use: it runs as it is for a while, longer every time."""
         self.failures += 1
         self.story.failures += 1
         self.story.why = why
-        self.skip = min(4**self.failures, 1024)
+        # Several windows have told that recording it gains nothing; to learn and record it anew costs the most.
+        self.skip = LONGEST if to_no_use else min(4**self.failures, LONGEST)
 
 
 def summary() -> str:
