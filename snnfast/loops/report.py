@@ -8,7 +8,7 @@ KEPT = 4
 """Periods that are remembered for each layer that begins one: of batches of other sizes, of training and evaluation."""
 
 LONGEST = 1024
-"""Calls of its first for which a loop that could not be recorded runs as it is, at most."""
+"""Calls of its first for which a loop that could not be learnt runs as it is, at most."""
 
 stories: dict[str, "Story"] = {}
 """What happened to the loops of this process, by the place (file:line) where they step their first layer."""
@@ -122,7 +122,8 @@ class Loops:
         self.story.failures += 1
         self.story.why = why
         # Several windows have told that recording it gains nothing; to learn and record it anew costs the most.
-        self.skip = LONGEST if to_no_use else min(4**self.failures, LONGEST)
+        longer = LONGEST // 4 if to_no_use else 1
+        self.skip = longer * min(4**self.failures, LONGEST)
 
 
 def summary() -> str:
