@@ -122,8 +122,8 @@ class Loops:
         self.story.failures += 1
         self.story.why = why
         # Several windows have told that recording it gains nothing; to learn and record it anew costs the most.
-        longer = LONGEST // 4 if to_no_use else 1
-        self.skip = longer * min(4**self.failures, LONGEST)
+        longer = LONGEST if to_no_use else 1
+        self.skip = longer * min(2**self.failures, LONGEST)
 
 
 def summary() -> str:
