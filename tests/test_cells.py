@@ -174,7 +174,7 @@ REFUSED = {
     "aten.mean.default is not elementwise": lambda x, mem: (0.9 * mem + x - x.mean(), mem),
     "aten.randn_like.default draws random numbers": lambda x, mem: (x, mem + torch.randn_like(mem)),
     "aten._local_scalar_dense.default": lambda x, mem: (x, mem * 0 if (mem > 1).any() else mem),
-    "aten.mm.default is not elementwise": lambda x, mem: (x, mem @ torch.ones(3, 3)),
+    "aten.mm.default is not elementwise": lambda x, mem: (x, mem @ torch.ones(3, 2) @ torch.ones(2, 3)),
     "aten.softplus.default is not elementwise": lambda x, mem: (x, nn.functional.softplus(mem)),
     "exponent 0.3": lambda x, mem: (x, mem.abs() ** 0.3),
     "its output is": lambda x, mem: (x.sum(), mem),
