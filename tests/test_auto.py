@@ -516,18 +516,6 @@ def test_the_step_of_a_subclass_waits_though_it_asks_whether_it_was_given_a_stat
     assert "__eq__" not in story.ends and story.recorded > 2 * len(x)
 
 
-def test_an_own_neuron_that_is_not_recorded_for_a_while_costs_no_look_around(installed, monkeypatch):
-    layer, x = Attenuated(0.9), torch.rand(2, 6)
-    layer(x, layer.init_leaky())
-    recording.stop()
-    loops = recorded_functions.loops_of(layer)
-    loops.skip = 4
-    monkeypatch.setattr(recording, "_is_plain_place", lambda: pytest.fail("looked around"))
-    for left in (2, 0):  # a step calls its surrogate twice: to reset, and to fire
-        layer(x, layer.init_leaky())
-        assert loops.skip == left
-
-
 def test_a_loop_that_gains_nothing_is_recorded_once_and_then_left_alone(installed):
     """Learning and recording it again every few calls would cost more than it ever did."""
     snnfast.install(numbers="exact")

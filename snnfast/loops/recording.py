@@ -132,14 +132,13 @@ def call(function: type, args: tuple):
     if (recorder is not None and recorder.is_busy) or getattr(_of_thread, "plain", False):
         return NotImplemented
     if recorder is None or (recorder.learning is None and not recorder.expects(function)):
-        if not is_on or not functions.may_wait(function, args):
+        if not is_on or not functions.may_wait(function, args) or torch.compiler.is_compiling():
             return NotImplemented
         landmark = functions.caller()
-        # Asked first: of a loop that is not recorded this is all that each of its calls costs.
-        if _skips(functions.loops_of(landmark)) or torch.compiler.is_compiling():
-            return NotImplemented
         chosen = _chosen(landmark)
         if chosen is None or not (recorder is None or recorder.may_begin_at(landmark)) or not _is_plain_place():
+            return NotImplemented
+        if _skips(functions.loops_of(landmark)):
             return NotImplemented
         with _torch.unwatched():
             return _recorder().begin_at(landmark, function, args, chosen)
