@@ -17,7 +17,17 @@ EMULATED_SOURCES = (
     "ops.cpp",
     *(
         f"cpu/{name}.cpp"
-        for name in ("fresh", "linear", "lists_forward", "lists_gradient", "memory", "module", "product", "tiles")
+        for name in (
+            "fresh",
+            "linear",
+            "lists_forward",
+            "lists_gradient",
+            "memory",
+            "module",
+            "pages",
+            "product",
+            "tiles",
+        )
     ),
     *sorted(str(path.relative_to(CSRC)) for path in CSRC.glob("cuda/*.cu") if path.stem != "device"),
 )
