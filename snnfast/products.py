@@ -120,17 +120,18 @@ def order(rows: int, inputs: int, outputs: int, threads: int) -> tuple[int, ...]
     """
     if inputs < 2 or rows * inputs * outputs > _MOST_TO_SEE:
         return None
-    first = torch.arange(outputs) * (inputs - 2) // max(1, outputs - 1)
-    weight = torch.ones(outputs, inputs, dtype=torch.float32)
-    weight.scatter_(1, first[:, None], _HUGE).scatter_(1, first[:, None] + 1, -_HUGE)
+    # Modes of torch's functions, such as a recorder or a default device, have no part in it.
     with _torch.unwatched(), torch.no_grad():
+        first = torch.arange(outputs) * (inputs - 2) // max(1, outputs - 1)
+        weight = torch.ones(outputs, inputs, dtype=torch.float32)
+        weight.scatter_(1, first[:, None], _HUGE).scatter_(1, first[:, None] + 1, -_HUGE)
         sums = F.linear(torch.ones(rows, inputs, dtype=torch.float32), weight)
-    begins = sorted({0, *(begin for begin in (first + 2 - inputs + sums[0].long()).tolist() if 0 < begin < inputs)})
-    ends = torch.tensor([*begins[1:], inputs])
-    run, of_second = (torch.searchsorted(ends, place, right=True) for place in (first, first + 1))
-    # In two runs the second swallows its own run, and the first all before.
-    left = torch.where(run == of_second, inputs - 2 - first + torch.tensor(begins)[run], inputs - ends[of_second])
-    return tuple(ends.tolist()) if sums.eq(left).all() else None
+        begins = sorted({0, *(begin for begin in (first + 2 - inputs + sums[0].long()).tolist() if 0 < begin < inputs)})
+        ends = torch.tensor([*begins[1:], inputs])
+        run, of_second = (torch.searchsorted(ends, place, right=True) for place in (first, first + 1))
+        # In two runs the second swallows its own run, and the first all before.
+        left = torch.where(run == of_second, inputs - 2 - first + torch.tensor(begins)[run], inputs - ends[of_second])
+        return tuple(ends.tolist()) if sums.eq(left).all() else None
 
 
 def _ours(x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import snnfast as snn
 from snnfast import ops, products
+from snnfast.loops import packing
 
 # Inputs, outputs: below, at and above the blocks of both, and what is left of them.
 SIZES = ((1, 1), (3, 2), (15, 10), (16, 16), (37, 33), (64, 64), (65, 100), (130, 130), (784, 200), (1500, 47))
@@ -402,6 +403,38 @@ def test_a_recorded_loop_adds_as_torch_does_or_leaves_it_to_torch(is_right, monk
             assert recorded(x).equal(spk)
     count = heard.count("spike_linear_in_order")
     assert (count > 0) == (known is not None) if is_right else count == 1
+
+
+def test_a_product_in_order_is_computed_once_where_torchs_of_all_steps_is_not_trusted(monkeypatch):
+    torch.manual_seed(0)
+    recorded, heard, alone = snn.accelerate(Loop()), [], []
+    trusted, of_steps = packing.Window._is_trusted, packing.Window._values_of_steps
+
+    def only_in_order(window, operation, inputs, out, way):
+        return way == "in order" and trusted(window, operation, inputs, out, way)
+
+    def counted(window, operation, inputs):
+        alone.append(operation)
+        return of_steps(window, operation, inputs)
+
+    monkeypatch.setattr(packing.Window, "_is_trusted", only_in_order)
+    monkeypatch.setattr(packing.Window, "_values_of_steps", counted)
+    monkeypatch.setattr(products, "order", lambda rows, inputs, *rest: (inputs,) if inputs == 40 else None)
+    with torch.no_grad(), ops.listening(lambda operator, arguments, steps: heard.append(operator)):
+        for _ in range(2):
+            recorded(spikes(12, 16, 40, share=1.0))
+        del alone[:], heard[:]
+        recorded(spikes(12, 16, 40, share=0.05))
+    # The other product is that of the second layer.
+    assert heard.count("spike_linear_in_order") == len(alone) > 0
+
+
+def test_the_order_of_a_sum_is_seen_whatever_the_default_device():
+    products.order.cache_clear()
+    with torch.device("meta"):
+        found = products.order(16, 40, 24, torch.get_num_threads())
+    products.order.cache_clear()
+    assert found == products.order(16, 40, 24, torch.get_num_threads())
 
 
 def test_a_recorded_loop_multiplies_spikes_for_its_weights_alone():

@@ -110,11 +110,8 @@ class Backward:
         present = self.has_initial[min(steps, self._steps_to) - 1]
         grad_initial = [grad if has else None for grad, has in zip(grad_initial, present, strict=True)]
         of_weights = self._gradients_of_weights(min(steps, len(self._variants)), grad_rec, states, seqs)
-        return (
-            grad_x,
-            grad_initial,
-            self._gradients_of_tensors(steps, totals, of_weights, tensors, len(states) + len(xs)),
-        )
+        of_tensors = self._gradients_of_tensors(steps, totals, of_weights, tensors, len(states) + len(xs))
+        return grad_x, grad_initial, of_tensors
 
     def _gradients_of_weights(self, variants: int, grad_rec, states, seqs) -> dict[Node, Tensor]:
         """Of the weights of products: of all steps, for the last of the variants that has it, and for the others 0."""

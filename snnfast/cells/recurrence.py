@@ -142,9 +142,8 @@ class Call:
             raise Refused(f"this torch has no aoti_torch_{_CALLS[calls.index(None)]}")
         torchs = _Torch(*calls, _DTYPES[given[0][0].dtype])
         self._kept = given, rec, products, rec_rows, torchs
-        self._found = _Recurrence(
-            *map(ctypes.addressof, (torchs,)), shape[-1], *map(ctypes.addressof, (products, rec_rows))
-        )
+        of = ctypes.addressof
+        self._found = _Recurrence(of(torchs), shape[-1], of(products), of(rec_rows))
 
     @property
     def address(self) -> int:

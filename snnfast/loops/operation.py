@@ -72,6 +72,8 @@ class Operation:
     several: the type of a result that is a tuple; None for a tensor. same_as: the slot that the result is, itself.
     writes: slots whose memory it writes, as batch-norm does. where: file:line of an autograd function's call;
     label: the module that calls it.
+    alone: whether a product of all steps rounds otherwise than those of the steps. compared: of each way to compute it
+    at once, how many numbers were seen to be the steps'; None: they are not.
     """
 
     function: object

@@ -282,8 +282,9 @@ class Window:
         with torch.no_grad():
             values = self._product_in_order(operation, inputs, factors)
             if values is None and not operation.alone:
-                values = self._torchs_product(operation, inputs, batched, stacks)
-            if values is None or operation.alone:
+                made = self._torchs_product(operation, inputs, batched, stacks)
+                values = None if operation.alone else made
+            if values is None:
                 values = self._values_of_steps(operation, inputs)
         return products.with_values(values, *factors)
 
