@@ -6,7 +6,6 @@ import itertools
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_map
 
 from .. import images
 from ..compiler import graph as g
@@ -72,12 +71,15 @@ def run_batched(batched, series: dict[int, Series]) -> Tensor:
 def filled(batched, series: dict[int, Series]) -> tuple[tuple, dict]:
     """A rule's arguments, on the series of a window."""
 
-    def fill(leaf):
-        if isinstance(leaf, rules.Stacked):
-            stack = series[leaf.lanes[0].meta["series"]].stack()
-            return leaf.before(stack) if leaf.before else stack
-        if isinstance(leaf, Node):
-            return leaf.meta["value"] if "value" in leaf.meta else series[leaf.meta["series"]].steady
-        return leaf
+    def fill(value):
+        # A tree of torch's takes longer than the call itself.
+        if isinstance(value, rules.Stacked):
+            stack = series[value.lanes[0].meta["series"]].stack()
+            return value.before(stack) if value.before else stack
+        if isinstance(value, Node):
+            return value.meta["value"] if "value" in value.meta else series[value.meta["series"]].steady
+        if isinstance(value, (tuple, list)):
+            return (tuple if isinstance(value, tuple) else list)(map(fill, value))
+        return {name: fill(one) for name, one in value.items()} if isinstance(value, dict) else value
 
-    return tree_map(fill, (batched.args, batched.kwargs), is_leaf=rules.is_stacked)
+    return fill(batched.args), fill(batched.kwargs)

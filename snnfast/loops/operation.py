@@ -181,8 +181,10 @@ class Operation:
         self.given = [[] if slot.kind in (MADE, REAL, NUMBER) else None for slot in self.slots]
         self.made = []
 
-    def values(self, leaves: list) -> tuple[list, dict]:
+    def values(self, leaves: list | tuple) -> tuple[list | tuple, dict]:
         """Arguments and keyword arguments of a call with these values in its slots."""
+        if self.is_flat and not self.names:
+            return leaves, {}
         values, flat = iter(leaves), []
         for nesting in self.nested:
             flat.append(next(values) if nesting is None else nesting[0](next(values) for _ in range(nesting[1])))

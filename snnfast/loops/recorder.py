@@ -38,7 +38,7 @@ class Recorder(TorchFunctionMode):
         self.reading = Reading()
         self.before = Before()
         self.first = None
-        self.is_there = False
+        self.is_there = self.rests = False
         self.packing = self.stepping = self.handling = False
         self._forget()
 
@@ -73,9 +73,24 @@ class Recorder(TorchFunctionMode):
 
     def _go(self) -> None:
         if self.is_there:
-            stack.take_away(self)
+            if not self.rests:
+                stack.take_away(self)
             unseen.watch(-1)
-            self.is_there = False
+            self.is_there = self.rests = False
+
+    def rest(self, writes_parameters_only: bool) -> None:
+        """Sees nothing until `resume`, or a loop's next step, where nothing of a loop is at stake meanwhile."""
+        if self.is_busy or self.rests or not self.is_there:
+            return
+        self._look_whether_it_failed()
+        if not (self.waiting or self.learning or self.reading or (pieces.known and not writes_parameters_only)):
+            stack.take_away(self)
+            self.rests = True
+
+    def resume(self) -> None:
+        if self.rests:
+            stack.put_at_bottom(self)
+            self.rests = False
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
@@ -102,22 +117,43 @@ class Recorder(TorchFunctionMode):
 
     def step(self, layer, input_, states: tuple, chosen: Settings):
         """One step of a layer, in or outside a recorded loop."""
+        self.resume()
         self._take_settings(chosen)
         leaves = [input_, *self._states(layer, states)]
         found = self._meet(layer, layer, leaves)
         if found is None:
             return self._run_step(layer, leaves)
-        operation, outs = found
+        return self._taken(layer, *found)
+
+    def next_step(self, layer, input_, states: tuple):
+        """A step of a layer that is next in a loop which goes on, where nothing transforms or casts and nothing else is to
+        be done; NotImplemented where something may be."""
+        period = self.period
+        if period is None or self.handling or self.rests:
+            return NotImplemented
+        operation, reading = self.operations[self.place], self.reading
+        if operation.function is not layer or not operation.count or reading.fixed or reading.snapshots:
+            return NotImplemented
+        in_mode = operation.modes == (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), False)
+        if not in_mode or (self.place == period.cut and self.plan.is_full(period.count)):
+            return NotImplemented
+        if not operation.goes_on([input_, *self._states(layer, states)]):
+            return NotImplemented
+        return self._taken(layer, operation, self._wait(operation))
+
+    @staticmethod
+    def _taken(layer, operation: Operation, outs: tuple):
+        """What a layer's step returns that waits."""
         for name, output in operation.kept:
             layer._keep(name, outs[output])
         # A tuple of its own: what only the recorder's refers to is nobody's any more.
         return (*outs,) if layer._returns_states() else outs[0]
 
     def _take_settings(self, chosen: Settings) -> None:
-        if chosen is not self.settings and chosen != self.settings:
+        if chosen != self.settings:
             self.pack()
             self._forget()
-            self.settings = chosen
+        self.settings = chosen
 
     def _meet(self, landmark, function, leaves) -> tuple[Operation, tuple] | None:
         """What a function gives with which a loop may begin, recorded; None: it is to run as written."""
@@ -213,6 +249,7 @@ class Recorder(TorchFunctionMode):
 
     def begin_at(self, landmark, function: type, args: tuple, chosen: Settings):
         """What an autograd function gives that a loop may begin with."""
+        self.resume()
         self._take_settings(chosen)
         found = self._meet(landmark, function, args)
         if found is not None:
@@ -223,6 +260,7 @@ class Recorder(TorchFunctionMode):
 
     def call(self, function: type, args: tuple):
         """What an autograd function gives in a loop that is learnt or recorded, if it may wait there."""
+        self.resume()
         if (
             self.period is not None
             and (outs := self._record(operation := self.operations[self.place], args)) is not None
@@ -289,6 +327,10 @@ class Recorder(TorchFunctionMode):
         if operation.same_as is not None:
             self._next()
             return (leaves[operation.same_as],)
+        return self._wait(operation)
+
+    def _wait(self, operation: Operation) -> tuple:
+        """Lets an operation wait whose arguments are taken."""
         number = self.number
         outs = tuple([new(self, operation, output, number) for output in operation.numbers])
         operation.made.append(outs)
@@ -367,7 +409,7 @@ class Recorder(TorchFunctionMode):
 
     def is_about_to_run(self, name: str, args: tuple | None) -> None:
         """A call that no mode sees is about to run, of these arguments, or of what nobody knows."""
-        if not self.waiting and self.learning is None:
+        if self.packing or (not self.waiting and self.learning is None):
             return
         tensors = None if args is None else [leaf for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor)]
         if self.waiting:

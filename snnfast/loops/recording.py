@@ -107,6 +107,10 @@ def stop() -> None:
 def step(layer, input_: Tensor, states: tuple):
     """One step of a layer: recorded, if that is wanted here and its loop is one that can be."""
     recorder = of_this_thread()
+    if recorder is not None and recorder.settings is _chosen(layer) and layer._may_wait() and _is_plain_place():
+        out = recorder.next_step(layer, input_, states)
+        if out is not NotImplemented:
+            return out
     if passes(layer) or (recorder is not None and recorder.handling):
         return layer._step_fused(input_, states)
     chosen = _chosen(layer)
@@ -124,6 +128,12 @@ def run_plainly(function, *args, **kwargs):
         return function(*args, **kwargs)
     finally:
         _of_thread.plain = before
+
+
+def runs_plainly() -> bool:
+    """Whether what runs now steps a layer whose loops are not recorded, while no recorder sees anything."""
+    recorder = of_this_thread()
+    return getattr(_of_thread, "plain", False) and (recorder is None or not recorder.is_there)
 
 
 def call(function: type, args: tuple):

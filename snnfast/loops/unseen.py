@@ -7,6 +7,7 @@ import sys
 import threading
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from .. import _torch
@@ -19,6 +20,7 @@ _next_batch = _BaseDataLoaderIter.__next__
 _compile = torch.compile
 _begin_compiled = None
 
+_optimisers = []  # what ends their being watched
 _watching = 0
 _lock = threading.Lock()
 
@@ -33,6 +35,7 @@ def watch(more: int) -> None:
             setattr(owner, name, _with_computed(function) if _watching else function)
         _BaseDataLoaderIter.__next__ = _next_batch_alone if _watching else _next_batch
         torch.compile = _compile_alone if _watching else _compile
+        _watch_optimisers()
         _watch_compiled()
 
 
@@ -56,6 +59,27 @@ def _compile_alone(*args, **kwargs):
     return _compile(*args, **kwargs)
 
 
+def _watch_optimisers() -> None:
+    """The many small operations of an optimiser's step want no mode around each of them."""
+    if _watching and not _optimisers:
+        _optimisers.append(register_optimizer_step_pre_hook(_rest))
+        _optimisers.append(register_optimizer_step_post_hook(_resume))
+    while _optimisers and not _watching:
+        _optimisers.pop().remove()
+
+
+def _rest(optimiser, args, kwargs) -> None:
+    recorder = recording.of_this_thread()
+    if recorder is not None:
+        recorder.rest(type(optimiser).__module__.startswith("torch.optim."))
+
+
+def _resume(optimiser, args, kwargs) -> None:
+    recorder = recording.of_this_thread()
+    if recorder is not None:
+        recorder.resume()
+
+
 def _watch_compiled() -> None:
     """What torch compiles must not find a recorder, which it would trace; torch._dynamo is no import of ours."""
     global _begin_compiled
@@ -74,6 +98,8 @@ def _begin_compiled_alone(callback):
 
 
 def _apply(cls, *args, **kwargs):
+    if recording.runs_plainly():
+        return functions.apply.__get__(None, cls)(*args, **kwargs)
     out = recording.call(cls, args) if not kwargs else NotImplemented
     if out is not NotImplemented:
         return out
