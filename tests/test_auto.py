@@ -529,3 +529,15 @@ def test_a_loop_that_gains_nothing_is_recorded_once_and_then_left_alone(installe
     recording.stop()
     loops = recorded_functions.loops_of(layer)
     assert loops.failures == 1 and loops.skip > 900
+
+
+def test_a_batch_size_that_comes_back_is_recorded_from_the_first_step_on(installed):
+    # `utils.reset` leaves zeros of the shape of the batch before.
+    report.stories.clear()
+    net = nn.Sequential(nn.Linear(6, 6), *(snntorch.Leaky(0.9, init_hidden=True) for _ in range(2)))
+    for batch in (8, 4, 8, 4, 8):
+        snntorch.utils.reset(net)
+        plain = sum(story.plain for story in report.stories.values())
+        torch.stack([net(torch.rand(batch, 6)) for _ in range(9)])
+    assert sum(story.plain for story in report.stories.values()) == plain
+    assert len({id(story) for story in report.stories.values() if story.recorded}) == 1

@@ -183,7 +183,7 @@ def _front(theirs: type, behind: type[SpikingNeuron]):
         if torch.compiler.is_compiling() or type(self) is not theirs or theirs.forward is not forward:
             return own_forward(self, input_, *states, **named)
         fused = _fused(self, behind)
-        if not named and recording.expects(fused, input_) and all(type(state) is Pending for state in states):
+        if not named and recording.goes_on(fused, input_) and all(type(state) is Pending for state in states):
             # Nothing has changed since the step that was checked: that would have ended what waits.
             return fused._step(input_, *states, *(None,) * (len(fused.state_names) - len(states)))
         if type(input_) is Tensor and recording.passes(fused) and input_.numel() < SMALL:

@@ -111,9 +111,13 @@ class Recorder(TorchFunctionMode):
             self._forget()
             self._go()
 
-    def expects(self, layer) -> bool:
-        """Whether a step of this layer is what comes next."""
-        return self.period is not None and self.operations[self.place].function is layer
+    def expects(self, function) -> bool:
+        """Whether a step of this layer, or a call of this function, is what comes next."""
+        return self.period is not None and self.operations[self.place].function is function
+
+    def goes_on_with(self, layer) -> bool:
+        """Whether a step of this layer is what comes next after others of it that wait."""
+        return self.expects(layer) and self.operations[self.place].count > 0
 
     def step(self, layer, input_, states: tuple, chosen: Settings):
         """One step of a layer, in or outside a recorded loop."""

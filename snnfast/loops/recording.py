@@ -81,10 +81,10 @@ def _skips(loops) -> bool:
     return True
 
 
-def expects(layer, input_) -> bool:
-    """Whether a step of a layer from this input is what a recorded loop does next."""
+def goes_on(layer, input_) -> bool:
+    """Whether a step of a layer from this input is what a recorded loop does next, after others of that layer."""
     recorder = of_this_thread()
-    return recorder is not None and type(input_) is placeholder.Pending and recorder.expects(layer)
+    return recorder is not None and type(input_) is placeholder.Pending and recorder.goes_on_with(layer)
 
 
 def compute(*values) -> None:
