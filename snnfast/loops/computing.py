@@ -3,7 +3,7 @@
 import time
 import warnings
 
-from . import known, settings
+from . import known, settings, worth
 from .packing import Window
 from .period import Period
 from .report import Story
@@ -38,8 +38,9 @@ def computed(period: Period, chosen: Settings, story: Story, early: set, held: s
         window = _verified(window, period, story)
     story.count(window, period.operations[0])
     period.fused += sum(calls for one, (calls, _) in window.done.items() if one.is_mark or not exact)
-    if builds and not as_written:
-        _judge(period, window)
+    if (builds or not period.cells) and not as_written:
+        period.judged += 1
+        period.gained += worth.gained(window)
     return window
 
 
@@ -59,22 +60,12 @@ def _verified(window: Window, period: Period, story: Story) -> Window:
     return written
 
 
-def _judge(period: Period, window: Window) -> None:
-    """Counts the windows in which every neuron and most of the rest ran step by step."""
-    marks = [calls for one, (calls, _) in window.done.items() if one.is_mark]
-    alone = sum(alone for _, alone in window.done.values())
-    if any(marks) or 3 * alone < 2 * sum(one.count for one in period.operations):
-        period.by_steps = 0 if marks else period.by_steps
-    else:
-        period.by_steps += 1
-
-
 def why_it_was_no_use(period: Period, exact: bool) -> str:
     """Why a loop had better run as written; "": it gains by waiting, or it is too early to say."""
     if period.windows >= 8 and period.steps < 2.5 * period.windows:
         return "it looks at values too often"
     if period.windows >= 4 and not period.fused:
         return "with exact numbers no layer's steps run as one" if exact else "none of its steps run as one"
-    if period.by_steps >= 4:
-        return "its neurons run step by step, and with them most of it"
+    if period.judged >= 4 and period.gained < worth.OTHER * period.others:
+        return "it gains less by waiting than that costs"
     return ""

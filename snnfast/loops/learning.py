@@ -61,6 +61,10 @@ class Learning:
             return None
         return Period(self._log[before:middle], self._log[middle:now], middle, self._exact)
 
+    def landmarks(self) -> list[nn.Module]:
+        """The layers whose steps were noted."""
+        return [one.function for one in self._log if isinstance(one.function, nn.Module)]
+
     def step(self, layer: nn.Module, leaves: list, outs: tuple) -> None:
         """Notes a layer's step, which was run."""
         self._note(layer, (*leaves,), {}, outs, tuple, None, ())

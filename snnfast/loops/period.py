@@ -84,8 +84,8 @@ class Period:
         """How many periods waited in a row, as the last ones did, and those before them."""
         self._windows = {}
         self.windows = self.steps = self.fused = 0
-        self.by_steps = 0
-        """How many windows in a row ran mostly step by step."""
+        self.judged, self.gained, self.others = 0, 0.0, 0
+        """How many windows were judged, the microseconds that these gained, and the calls seen that are none of it."""
         self.seconds = 0.0
         self.as_written = False
         self.steady = {}

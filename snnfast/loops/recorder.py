@@ -225,8 +225,15 @@ class Recorder(TorchFunctionMode):
         return known_shapes, modes(), self.settings, getattr(self.first, "training", None)
 
     def _give_up(self, loops: Loops, why: str, to_no_use: bool = False) -> None:
-        self._forget()
         loops.fail(why, to_no_use)
+        # Those that it goes through besides would begin the same loop.
+        for landmark in self.learning.landmarks() if self.learning is not None else self._landmarks():
+            others = functions.loops_of(landmark)
+            others.skip = max(others.skip, loops.skip)
+        self._forget()
+
+    def _landmarks(self) -> list:
+        return [one.function for one in self.operations if one.is_step]
 
     def _take_up(self, period: Period) -> None:
         self.period, self.operations = period, period.operations
@@ -304,6 +311,7 @@ class Recorder(TorchFunctionMode):
                 written = in_place.record(self, operation, args, kwargs)
                 if written is not None:
                     return written
+            self.period.others += 1
             reads = func in known.READERS and not (self.reading or self.waiting) and func not in JOINS
             if reads and (not kwargs or (kwargs.get("out") is None and not kwargs.get("inplace"))):
                 return self.before.run(func, args, kwargs)

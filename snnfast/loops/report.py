@@ -20,7 +20,7 @@ ADVICE = {
     "is written to": "make a new tensor (`mem = mem * mask`) instead of writing into one of a step's (`mem[0] = 0`)",
     "are not alike": "a loop whose steps take turns repeats itself only after all of them",
     "looks at values": "values are asked for before two steps have gathered: look less often, or after the loop",
-    "run step by step": "what keeps them from one call stands beside each",
+    "gains less": "what keeps a layer from one call stands beside it",
     "steps run as one": 'numbers="forward" keeps spikes and losses, and lets gradients be sums over all steps',
     "too few steps": "a loop of three steps or more is recorded",
 }
@@ -123,7 +123,7 @@ class Loops:
         self.story.why = why
         # Several windows have told that recording it gains nothing; to learn and record it anew costs the most.
         longer = LONGEST if to_no_use else 1
-        self.skip = longer * min(2**self.failures, LONGEST)
+        self.skip = longer * min(4**self.failures, LONGEST)
 
 
 def summary() -> str:
