@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 
 def story_of(net, steps: int, calls: int = 12, after: int = 0):
-    """What is told of the loop of an accelerated net, each call of which is trained and followed by small operations."""
+    """What is told of the loop of an accelerated net, each call of which is trained; small operations come after."""
     for _ in range(calls):
         spikes = net(torch.rand(steps, 2, 5))
         spikes.sum().backward()

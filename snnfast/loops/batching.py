@@ -70,16 +70,16 @@ def run_batched(batched, series: dict[int, Series]) -> Tensor:
 
 def filled(batched, series: dict[int, Series]) -> tuple[tuple, dict]:
     """A rule's arguments, on the series of a window."""
+    return _filled(batched.args, series), _filled(batched.kwargs, series)
 
-    def fill(value):
-        # A tree of torch's takes longer than the call itself.
-        if isinstance(value, rules.Stacked):
-            stack = series[value.lanes[0].meta["series"]].stack()
-            return value.before(stack) if value.before else stack
-        if isinstance(value, Node):
-            return value.meta["value"] if "value" in value.meta else series[value.meta["series"]].steady
-        if isinstance(value, (tuple, list)):
-            return (tuple if isinstance(value, tuple) else list)(map(fill, value))
-        return {name: fill(one) for name, one in value.items()} if isinstance(value, dict) else value
 
-    return fill(batched.args), fill(batched.kwargs)
+def _filled(value, series: dict[int, Series]):
+    # A tree of torch's takes longer than the call itself; a function within one would keep the series alive.
+    if isinstance(value, rules.Stacked):
+        stack = series[value.lanes[0].meta["series"]].stack()
+        return value.before(stack) if value.before else stack
+    if isinstance(value, Node):
+        return value.meta["value"] if "value" in value.meta else series[value.meta["series"]].steady
+    if isinstance(value, (tuple, list)):
+        return (tuple if isinstance(value, tuple) else list)([_filled(one, series) for one in value])
+    return {name: _filled(one, series) for name, one in value.items()} if isinstance(value, dict) else value

@@ -14,6 +14,7 @@ from ..cells import products
 from . import functions, known
 from .operation import LITERAL, MADE, NUMBER, SAME, Operation
 from .series import Series, in_modes
+from .window import Stage
 
 X, STATE, INNER, CONSTANT, FIXED = range(5)
 """Where a cell's operation takes an argument from: inputs, states, its own operations, tensors, values."""
@@ -164,6 +165,17 @@ class Cell:
     def is_inside(self, slot) -> bool:
         """Whether an operation of the cell makes what stands in a slot."""
         return slot.kind == MADE and slot.what in self.shift
+
+    def stage(self) -> Stage:
+        """What a step of it makes, and keeps for backward: what it is given and its states."""
+        given = {
+            (slot.what, slot.output): slot.like for one in self.operations for slot in one.slots if slot.kind == MADE
+        }
+        outside = [like for (maker, _), like in given.items() if maker not in self.shift and like.requires_grad]
+        states = [maker.outputs[output] for maker, output in self.states]
+        kept = [like for like in (*outside, *states) if like.shape == _shape(self.operations[0])]
+        made = [maker.outputs[output] for maker, output in self.taken]
+        return Stage(sum(like.bytes for like in made), sum(like.bytes for like in kept), is_step=True)
 
     def first(self, operation: Operation) -> int:
         """The step, counted from the cut, in which an operation is first pending."""

@@ -197,7 +197,14 @@ class Period:
         """What each operation makes and keeps, the last layer's step at the end."""
         last = max(place for place, operation in enumerate(self.operations) if operation.is_mark)
         stages = []
-        for operation in (*self.operations[last + 1 :], *self.operations[: last + 1]):
+        ordered = (*self.operations[last + 1 :], *self.operations[: last + 1])
+        cells = {operation: own for own in self.cells.values() if not own.why for operation in own.shift}
+        ends = {own: operation for operation in ordered if (own := cells.get(operation))}
+        for operation in ordered:
+            if operation in cells:
+                if operation is ends[cells[operation]]:
+                    stages.append(cells[operation].stage())
+                continue
             first, *states = operation.outputs
             if operation.same_as is not None or operation.function in known.VIEWS:
                 continue

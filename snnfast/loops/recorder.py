@@ -130,8 +130,8 @@ class Recorder(TorchFunctionMode):
         return self._taken(layer, *found)
 
     def next_step(self, layer, input_, states: tuple):
-        """A step of a layer that is next in a loop which goes on, where nothing transforms or casts and nothing else is to
-        be done; NotImplemented where something may be."""
+        """A step of a layer that is next in a loop which goes on, where nothing transforms or casts; NotImplemented
+        where more than that is to be looked at."""
         period = self.period
         if period is None or self.handling or self.rests:
             return NotImplemented

@@ -1,4 +1,4 @@
-"""Whether a loop gains by waiting. It is told by counts and sizes, not by a clock: what a seed gives, it gives again."""
+"""Whether a loop gains by waiting, told by counts and sizes, not by a clock: what a seed gives, it gives again."""
 
 from torch import Tensor
 
