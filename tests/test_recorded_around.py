@@ -4,6 +4,7 @@ import copy
 import gc
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -459,3 +460,50 @@ def test_the_last_state_keeps_no_window():
             del spikes, mems, mem, spk, rate, last, frame
             recording.stop()
             assert value.untyped_storage().nbytes() <= 4 * value.nbytes
+
+
+@pytest.mark.parametrize(
+    "index",
+    [np.array([2, 0, 1]), [2, 0], torch.tensor([1, 0]), slice(torch.tensor(0), torch.tensor(2)), (0, np.array([1]))],
+)
+def test_what_else_is_indexed_while_a_loop_is_learnt(index):
+    # As torchvision's MNIST and scikit-learn's splits do between two steps that are far apart.
+    lif, labels = snn.Leaky(0.9), torch.arange(12).view(3, 4)
+    with snn.accelerated():
+        mem = lif.reset_mem()
+        for _ in range(2):
+            _, mem = lif(torch.rand(2, 3), mem)
+            found = labels[index]
+    assert torch.equal(found, labels[index])
+
+
+@pytest.mark.parametrize("case", ["new", "written to", "to a function"])
+def test_numpy_arrays_in_a_loop_are_read_when_they_are_given(case):
+    class Shuffled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, order):
+            ctx.order = order
+            return x[:, order]
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad[:, np.argsort(ctx.order)], None
+
+    def run():
+        generator, order = np.random.default_rng(0), np.arange(6)
+        lif, record = snn.Leaky(0.9), []
+        mem = lif.reset_mem()
+        for _ in range(9):
+            if case == "new":
+                order = generator.permutation(6)
+            else:
+                order[:] = generator.permutation(6)
+            current = torch.linspace(0, 2, 24).view(4, 6) + mem if len(record) else torch.linspace(0, 2, 24).view(4, 6)
+            spk, mem = lif(Shuffled.apply(current, order) if case == "to a function" else current[:, order], mem)
+            record += [spk, mem]
+        return torch.stack(record)
+
+    written = run()
+    for _ in range(3):
+        with snn.accelerated():
+            assert torch.equal(run(), written)

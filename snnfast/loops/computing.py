@@ -66,6 +66,6 @@ def why_it_was_no_use(period: Period, exact: bool) -> str:
         return "it looks at values too often"
     if period.windows >= 4 and not period.fused:
         return "with exact numbers no layer's steps run as one" if exact else "none of its steps run as one"
-    if period.judged >= 4 and period.gained < worth.OTHER * period.others:
+    if period.judged >= 8 and period.gained + worth.LOST < worth.OTHER * period.others:
         return "it gains less by waiting than that costs"
     return ""

@@ -47,3 +47,13 @@ def _runs(lanes: list) -> list:
     if alone:
         runs.append([torch.stack(alone), 0, len(alone)])
     return runs
+
+
+def joined(recorder, func, args: tuple, kwargs: dict) -> Tensor | None:
+    """A stack of steps that are together already; None where they are not."""
+    lanes = lanes_of(args, kwargs)
+    if lanes is None or (recorder.settings.numbers == "exact" and torch.is_grad_enabled()):
+        return None
+    if recorder.waiting:
+        recorder.pack(func)
+    return join(func, lanes)

@@ -162,6 +162,14 @@ ENDS = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad}
 """What no step of a loop that is worth recording does."""
 
 
+def is_array(value) -> bool:
+    """Whether it is a NumPy array, or another that is no tensor: it may be written to before what waits is computed."""
+    kind = type(value)
+    return hasattr(kind, "__array__") and hasattr(kind, "__setitem__") and not isinstance(value, Tensor)
+
+
 def is_whole(entry) -> bool:
     """Whether an entry of an index is a step's number, or takes all there is."""
-    return entry is None or entry is Ellipsis or (type(entry) is int) or entry == slice(None)
+    if isinstance(entry, slice):
+        return entry.start is entry.stop is entry.step is None
+    return entry is None or entry is Ellipsis or type(entry) is int

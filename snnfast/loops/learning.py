@@ -27,13 +27,14 @@ class Learning:
     """The log of a loop's operations, from its first on.
 
     Attributes:
+        log: what was noted of it.
         failed: why the loop cannot be recorded; "" where nothing is known against it.
     """
 
     def __init__(self, exact: bool):
         self._exact = exact
         self.failed = ""
-        self._log, self._marks = [], [0]
+        self.log, self._marks = [], [0]
         self._made = {}  # by id: the logged operation that made it, and which output it is
         self._memories = {}  # by memory: ids of what was made in it
         self._looks = []  # (place in the log, name) of what saw a value of the loop
@@ -44,26 +45,22 @@ class Learning:
         if self.failed:
             return None
         self._others = 0
-        self._marks.append(len(self._log))
+        self._marks.append(len(self.log))
         for count in range(1, (len(self._marks) - 1) // 2 + 1):
             now, middle, before = self._marks[-1], self._marks[-1 - count], self._marks[-1 - 2 * count]
-            if same_calls(self._log[before:middle], self._log[middle:now]):
+            if same_calls(self.log[before:middle], self.log[middle:now]):
                 return self._period(before, middle, now)
-        if len(self._marks) > STEPS or len(self._log) > OPERATIONS:
+        if len(self._marks) > STEPS or len(self.log) > OPERATIONS:
             self.failed = "its steps are not alike"
         return None
 
     def _period(self, before: int, middle: int, now: int) -> Period | None:
         if any(before <= look for look, _ in self._looks):
             self.failed = f"{self._looks[-1][1]} needs its values at every step"
-        self.failed = self.failed or _statistics_in_between(self._log[middle:now])
+        self.failed = self.failed or _statistics_in_between(self.log[middle:now])
         if self.failed:
             return None
-        return Period(self._log[before:middle], self._log[middle:now], middle, self._exact)
-
-    def landmarks(self) -> list[nn.Module]:
-        """The layers whose steps were noted."""
-        return [one.function for one in self._log if isinstance(one.function, nn.Module)]
+        return Period(self.log[before:middle], self.log[middle:now], middle, self._exact)
 
     def step(self, layer: nn.Module, leaves: list, outs: tuple) -> None:
         """Notes a layer's step, which was run."""
@@ -104,7 +101,7 @@ class Learning:
         return out
 
     def _may_be_noted(self, func, args, leaves, tensors: list, written) -> bool:
-        if not tensors or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+        if not tensors or not _are_plain(leaves):
             return False
         is_made = id(args[0]) in self._made if args else False
         if func is Tensor.__getitem__ and not is_made and not all(map(known.is_whole, leaves[1:])):
@@ -115,7 +112,7 @@ class Learning:
         """Runs an autograd function as written, and notes it where it may wait in further periods; NotImplemented where
         it is to run as any other call."""
         tensors = [leaf for leaf in args if isinstance(leaf, Tensor)]
-        if modes()[2] or not tensors or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+        if self.failed or modes()[2] or not tensors or not _are_plain(args):
             return NotImplemented
         sources = self._sources(args)
         out, changed = _run_watching(functools.partial(functions.run, function), (args,), {}, tensors)
@@ -131,13 +128,13 @@ class Learning:
     def look(self, name: str, tensors: list[Tensor] | None = None) -> None:
         """A call sees these values, or any."""
         if tensors is None or self._touches(tensors):
-            self._looks.append((len(self._log), name))
+            self._looks.append((len(self.log), name))
 
     def _other(self, func, args, kwargs):
         """Runs what cannot wait; what it does to values of the loop tells whether the loop can be recorded."""
         if describes(func, args) or func in known.OF_SHAPE:
             return func(*args, **kwargs)
-        if func in known.ENDS or func in pieces.GRAD or len(self._log) - self._marks[-1] > OPERATIONS_OF_A_STEP:
+        if func in known.ENDS or func in pieces.GRAD or len(self.log) - self._marks[-1] > OPERATIONS_OF_A_STEP:
             # The loop has ended before it was learnt.
             self.failed = "it has too few steps"
             return func(*args, **kwargs)
@@ -166,20 +163,28 @@ class Learning:
         nested = (None,) * len(args) if is_step else nesting_of(function, args, kwargs)
         leaves = list(leaves_of(nested, args, kwargs))
         sources = self._sources(leaves) if sources is None else sources
-        number = len(self._log)
-        self._log.append(
+        number = len(self.log)
+        self.log.append(
             Logged(function, nested, tuple(kwargs), leaves, sources, tuple(outs), several, modes(), same_as, writes)
         )
         if functions.is_one(function):
             owner = functions.caller()
             label = type(owner).__name__ if isinstance(owner, nn.Module) else function.__name__
-            self._log[-1] = self._log[-1]._replace(where=place_of_caller(), label=label)
+            self.log[-1] = self.log[-1]._replace(where=place_of_caller(), label=label)
         if same_as is None:
             for output, out in enumerate(outs):
                 self._made[id(out)] = number, output
                 self._memories.setdefault(memory_of(out), set()).add(id(out))
         elif sources[same_as] is not None:
             self._made[id(outs[0])] = sources[same_as]
+
+
+def _are_plain(leaves) -> bool:
+    """Whether what a call is given is neither a subclass of tensors' nor an array that is no tensor."""
+    return not any(
+        type(leaf) not in (Tensor, nn.Parameter) if isinstance(leaf, Tensor) else known.is_array(leaf)
+        for leaf in leaves
+    )
 
 
 def _statistics_in_between(logged: list[Logged]) -> str:

@@ -196,6 +196,13 @@ class Operation:
         kind = self.several
         return outs[0] if kind is None else list(outs) if kind is list else (*outs,) if kind is tuple else kind(outs)
 
+    def step_result(self, layer, outs: tuple):
+        """What a layer's step gives whose outputs, and the states that it keeps, are these."""
+        for name, output in self.kept:
+            layer._keep(name, outs[output])
+        # A tuple of its own: what only the recorder's refers to is nobody's any more.
+        return (*outs,) if layer._returns_states() else outs[0]
+
     def __repr__(self) -> str:
         # Operations refer to one another in circles.
         return f"<{self.name}, {self.count} steps waiting>"

@@ -44,3 +44,10 @@ def _written_by(operations: list[Operation]) -> set:
         for place in operation.writes
         for tensor in operation.given[place][:1]
     }
+
+
+def may_come_first(recorder, func, args: tuple, kwargs: dict) -> bool:
+    """Whether a call on computed tensors may run before what waits."""
+    if not is_harmless(func, args, kwargs, recorder.reading, recorder.operations):
+        return False
+    return recorder.settings.numbers != "exact" or keeps_order(args, kwargs, recorder.reading)

@@ -5,22 +5,21 @@ import threading
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from .. import _torch
-from . import functions, in_place, known, pieces, recording, settling, stack, unseen
+from . import functions, in_place, joining, known, pieces, recording, settling, stack
 from .alone import step_of
 from .before import Before
 from .computing import computed, why_it_was_no_use
-from .joining import JOINS, join, lanes_of
+from .joining import JOINS
 from .learning import Learning
 from .matching import entries
 from .operation import Operation, step_outputs
 from .period import Period
 from .placeholder import Pending, any_pending, become, compute, describes, new
-from .precedence import is_harmless, keeps_order
+from .precedence import may_come_first
 from .reading import Reading, memory_of
 from .report import Loops
 from .series import in_modes, modes, without_autocast
@@ -28,7 +27,7 @@ from .settings import Settings
 from .translated import TRANSLATED, stand_in, translated
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(stack.AtBottom):
     """Sees every operation of its thread from a layer's step on."""
 
     def __init__(self):
@@ -38,7 +37,6 @@ class Recorder(TorchFunctionMode):
         self.reading = Reading()
         self.before = Before()
         self.first = None
-        self.is_there = self.rests = False
         self.packing = self.stepping = self.handling = False
         self._forget()
 
@@ -65,39 +63,20 @@ class Recorder(TorchFunctionMode):
         self.learning = None
         self.reading.clear()
 
-    def enter(self) -> None:
-        if not self.is_there:
-            stack.put_at_bottom(self)
-            unseen.watch(1)
-            self.is_there = True
-
-    def _go(self) -> None:
-        if self.is_there:
-            if not self.rests:
-                stack.take_away(self)
-            unseen.watch(-1)
-            self.is_there = self.rests = False
-
-    def rest(self, writes_parameters_only: bool) -> None:
+    def rest_for(self, writes_parameters_only: bool) -> None:
         """Sees nothing until `resume`, or a loop's next step, where nothing of a loop is at stake meanwhile."""
-        if self.is_busy or self.rests or not self.is_there:
+        if self.is_busy:
             return
         self._look_whether_it_failed()
         if not (self.waiting or self.learning or self.reading or (pieces.known and not writes_parameters_only)):
-            stack.take_away(self)
-            self.rests = True
-
-    def resume(self) -> None:
-        if self.rests:
-            stack.put_at_bottom(self)
-            self.rests = False
+            self.rest()
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """Within it, it is not there, where it has nothing to see: what runs has nothing to do with a loop."""
         goes = self.is_there and not (self.waiting or self.learning or self.is_busy)
         if goes:
-            self._go()
+            self.go()
         try:
             yield
         finally:
@@ -109,7 +88,7 @@ class Recorder(TorchFunctionMode):
             self.pack()
         finally:
             self._forget()
-            self._go()
+            self.go()
 
     def expects(self, function) -> bool:
         """Whether a step of this layer, or a call of this function, is what comes next."""
@@ -127,7 +106,7 @@ class Recorder(TorchFunctionMode):
         found = self._meet(layer, layer, leaves)
         if found is None:
             return self._run_step(layer, leaves)
-        return self._taken(layer, *found)
+        return found[0].step_result(layer, found[1])
 
     def next_step(self, layer, input_, states: tuple):
         """A step of a layer that is next in a loop which goes on, where nothing transforms or casts; NotImplemented
@@ -143,15 +122,7 @@ class Recorder(TorchFunctionMode):
             return NotImplemented
         if not operation.goes_on([input_, *self._states(layer, states)]):
             return NotImplemented
-        return self._taken(layer, operation, self._wait(operation))
-
-    @staticmethod
-    def _taken(layer, operation: Operation, outs: tuple):
-        """What a layer's step returns that waits."""
-        for name, output in operation.kept:
-            layer._keep(name, outs[output])
-        # A tuple of its own: what only the recorder's refers to is nobody's any more.
-        return (*outs,) if layer._returns_states() else outs[0]
+        return operation.step_result(layer, self._wait(operation))
 
     def _take_settings(self, chosen: Settings) -> None:
         if chosen != self.settings:
@@ -192,7 +163,7 @@ class Recorder(TorchFunctionMode):
         if loops.skip:
             loops.skip -= 1
             self._forget()
-            self._go()
+            self.go()
             return False
         self._forget()
         self.first = landmark
@@ -227,13 +198,11 @@ class Recorder(TorchFunctionMode):
     def _give_up(self, loops: Loops, why: str, to_no_use: bool = False) -> None:
         loops.fail(why, to_no_use)
         # Those that it goes through besides would begin the same loop.
-        for landmark in self.learning.landmarks() if self.learning is not None else self._landmarks():
+        noted = self.operations if self.learning is None else self.learning.log
+        for landmark in (one.function for one in noted if isinstance(one.function, nn.Module)):
             others = functions.loops_of(landmark)
             others.skip = max(others.skip, loops.skip)
         self._forget()
-
-    def _landmarks(self) -> list:
-        return [one.function for one in self.operations if one.is_step]
 
     def _take_up(self, period: Period) -> None:
         self.period, self.operations = period, period.operations
@@ -266,7 +235,7 @@ class Recorder(TorchFunctionMode):
         if found is not None:
             return found[0].result(found[1])
         if self.learning is not None:
-            return self._learnt_call(function, args)
+            return self.learning.call(function, args)
         return NotImplemented
 
     def call(self, function: type, args: tuple):
@@ -279,10 +248,7 @@ class Recorder(TorchFunctionMode):
             return operation.result(outs)
         if functions.caller() is self.first:
             return self.begin_at(self.first, function, args, self.settings)
-        return NotImplemented if self.learning is None else self._learnt_call(function, args)
-
-    def _learnt_call(self, function: type, args: tuple):
-        return NotImplemented if self.learning.failed else self.learning.call(function, args)
+        return NotImplemented if self.learning is None else self.learning.call(function, args)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         # Torch has taken the mode off the stack meanwhile: nothing that this calls may lay it there, or take it away.
@@ -382,7 +348,7 @@ class Recorder(TorchFunctionMode):
 
     def _otherwise(self, func, args, kwargs):
         """Runs an operation as written, after all that waits where that could make a difference."""
-        if func in JOINS and (joined := self._joined(func, args, kwargs)) is not None:
+        if func in JOINS and (joined := joining.joined(self, func, args, kwargs)) is not None:
             return joined
         if any_pending(args) or (kwargs and any_pending(kwargs.values())):
             if describes(func, args):
@@ -392,27 +358,12 @@ class Recorder(TorchFunctionMode):
                 return func(stand_in(args[0]), *args[1:], **kwargs)
             # A step whose gradient is wanted is one that steps were computed from.
             self.pack(func, as_written=any_pending(pieces.asked_for_gradients(func, args, kwargs)))
-        elif self.reading and not describes(func, args) and not self._may_come_first(func, args, kwargs):
+        elif self.reading and not describes(func, args) and not may_come_first(self, func, args, kwargs):
             self.pack(func)
         if pieces.known and (written := known.written_by(func, args, kwargs)):
             for tensor in written:
                 pieces.own(tensor)
         return self.before.run(func, args, kwargs)
-
-    def _joined(self, func, args, kwargs) -> Tensor | None:
-        """A stack of steps that are together already; None where they are not."""
-        lanes = lanes_of(args, kwargs)
-        if lanes is None or (self.settings.numbers == "exact" and torch.is_grad_enabled()):
-            return None
-        if self.waiting:
-            self.pack(func)
-        return join(func, lanes)
-
-    def _may_come_first(self, func, args, kwargs) -> bool:
-        """Whether a call on computed tensors may run before what waits."""
-        if not is_harmless(func, args, kwargs, self.reading, self.operations):
-            return False
-        return self.settings.numbers != "exact" or keeps_order(args, kwargs, self.reading)
 
     def layer_changes(self, layer) -> None:
         """An attribute of a layer is about to change."""

@@ -107,7 +107,7 @@ def stop() -> None:
 def step(layer, input_: Tensor, states: tuple):
     """One step of a layer: recorded, if that is wanted here and its loop is one that can be."""
     recorder = of_this_thread()
-    if recorder is not None and recorder.settings is _chosen(layer) and layer._may_wait() and _is_plain_place():
+    if recorder is not None and _is_plain_place() and recorder.settings is _chosen(layer) and layer._may_wait():
         out = recorder.next_step(layer, input_, states)
         if out is not NotImplemented:
             return out
@@ -148,7 +148,7 @@ def call(function: type, args: tuple):
         chosen = _chosen(landmark)
         if chosen is None or not (recorder is None or recorder.may_begin_at(landmark)):
             return NotImplemented
-        if _skips(functions.loops_of(landmark)) or not _is_plain_place():
+        if not _is_plain_place() or _skips(functions.loops_of(landmark)):
             return NotImplemented
         with _torch.unwatched():
             return _recorder().begin_at(landmark, function, args, chosen)

@@ -123,7 +123,7 @@ class Loops:
         self.story.why = why
         # Several windows have told that recording it gains nothing; to learn and record it anew costs the most.
         longer = LONGEST if to_no_use else 1
-        self.skip = longer * min(4**self.failures, LONGEST)
+        self.skip = longer * min(2**self.failures if self.failures < 3 else 4 ** (self.failures - 1), LONGEST)
 
 
 def summary() -> str:

@@ -71,7 +71,7 @@ def _watch_optimisers() -> None:
 def _rest(optimiser, args, kwargs) -> None:
     recorder = recording.of_this_thread()
     if recorder is not None:
-        recorder.rest(type(optimiser).__module__.startswith("torch.optim."))
+        recorder.rest_for(type(optimiser).__module__.startswith("torch.optim."))
 
 
 def _resume(optimiser, args, kwargs) -> None:

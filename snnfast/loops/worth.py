@@ -14,6 +14,8 @@ CALL, CALL_OF_LAYER = 40, 150
 """One call over time."""
 OTHER = 8
 """A call that a recorder saw for nothing."""
+LOST = 1000
+"""So much less than nothing is no matter of chance."""
 STEP, STEP_BACK = 60, 60
 """A layer's step that was one of a call."""
 FUNCTION, FUNCTION_BACK = 25, 25
