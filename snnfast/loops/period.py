@@ -198,7 +198,9 @@ class Period:
         last = max(place for place, operation in enumerate(self.operations) if operation.is_mark)
         stages = []
         ordered = (*self.operations[last + 1 :], *self.operations[: last + 1])
-        cells = {operation: own for own in self.cells.values() if not own.why for operation in own.shift}
+        # A recurrent one keeps more than the loop, however long its windows: these go by the loop.
+        own_steps = [own for own in self.cells.values() if not own.why and not own.products]
+        cells = {operation: own for own in own_steps for operation in own.shift}
         ends = {own: operation for operation in ordered if (own := cells.get(operation))}
         for operation in ordered:
             if operation in cells:
