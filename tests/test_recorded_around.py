@@ -1,5 +1,6 @@
 """Around a recorded loop: gradients asked for, modules of all kinds, errors, threads, processes, workers, memory."""
 
+import contextlib
 import copy
 import gc
 import threading
@@ -25,7 +26,7 @@ from recorded import (
     stack_depth,
 )
 from snnfast import ops
-from snnfast.loops import recording
+from snnfast.loops import recording, report
 
 pytestmark = pytest.mark.usefixtures("no_recorder_stays")
 
@@ -507,3 +508,42 @@ def test_numpy_arrays_in_a_loop_are_read_when_they_are_given(case):
     for _ in range(3):
         with snn.accelerated():
             assert torch.equal(run(), written)
+
+
+def trained(way):
+    """Weights after training, and how many modes each step of the optimiser was under, as its loop's spikes live on."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), snn.Leaky(0.9, threshold=0.4, init_hidden=True)).double()
+    x, depths = torch.rand(8, 3, 5, dtype=torch.float64), []
+    optimiser = (torch.optim.LBFGS if way == "loop in a closure" else torch.optim.Adam)(net.parameters())
+    optimiser.register_step_pre_hook(lambda *_: depths.append(stack_depth()))
+
+    def closure():
+        optimiser.zero_grad()
+        snn.reset(net)
+        kept.append(torch.stack([net(step) for step in x]))
+        loss = (kept[-1].mean() - 0.3) ** 2
+        loss.backward()
+        return loss
+
+    def failing():
+        raise ArithmeticError
+
+    for _ in range(4):
+        kept = []
+        if way != "loop in a closure":
+            closure()
+        with contextlib.suppress(ArithmeticError):
+            optimiser.step({"loop before": None, "loop in a closure": closure, "error": failing}[way])
+    return [parameter.detach() for parameter in net.parameters()], depths
+
+
+@pytest.mark.parametrize("way", ["loop before", "loop in a closure", "error"])
+def test_optimisers_run_unseen_and_loops_in_and_after_them_are_recorded(way):
+    written, _ = trained(way)
+    report.stories.clear()
+    with snn.accelerated():
+        found, depths = trained(way)
+    assert depths == [0] * 4 and recorded_steps() > 4 * 8 - 4
+    for one, other in zip(found, written, strict=True):
+        torch.testing.assert_close(one, other)

@@ -8,12 +8,7 @@ import snnfast as snn
 from snnfast.loops import report
 from snnfast.loops.functions import loops_of
 
-
-@pytest.fixture(autouse=True)
-def no_stories():
-    report.stories.clear()
-    yield
-    report.stories.clear()
+pytestmark = pytest.mark.usefixtures("no_recorder_stays")
 
 
 class Net(nn.Module):
@@ -57,7 +52,7 @@ def test_a_loop_whose_steps_run_alone_is_left_and_its_layers_begin_no_other():
     net = snn.accelerate(Net(12))
     story = story_of(net, steps=4)
     assert story.failures == 1 and story.why.startswith("it gains less by waiting"), story.text()
-    assert "what keeps a layer from one call stands beside it" in story.text()
+    assert "larger batches, or fewer operations that need the step before, make it pay" in story.text()
     assert loops_of(net.lif).skip > 500 and loops_of(net.last).skip > 500
 
 

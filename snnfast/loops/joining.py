@@ -9,7 +9,7 @@ from .placeholder import Pending
 JOINS = {torch.stack, torch.cat, torch.concat}
 
 
-def lanes_of(args: tuple, kwargs: dict) -> list | None:
+def _lanes_of(args: tuple, kwargs: dict) -> list | None:
     """The steps that a call joins along a new first dimension, or the first; None where it does something else."""
     lanes = args[0] if args else None
     if (*args[1:], *kwargs.values()) not in ((), (0,)) or set(kwargs) - {"dim"}:
@@ -19,7 +19,7 @@ def lanes_of(args: tuple, kwargs: dict) -> list | None:
     return lanes if any(type(lane) is Pending or id(lane) in pieces.known for lane in lanes) else None
 
 
-def join(func, lanes: list) -> Tensor | None:
+def _join(func, lanes: list) -> Tensor | None:
     """What `func` gives of these steps; None where most of them are alone."""
     parts = [stack if count == len(stack) else stack[first : first + count] for stack, first, count in _runs(lanes)]
     if len(parts) > len(lanes) // 2 or len({part.shape[1:] for part in parts}) > 1:
@@ -51,9 +51,9 @@ def _runs(lanes: list) -> list:
 
 def joined(recorder, func, args: tuple, kwargs: dict) -> Tensor | None:
     """A stack of steps that are together already; None where they are not."""
-    lanes = lanes_of(args, kwargs)
+    lanes = _lanes_of(args, kwargs)
     if lanes is None or (recorder.settings.numbers == "exact" and torch.is_grad_enabled()):
         return None
     if recorder.waiting:
         recorder.pack(func)
-    return join(func, lanes)
+    return _join(func, lanes)

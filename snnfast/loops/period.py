@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from . import known
+from . import known, worth
 from .operation import LITERAL, MADE, NUMBER, REAL, SAME, Like, Operation, Slot
 from .reading import versions_of
 from .window import Stage, choose
@@ -152,6 +152,12 @@ class Period:
             if same and not operation.is_mark and not operation.writes:
                 alike.add(operation)
         return alike
+
+    @functools.cached_property
+    def saved(self) -> dict[Operation, float]:
+        """The microseconds that a step of each operation costs less as one of a call."""
+        inner = {operation for own in self.cells.values() for operation in own.shift}
+        return {operation: worth.saved_by(operation, operation in inner) for operation in self.operations}
 
     @functools.cached_property
     def beginning(self) -> list[Operation]:

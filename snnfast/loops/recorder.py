@@ -111,14 +111,12 @@ class Recorder(stack.AtBottom):
     def next_step(self, layer, input_, states: tuple):
         """A step of a layer that is next in a loop which goes on, where nothing transforms or casts; NotImplemented
         where more than that is to be looked at."""
-        period = self.period
-        if period is None or self.handling or self.rests:
+        reading = self.reading
+        if self.handling or self.rests or not self.goes_on_with(layer) or reading.fixed or reading.snapshots:
             return NotImplemented
-        operation, reading = self.operations[self.place], self.reading
-        if operation.function is not layer or not operation.count or reading.fixed or reading.snapshots:
-            return NotImplemented
+        operation = self.operations[self.place]
         in_mode = operation.modes == (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), False)
-        if not in_mode or (self.place == period.cut and self.plan.is_full(period.count)):
+        if not in_mode or (self.place == self.period.cut and self.plan.is_full(self.period.count)):
             return NotImplemented
         if not operation.goes_on([input_, *self._states(layer, states)]):
             return NotImplemented

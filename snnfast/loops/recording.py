@@ -146,9 +146,9 @@ def call(function: type, args: tuple):
             return NotImplemented
         landmark = functions.caller()
         chosen = _chosen(landmark)
-        if chosen is None or not (recorder is None or recorder.may_begin_at(landmark)):
+        if chosen is None or not (recorder is None or recorder.may_begin_at(landmark)) or not _is_plain_place():
             return NotImplemented
-        if not _is_plain_place() or _skips(functions.loops_of(landmark)):
+        if _skips(functions.loops_of(landmark)):
             return NotImplemented
         with _torch.unwatched():
             return _recorder().begin_at(landmark, function, args, chosen)

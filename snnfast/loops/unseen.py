@@ -98,12 +98,13 @@ def _begin_compiled_alone(callback):
 
 
 def _apply(cls, *args, **kwargs):
+    call = functions.apply.__get__(None, cls)
     if recording.runs_plainly():
-        return functions.apply.__get__(None, cls)(*args, **kwargs)
+        return call(*args, **kwargs)
     out = recording.call(cls, args) if not kwargs else NotImplemented
     if out is not NotImplemented:
         return out
-    call, recorder = functions.apply.__get__(None, cls), recording.of_this_thread()
+    recorder = recording.of_this_thread()
     if recorder is None:
         return call(*args, **kwargs)
     recorder.is_about_to_run(cls.__name__, args)

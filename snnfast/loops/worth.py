@@ -5,7 +5,8 @@ from torch import Tensor
 from . import known
 from .operation import SAME, Operation
 
-# Microseconds, as they were measured on a CPU.
+# Microseconds on a CPU: WAITING, OTHER and BACK as they were measured for small operations, the rest as profiles of
+# small nets suggest. That a loop is worth more or less than nothing is all that they are to tell.
 WAITING = 4
 """What it costs that an operation waits, beyond what it would have cost to run it."""
 LATER, LATER_OF_LAYER = 12, 40
@@ -34,25 +35,27 @@ PRODUCT = 0.015
 
 def gained(window) -> float:
     """The microseconds that a window gained over its steps as they are written."""
-    inner = {operation for own in window.period.cells.values() for operation in own.shift}
-    return sum(_gained(one, *window.done.get(one, (0, 0)), one in inner) for one in window.period.operations)
+    saved = window.period.saved
+    return sum(_gained(one, *window.done.get(one, (0, 0)), saved[one]) for one in window.period.operations)
 
 
-def _gained(operation: Operation, calls: int, alone: int, is_inner: bool) -> float:
+def _gained(operation: Operation, calls: int, alone: int, saved: float) -> float:
     fused = operation.count - alone
-    grad = operation.modes[0] and any(like.requires_grad for like in operation.outputs)
-    size = operation.outputs[0].shape.numel() / 1000
-    if operation.is_step:
-        saved = STEP + PASSES * size + grad * (STEP_BACK + PASSES_BACK * size)
-    elif operation.is_call:
-        saved = FUNCTION + PASS * size + grad * (FUNCTION_BACK + PASS * size)
-    else:
-        saved = grad * BACK + is_inner * PASS * size * (1 + grad)
-        if operation.function in known.PRODUCTS:
-            saved += PRODUCT * size * _added_up(operation)
     if operation.is_mark:
         return fused * saved - calls * CALL_OF_LAYER - alone * (WAITING + LATER_OF_LAYER)
     return fused * (saved - WAITING) - calls * CALL - alone * (WAITING + LATER)
+
+
+def saved_by(operation: Operation, is_inner: bool) -> float:
+    """The microseconds that a step costs less as one of a call, the call aside; is_inner: within a user's neuron."""
+    grad = operation.modes[0] and any(like.requires_grad for like in operation.outputs)
+    size = operation.outputs[0].shape.numel() / 1000
+    if operation.is_step:
+        return STEP + PASSES * size + grad * (STEP_BACK + PASSES_BACK * size)
+    if operation.is_call:
+        return FUNCTION + PASS * size + grad * (FUNCTION_BACK + PASS * size)
+    product = PRODUCT * size * _added_up(operation) if operation.function in known.PRODUCTS else 0
+    return grad * BACK + is_inner * PASS * size * (1 + grad) + product
 
 
 def _added_up(operation: Operation) -> int:
