@@ -18,6 +18,7 @@ saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # the
 unwatched = torch._C.DisableTorchFunction  # a context in which neither modes nor subclasses see torch's functions
 unwatched_by_subclasses = torch._C.DisableTorchFunctionSubclass  # one in which modes do
 dispatch_modes = torch._C._len_torch_dispatch_stack  # how many TorchDispatchModes are at work
+traced_by_jit = torch._C._get_tracing_state  # what torch.jit.trace notes; None: it does not
 any_autocast = torch._C._is_any_autocast_enabled  # whether autocast is, for any device
 function_modes = torch._C._len_torch_function_stack  # how many TorchFunctionModes are at work
 pop_function_mode = torch._C._pop_torch_function_stack  # takes the innermost away

@@ -1,6 +1,7 @@
 """What torch puts around a neuron: the transforms of `torch.func`, and the user's hooks on what backward keeps."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -47,11 +48,11 @@ def is_left_behind(tensor: Tensor) -> bool:
 
 def saves_through_hooks() -> bool:
     """Whether what is saved for backward goes through hooks of the user's, as in a checkpoint."""
-    return not torch.compiler.is_compiling() and _have_hooks()
+    return not torch.compiler.is_compiling() and hooks_of_saved() is not None
 
 
-def _have_hooks() -> bool:
-    return _torch.saved_tensors_hooks(False) is not None
+hooks_of_saved: Callable[[], tuple | None] = functools.partial(_torch.saved_tensors_hooks, False)
+"""The innermost hooks of the user's on what is saved for backward; None: there are none."""
 
 
 @contextlib.contextmanager
@@ -60,7 +61,7 @@ def without_hooks() -> Iterator[None]:
 
     For what runs while torch compiles, too: torch itself sees no hooks then, a backend does.
     """
-    if not _have_hooks():
+    if hooks_of_saved() is None:
         yield
         return
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):

@@ -1,6 +1,7 @@
 """A recorded loop is the loop: what users write between its steps, one small case for each."""
 
 import copy
+import gc
 import io
 import pickle
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import snnfast as snn
@@ -28,6 +30,25 @@ from recorded import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_recorder_stays")
+
+
+class SeesOperators(TorchDispatchMode):
+    """Notes what torch calls below its functions."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = log
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.log.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+class SeesSaved(torch.autograd.graph.saved_tensors_hooks):
+    """Notes the shapes of what is kept for backward."""
+
+    def __init__(self, log):
+        super().__init__(lambda tensor: log.append(tensor.shape) or tensor, lambda tensor: tensor)
 
 
 # What is given to `loop`.
@@ -840,3 +861,58 @@ def test_what_a_step_returned_is_kept_as_it_is():
             with snn.accelerated():
                 found = written(x)
             assert all(map(torch.equal, sum(found, ()), sum(expected, ())))
+
+
+# What waits, and how.
+
+
+def test_what_waits_is_hidden_from_the_garbage_collector_until_it_is_a_value():
+    """Full collections come by the number of objects that live: thousands of placeholders would bring them on."""
+    net = snn.accelerate(Forward())
+    for call in range(3):
+        x, mem, waiting = inputs(call, torch.float32), net.lif.init_leaky(), []
+        for t in range(STEPS):
+            spk, mem = net.lif(net.fc(x[t]), mem)
+            waiting.append(spk)
+    assert not any(map(gc.is_tracked, waiting[4:]))
+    torch.stack(waiting)
+    assert all(map(gc.is_tracked, waiting))
+
+
+def test_numbers_that_are_computed_anew_at_every_step_are_constants():
+    net, tau, x = Forward(), 20.0, inputs(0, torch.float32)
+
+    def loop_of(net):
+        mem, spikes = net.lif.init_leaky(), []
+        for t in range(STEPS):
+            spk, mem = net.lif(net.fc(x[t]) * (1 - 5.0 / tau), mem)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+    expected = loop_of(net)
+    recorded = snn.accelerate(net)
+    for _ in range(3):
+        assert torch.equal(loop_of(recorded), expected)
+    assert recorded.lif._loops.story.ends == {"stack": 3}
+
+
+@pytest.mark.parametrize("watcher", [SeesOperators, SeesSaved])
+def test_who_looks_at_single_operations_in_a_loop_sees_them(watcher):
+    """What torch calls below its functions, or keeps for backward, is looked at where it is written."""
+    plain = Forward()
+    net, x = snn.accelerate(copy.deepcopy(plain)), inputs(0, torch.float32)
+
+    def seen(net):
+        mem, log = net.lif.init_leaky(), []
+        for t in range(STEPS):
+            current = net.fc(x[t])
+            with watcher(log):
+                current = current * current
+                log.append(f"step {t}")
+            spk, mem = net.lif(current, mem)
+        return log
+
+    expected = seen(plain)
+    assert len(expected) > STEPS
+    for _ in range(3):
+        assert seen(net) == expected

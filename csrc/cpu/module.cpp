@@ -1,6 +1,8 @@
-// The extension module: importing it registers the operators. Its functions are for snnfast/memory.py and products.py.
+// The extension module: importing it registers the operators. Its functions are for snnfast/memory.py, products.py and
+// loops/recorder.py.
 #include <Python.h>
 
+#include "../recording.h"
 #include "memory.h"
 #include "tiles.h"
 
@@ -52,6 +54,10 @@ PyMODINIT_FUNC PyInit__C() {
       {"has_amx", has_amx, METH_NOARGS, "Whether this process may use AMX for bfloat16."},
       {"use_unit", with_unit<tiles::use>, METH_O, "Has products use it where it is faster."},
       {"force_unit", with_unit<tiles::force>, METH_O, "Has this thread use it always."},
+      {"set_up_recording", snnfast::recording::set_up, METH_VARARGS, "Takes what the next two need."},
+      {"show", snnfast::recording::show, METH_O, "Lets Python's garbage collector see what was a placeholder."},
+      {"goes_on", snnfast::recording::goes_on, METH_VARARGS, "Has the next operation of a recorded loop wait."},
+      {"call_goes_on", snnfast::recording::call, METH_VARARGS, "Has a call wait that is a recorded loop's next."},
       {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);

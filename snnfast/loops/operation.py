@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functions, known
+from .placeholder import arguments_of_placeholder
 
 INDEXED = {Tensor.__getitem__, Tensor.__setitem__, known.set_item}
 
@@ -115,15 +116,18 @@ class Operation:
         self.numbers = range(len(self.outputs))
         self.is_dense = self.function in known.VIEWS or all(like.is_dense for like in self.outputs)
         self.is_flat = not any(self.nested)
+        self.is_plain = self.is_flat and not self.names
         numbers = [place - 1 for place, slot in enumerate(slots) if slot.kind == NUMBER]
-        self._links = [
+        # What csrc/recording.cpp compares in a loop that goes on.
+        self.links = tuple(
             (place, slot.what, slot.output, -1 - (slot.lag if slot.what in before else 0))
             for place, slot in enumerate(slots)
             if slot.kind == MADE
-        ]
-        self._always = [(place, slot.what) for place, slot in enumerate(slots) if slot.kind in (SAME, LITERAL)]
-        self._again = [place for place, slot in enumerate(slots) if slot.kind == REAL]
-        self._counted = [(place, slot.what) for place, slot in enumerate(slots) if slot.kind == NUMBER]
+        )
+        self.always = tuple((place, slot.what) for place, slot in enumerate(slots) if slot.kind in (SAME, LITERAL))
+        self.again = tuple(place for place, slot in enumerate(slots) if slot.kind == REAL)
+        self.counted = tuple((place, slot.what) for place, slot in enumerate(slots) if slot.kind == NUMBER)
+        self.placeholders = tuple((*arguments_of_placeholder(like), output) for output, like in enumerate(self.outputs))
         # `x[t]`: x may have other numbers of steps in other loops.
         self.moving = numbers[0] if numbers and self.function is Tensor.__getitem__ else None
         if self.is_step:
@@ -151,30 +155,6 @@ class Operation:
             slot = slot.what.slots[0]
         return slot.kind == MADE
 
-    def goes_on(self, leaves) -> bool:
-        """Takes the arguments of its next period, if they are the last one's but for what the loop makes and counts."""
-        try:
-            for place, maker, output, back in self._links:
-                if leaves[place] is not maker.made[back][output]:
-                    return False
-        except IndexError:
-            return False
-        given = self.given
-        for place, what in self._always:
-            if leaves[place] is not what:
-                return False
-        for place in self._again:
-            if not given[place] or leaves[place] is not given[place][-1]:
-                return False
-        for place, kind in self._counted:
-            if type(leaves[place]) is not kind:
-                return False
-        for place in self._again:
-            given[place].append(leaves[place])
-        for place, _ in self._counted:
-            given[place].append(leaves[place])
-        return True
-
     def forget(self) -> None:
         """Nothing of it is pending any more."""
         self.count = 0
@@ -183,7 +163,7 @@ class Operation:
 
     def values(self, leaves: list | tuple) -> tuple[list | tuple, dict]:
         """Arguments and keyword arguments of a call with these values in its slots."""
-        if self.is_flat and not self.names:
+        if self.is_plain:
             return leaves, {}
         values, flat = iter(leaves), []
         for nesting in self.nested:

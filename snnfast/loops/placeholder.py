@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch
+from .._ext import native
 
 _DESCRIBED = [
     "shape",
@@ -63,7 +64,7 @@ class Pending(Tensor):
         )
 
 
-_make = Tensor._make_wrapper_subclass
+make = Tensor._make_wrapper_subclass
 
 
 def describes(func, args) -> bool:
@@ -74,10 +75,15 @@ def describes(func, args) -> bool:
     return func in _EQUALITY and len(args) == 2 and args[1] is None
 
 
+def arguments_of_placeholder(like) -> tuple[tuple, dict]:
+    """Of `make`, for what stands for a value like that."""
+    return (Pending, like.shape), {"dtype": like.dtype, "device": like.device, "requires_grad": like.requires_grad}
+
+
 def new(recorder, operation, output: int, period: int) -> Pending:
     """The placeholder of an operation's output in a period."""
-    shape, dtype, device, requires_grad, _ = operation.outputs[output]
-    made = _make(Pending, shape, dtype=dtype, device=device, requires_grad=requires_grad)
+    args, kwargs, _ = operation.placeholders[output]
+    made = make(*args, **kwargs)
     made.made_by = (recorder, operation, output, period)
     return made
 
@@ -86,6 +92,7 @@ def become(placeholder: Pending, value: Tensor) -> None:
     """Makes the object be its value, whoever refers to it. `value` is nobody else's."""
     del placeholder.made_by
     placeholder.__class__ = Tensor
+    native.show(placeholder)
     try:
         _torch.swap_tensors(placeholder, value)
     except RuntimeError:

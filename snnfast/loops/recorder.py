@@ -4,11 +4,11 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from .. import _torch
+from .._ext import native
 from . import functions, in_place, joining, known, pieces, recording, settling, stack
 from .alone import step_of
 from .before import Before
@@ -18,13 +18,15 @@ from .learning import Learning
 from .matching import entries
 from .operation import Operation, step_outputs
 from .period import Period
-from .placeholder import Pending, any_pending, become, compute, describes, new
+from .placeholder import Pending, any_pending, become, compute, describes, make, new
 from .precedence import may_come_first
 from .reading import Reading, memory_of
 from .report import Loops
-from .series import in_modes, modes, without_autocast
+from .series import SEEN_IN, WAITS_UNDER_NONE, in_modes, modes, without_autocast
 from .settings import Settings
 from .translated import TRANSLATED, stand_in, translated
+
+native.set_up_recording(make, (*SEEN_IN, *WAITS_UNDER_NONE))
 
 
 class Recorder(stack.AtBottom):
@@ -57,8 +59,8 @@ class Recorder(stack.AtBottom):
     def _forget(self) -> None:
         """Neither learns nor records."""
         self.period = None
-        self.operations = ()
-        self.place = self.number = 0
+        self.operations = []
+        self.place = self.number = self.cut = 0
         self.waiting = False
         self.learning = None
         self.reading.clear()
@@ -109,18 +111,12 @@ class Recorder(stack.AtBottom):
         return found[0].step_result(layer, found[1])
 
     def next_step(self, layer, input_, states: tuple):
-        """A step of a layer that is next in a loop which goes on, where nothing transforms or casts; NotImplemented
-        where more than that is to be looked at."""
-        reading = self.reading
-        if self.handling or self.rests or not self.goes_on_with(layer) or reading.fixed or reading.snapshots:
+        """A step of a layer with which the loop goes on; NotImplemented where more than that is to be looked at."""
+        if self.handling or self.rests:
             return NotImplemented
         operation = self.operations[self.place]
-        in_mode = operation.modes == (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), False)
-        if not in_mode or (self.place == self.period.cut and self.plan.is_full(self.period.count)):
-            return NotImplemented
-        if not operation.goes_on([input_, *self._states(layer, states)]):
-            return NotImplemented
-        return operation.step_result(layer, self._wait(operation))
+        outs = native.goes_on(self, operation, [input_, *self._states(layer, states)])
+        return NotImplemented if outs is None else operation.step_result(layer, outs)
 
     def _take_settings(self, chosen: Settings) -> None:
         if chosen != self.settings:
@@ -203,7 +199,7 @@ class Recorder(stack.AtBottom):
         self._forget()
 
     def _take_up(self, period: Period) -> None:
-        self.period, self.operations = period, period.operations
+        self.period, self.operations, self.cut = period, period.operations, period.cut
         self.plan = self.period.plan()
         self.before.take_over(period)
         for operation in self.operations:
@@ -249,10 +245,14 @@ class Recorder(stack.AtBottom):
         return NotImplemented if self.learning is None else self.learning.call(function, args)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = native.call_goes_on(self, func, args, kwargs)
+        if result is not NotImplemented:
+            return result
         # Torch has taken the mode off the stack meanwhile: nothing that this calls may lay it there, or take it away.
         self.handling = True
         try:
-            return self._handle(func, args, kwargs or {})
+            return self._handle(func, args, kwargs)
         finally:
             self.handling = False
 
@@ -291,29 +291,30 @@ class Recorder(stack.AtBottom):
 
     def _record(self, operation: Operation, leaves) -> tuple | None:
         """Lets an operation wait; None where it is not the one that was expected, or must see what waits."""
+        outs = native.goes_on(self, operation, leaves)
+        if outs is not None:
+            return outs
         if operation.modes != modes() or len(leaves) != len(operation.slots):
             return None
-        if self.place == self.period.cut and self.waiting and self.plan.is_full(self.period.count):
+        if self.place == self.cut and self.window_is_full():
             self._pack_window()
         if self.reading.fixed and self.reading.is_written_unseen():
             self.pack()
-        goes_on = operation.count and not self.reading.snapshots and operation.goes_on(leaves)
-        if not goes_on and not self._begins(operation, leaves):
+        if not self._begins(operation, leaves):
             return None
         if operation.same_as is not None:
             self._next()
             return (leaves[operation.same_as],)
-        return self._wait(operation)
-
-    def _wait(self, operation: Operation) -> tuple:
-        """Lets an operation wait whose arguments are taken."""
-        number = self.number
-        outs = tuple([new(self, operation, output, number) for output in operation.numbers])
+        outs = tuple([new(self, operation, output, self.number) for output in operation.numbers])
         operation.made.append(outs)
         operation.count += 1
         self.waiting = True
         self._next()
         return outs
+
+    def window_is_full(self) -> bool:
+        """Whether what waits is to be computed before more does."""
+        return self.waiting and self.plan.is_full(self.period.count)
 
     def _begins(self, operation: Operation, leaves) -> bool:
         """Takes the arguments of an operation whatever they are, if they fit."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .. import _torch, transforms
-from . import functions, placeholder, settings
+from .. import _torch
+from . import functions, placeholder, series, settings
 
 is_on = False
 """Whether any layer of this process may be recorded: what a step asks first."""
@@ -107,14 +107,15 @@ def stop() -> None:
 def step(layer, input_: Tensor, states: tuple):
     """One step of a layer: recorded, if that is wanted here and its loop is one that can be."""
     recorder = of_this_thread()
-    if recorder is not None and _is_plain_place() and recorder.settings is _chosen(layer) and layer._may_wait():
+    goes_on = recorder is not None and not torch.compiler.is_compiling() and recorder.goes_on_with(layer)
+    if goes_on and recorder.settings is _chosen(layer) and layer._may_wait():
         out = recorder.next_step(layer, input_, states)
         if out is not NotImplemented:
             return out
     if passes(layer) or (recorder is not None and recorder.handling):
         return layer._step_fused(input_, states)
     chosen = _chosen(layer)
-    if chosen is None or not layer._may_wait() or not _is_plain_place():
+    if chosen is None or not layer._may_wait() or not series.is_plain_place():
         stop()
         return layer._step_fused(input_, states)
     with _torch.unwatched():
@@ -146,13 +147,13 @@ def call(function: type, args: tuple):
             return NotImplemented
         landmark = functions.caller()
         chosen = _chosen(landmark)
-        if chosen is None or not (recorder is None or recorder.may_begin_at(landmark)) or not _is_plain_place():
+        if chosen is None or not (recorder is None or recorder.may_begin_at(landmark)) or not series.is_plain_place():
             return NotImplemented
         if _skips(functions.loops_of(landmark)):
             return NotImplemented
         with _torch.unwatched():
             return _recorder().begin_at(landmark, function, args, chosen)
-    if not _is_plain_place() or not functions.may_wait(function, args):
+    if not series.is_plain_place() or not functions.may_wait(function, args):
         return NotImplemented
     with _torch.unwatched():
         return recorder.call(function, args)
@@ -172,18 +173,6 @@ def settings_of(function) -> "settings.Settings | None":
         return getattr(function, "_recorded", None)
     found = [vars(module)["_recorded"] for module in function.modules() if "_recorded" in vars(module)]
     return found[0] if found else None
-
-
-def _is_plain_place() -> bool:
-    """Whether nothing is at work around a step that would see, or keep, the operations of another order."""
-    return not (
-        torch.compiler.is_compiling()
-        or transforms.at_work()
-        or _torch.dispatch_modes()
-        or _torch.any_autocast()
-        or torch.jit.is_tracing()
-        or transforms.saves_through_hooks()
-    )
 
 
 def about_to_change(layer) -> None:

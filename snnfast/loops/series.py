@@ -73,12 +73,28 @@ class Numbers(list):
         return first if is_run and first + count <= size else None
 
 
-_is_autocast = _torch.any_autocast
+SEEN_IN = torch.is_grad_enabled, torch.is_inference_mode_enabled
+"""What tells how autograd sees an operation."""
+
+WAITS_UNDER_NONE = (
+    _torch.any_autocast,
+    transforms.functional,
+    transforms.forward_mode,
+    _torch.dispatch_modes,
+    _torch.traced_by_jit,
+    transforms.hooks_of_saved,
+)
+"""What tells of contexts in which no operation waits: they would see, cast or keep those of another order."""
+
+
+def is_plain_place() -> bool:
+    """Whether operations may wait here."""
+    return not (torch.compiler.is_compiling() or any(at_work() for at_work in WAITS_UNDER_NONE))
 
 
 def modes() -> tuple:
     """What is switched on around an operation: gradients, inference, and what no operation waits under."""
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _is_autocast() or transforms.at_work()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), any(at_work() for at_work in WAITS_UNDER_NONE)
 
 
 @contextlib.contextmanager
@@ -102,7 +118,7 @@ def in_modes(wanted: tuple):
 def without_autocast():
     """Within it, nothing is cast: what waits is of before."""
     with contextlib.ExitStack() as stack:
-        if _is_autocast():
+        if _torch.any_autocast():
             for device in ("cpu", "cuda"):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
