@@ -63,9 +63,7 @@ def extension(kind, name, sources, **flags):
     return kind(f"snnfast.{name}", sources, extra_compile_args=flags, py_limited_api=True)
 
 
-extensions = [
-    extension(CppExtension, "_C", ["ops.cpp", "recording.cpp", *sorted(glob("cpu/*.cpp", root_dir="csrc"))], cxx=CXX)
-]
+extensions = [extension(CppExtension, "_C", ["ops.cpp", *sorted(glob("cpu/*.cpp", root_dir="csrc"))], cxx=CXX)]
 if cuda:
     sources = ["cuda/module.cpp", "cpu/glibc.cpp", *sorted(glob("cuda/*.cu", root_dir="csrc"))]
     extensions.append(extension(CUDAExtension, "_C_cuda", sources, cxx=CXX, nvcc=NVCC))

@@ -26,6 +26,7 @@ EMULATED_SOURCES = (
             "module",
             "pages",
             "product",
+            "recording",
             "tiles",
         )
     ),

@@ -2,8 +2,8 @@
 // loops/recorder.py.
 #include <Python.h>
 
-#include "../recording.h"
 #include "memory.h"
+#include "recording.h"
 #include "tiles.h"
 
 namespace {

@@ -118,7 +118,7 @@ class Operation:
         self.is_flat = not any(self.nested)
         self.is_plain = self.is_flat and not self.names
         numbers = [place - 1 for place, slot in enumerate(slots) if slot.kind == NUMBER]
-        # What csrc/recording.cpp compares in a loop that goes on.
+        # What csrc/cpu/recording.cpp compares in a loop that goes on.
         self.links = tuple(
             (place, slot.what, slot.output, -1 - (slot.lag if slot.what in before else 0))
             for place, slot in enumerate(slots)
