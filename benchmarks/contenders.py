@@ -272,6 +272,9 @@ class RLeakyStep(nn.Module):
         super().__init__()
         self.linear = nn.Linear(features, features)
         self.neuron = library.RLeaky(beta=BETA, linear_features=features)
+        with torch.no_grad():
+            # Gradients through its initial weights grow beyond all numbers in a thousand steps.
+            self.neuron.recurrent.weight.mul_(0.5)
 
     def forward(self, x, state=None):
         spk, mem = self.neuron(self.linear(x), *(state or self.neuron.reset_mem()))
