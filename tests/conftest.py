@@ -4,6 +4,7 @@ SNNFAST_EMULATED names a build of the CUDA kernels for the CPU (test_emulation.p
 (sanitize.py), to run a test on in `_C`'s place.
 """
 
+import fcntl
 import importlib.machinery
 import importlib.util
 import os
@@ -39,6 +40,25 @@ def device(request):
 @pytest.fixture(params=HALF_DEVICES)
 def half_device(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """once(name, fill): a folder that fill(folder) has filled, once for all processes that pytest runs."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def filled(name, fill):
+        folder = shared / name
+        folder.mkdir(exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "filled").exists():
+                fill(folder)
+                (folder / "filled").touch()
+        return folder
+
+    return filled
 
 
 @pytest.fixture

@@ -49,9 +49,13 @@ LOOPS = {
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(once):
     """All rows of a tiny run in which the peers cannot be imported, snnTorch but, but for those of calls."""
-    folder = tmp_path_factory.mktemp("benchmarks")
+    return json.loads((once("benchmarks", run_tiny) / "rows.json").read_text())
+
+
+def run_tiny(folder):
+    """Writes a tiny run's rows."""
     for library in ("spikingjelly", "norse", "jaxpike", "spyx"):
         blocked = folder / library
         blocked.mkdir()
@@ -65,7 +69,6 @@ def written(tmp_path_factory):
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No figures for spikingjelly" in done.stdout
-    return json.loads((folder / "rows.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -467,6 +467,27 @@ def test_every_operator_rounds_as_atens(dtype):
             assert a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all()), (operator, size)
 
 
+@pytest.mark.parametrize("name", ["zero-reset", "current-based", "izhikevich"])
+def test_backward_runs_steps_again_for_the_states_between_those_kept(name, monkeypatch):
+    """Whatever the number of steps, in tiles of which the last is not full."""
+    kept, dtype = [], torch.float64
+    forward = Program.forward
+    monkeypatch.setattr(Program, "forward", lambda *args: kept.append((args[0], forward(*args))) or kept[-1][1])
+    cell, _, state = cells.cases(700, dtype)[name]
+    every = 256 // (8 * len(leaves_of(state)))
+    for steps in (1, every - 1, every, every + 1, 2 * every, 2 * every + 3):
+        x = torch.randn(steps, 3, 700, dtype=dtype) * 1.5
+        assert_equal(cell, x, state)
+        program, (_, _, states) = kept[-1]
+        assert program.every == every and {len(one) for one in states} == {steps // every}
+
+
+def test_states_that_are_given_out_are_not_run_again():
+    cell, x = (lambda x, mem: (mem, 0.9 * mem + x)), torch.randn(40, 2, 3)
+    assert_equal(cell, x, torch.zeros(2, 3))
+    assert_equal(lambda x, mem: (cells.leaky(x, mem)[1],) * 2, x, torch.zeros(2, 3))
+
+
 def test_sigmoid_rounds_as_atens_wherever_a_number_lies():
     bits = torch.arange(-(2**31), 2**31, 1021)
     xs = [bits[: len(bits) // 64 * 64].to(torch.int32).view(torch.float32).view(2, -1)]

@@ -23,10 +23,11 @@ BLOCKS_OF_MANY_SAMPLES = {"SHARED": 30000, "MULTIPROCESSORS": 1}
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
+def kernels(once):
     """The path of an extension in `_C`'s place whose CPU kernels are CUDA's."""
     misaligned = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]  # which a GPU does not forgive either
-    return build(tmp_path_factory.mktemp("emulated"), EMULATED_SOURCES, ["-O1", *misaligned])
+    folder = once("emulated", lambda folder: build(folder, EMULATED_SOURCES, ["-O1", *misaligned]))
+    return folder / "_C.abi3.so"
 
 
 @pytest.mark.parametrize(

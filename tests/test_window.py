@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import cells
 import snnfast as snn
 from measure import peak_bytes
-from snnfast.loops import recording
+from snnfast.loops import recording, report
 from snnfast.loops.settings import Settings
 from snnfast.loops.window import AT_FIRST, IN_CACHE, SMALL, Stage, Windows, choose, every
 
@@ -73,6 +74,12 @@ def test_what_the_loop_keeps_beside_leaves_room_for_longer_windows_all_alike():
 def test_windows_are_alike_where_that_is_no_more_of_them():
     found = sizes(fully_connected(784, 1000, 10, batch=128), 25)
     assert len(found) == 2 and max(found) - min(found) <= 1
+
+
+def test_steps_too_large_for_the_cache_run_several_at_once_in_training_where_memory_allows():
+    kept = [Stage(IN_CACHE, IN_CACHE, is_step=True, loops=2 * IN_CACHE)]
+    assert sizes(kept, 48) == (8,) * 6 and sizes(kept, None) == (2,)
+    assert sizes([Stage(IN_CACHE, 0, is_step=True)], 48) == (2,)
 
 
 def test_without_a_backward_the_cache_is_the_limit():
@@ -143,6 +150,34 @@ def test_training_needs_no_more_memory_than_the_loop(name, way, device):
     x = torch.rand(steps, batch, layers[0], device=device)
     peaks = [peak_bytes(training(Stepped(*layers), x, one), torch.device(device)) for one in ("plain", way)]
     assert peaks[1] <= peaks[0], peaks
+
+
+class OfOnesOwn(Stepped):
+    """With neurons of the user's own in the place of the library's."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.lifs = nn.ModuleList(cells.ZeroReset() for _ in sizes[1:])
+
+    def forward(self, x):
+        mems, spikes = [torch.zeros(x.shape[1], fc.out_features, device=x.device) for fc in self.fcs], []
+        for spk in x:
+            for i, (fc, lif) in enumerate(zip(self.fcs, self.lifs, strict=True)):
+                spk, mems[i] = lif(fc(spk), mems[i])
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+def test_neurons_of_ones_own_need_no_more_memory_than_the_loop():
+    """Of which it keeps the current alone, where the loop keeps both factors of a product: that is room for all steps
+    at once."""
+    layers, x = (50, 400, 400, 10), torch.rand(40, 64, 50)
+    trains = [training(OfOnesOwn(*layers), x, way) for way in ("plain", "recorded")]
+    (story,) = [story for story in report.stories.values() if story.own]
+    before = story.windows
+    peaks = [peak_bytes(train, CPU) for train in trains]
+    assert peaks[1] <= peaks[0], peaks
+    assert story.windows - before <= 2, story.text()
 
 
 class Looking(Stepped):

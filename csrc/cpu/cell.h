@@ -11,11 +11,13 @@
 //   step_backward(variant, rows, width) reads rows.x, previous, next (the states after the step), params, grad_out,
 //                                       grad_next, and outer, what reaches the states before the step from outside;
 //                                       writes grad_x, grad_previous, terms
+//   kReruns                             backward: whether it has `step` too, and runs it again for the states
 // One whose states come back through weights has more: cell_recurrence.h.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "../op/scan.h"
 #include "functions.h"
@@ -40,7 +42,8 @@ struct CellCall {
   const T* const* initial;  // [neurons]
   const Periodic<T>* params;
   T* const* out;
-  T* const* states;
+  T* const* states;  // after every so many steps
+  int64_t every;
   T* const* last;  // [neurons]
   // backward
   const Rows<T>* grad_out;
@@ -85,6 +88,13 @@ void load_cell_params(CellRows<Cell>& rows, const CellCall<T>& call, int64_t fir
   }
 }
 
+// Where a state after step t is stored; null: nowhere.
+template <typename T>
+T* stored_state(const CellCall<T>& call, int k, int64_t t, int64_t first) {
+  if (!call.states[k] || (t + 1) % call.every != 0) return nullptr;
+  return call.states[k] + ((t + 1) / call.every - 1) * call.neurons + first;
+}
+
 template <typename Cell, typename T = typename Cell::Scalar>
 void run_cell_tile(const CellCall<T>& call, int64_t first, int width) {
   CellRows<Cell> rows{.functions = call.functions, .whole = whole_of(call, first, width)};
@@ -104,8 +114,9 @@ void run_cell_tile(const CellCall<T>& call, int64_t first, int width) {
       if (more) prefetch_row(call.out[k], offset + call.neurons, width);
     }
     for (int k = 0; k < Cell::kStates; ++k) {
-      rows.next[k] = call.states[k] ? call.states[k] + offset : carried[k];
-      if (more) prefetch_row(call.states[k], offset + call.neurons, width);
+      T* const stored = stored_state(call, k, t, first);
+      rows.next[k] = stored ? stored : carried[k];
+      if (more && call.every == 1) prefetch_row(call.states[k], offset + call.neurons, width);
     }
     Cell::step(rows, width);
     for (int k = 0; k < Cell::kStates; ++k) rows.previous[k] = rows.next[k];
@@ -139,10 +150,67 @@ void start_backward(const CellCall<T>& call, CellSpares<Cell>& spares, int64_t f
   }
 }
 
+// The states of a tile's steps: as they are stored, or of a chunk of steps run again from what is stored before it.
+template <typename Cell, typename T = typename Cell::Scalar>
+class CellStates {
+ public:
+  CellStates(const CellCall<T>& call, int64_t first, int width)
+      : call_(call), first_(first), width_(width), chunk_(call.steps) {
+    const std::size_t values = call.every > 1 ? Cell::kStates * call.every * kTile : 0;
+    if (room().size() < values) room().resize(values);
+    again_ = room().data();
+  }
+
+  // State k after step t, which is none before the chunk's last but one; the one before the first for -1.
+  const T* after(int k, int64_t t) const {
+    if (t < 0) return call_.initial[k] + first_;
+    return t >= chunk_ ? again(k, t) : stored_state(call_, k, t, first_);
+  }
+
+  // Has the states after step t, and before it, where `rows` are a step's but for what it makes.
+  void have(int64_t t, CellRows<Cell>& rows) {
+    if constexpr (Cell::kReruns) {
+      if (call_.every == 1 || t >= chunk_) return;
+      const int64_t end = t + 1;
+      chunk_ = t / call_.every * call_.every;
+      for (int64_t step = chunk_; step < end; ++step) run(step, rows);
+    }
+  }
+
+ private:
+  // For a chunk, from tile to tile.
+  static std::vector<T>& room() {
+    static thread_local std::vector<T> kept;
+    return kept;
+  }
+
+  T* again(int k, int64_t t) const { return again_ + (k * call_.every + t % call_.every) * kTile; }
+
+  void run(int64_t t, CellRows<Cell>& rows) {
+    for (int k = 0; k < Cell::kIns; ++k) {
+      rows.x[k] = call_.x[k].at(t) + first_;
+      if (t + 1 < call_.steps) prefetch_row(call_.x[k].at(t + 1), first_, width_);
+    }
+    for (int k = 0; k < Cell::kOuts; ++k) rows.out[k] = unwanted_[k];
+    for (int k = 0; k < Cell::kStates; ++k) {
+      rows.previous[k] = t > chunk_ ? again(k, t - 1) : after(k, t - 1);
+      rows.next[k] = again(k, t);
+    }
+    Cell::step(rows, width_);
+  }
+
+  const CellCall<T>& call_;
+  const int64_t first_;
+  const int width_;
+  int64_t chunk_;  // its first step
+  T* again_;       // [kStates, every, kTile]
+  Slots<Row<T>, Cell::kOuts> unwanted_;
+};
+
 // The rows of step t, but for grad_next and grad_previous.
 template <typename Cell, typename T = typename Cell::Scalar>
-void set_backward_rows(CellRows<Cell>& rows, const CellCall<T>& call, CellSpares<Cell>& spares, int64_t t,
-                       int64_t first, int width) {
+void set_backward_rows(CellRows<Cell>& rows, const CellCall<T>& call, CellSpares<Cell>& spares,
+                       const CellStates<Cell>& states, int64_t t, int64_t first, int width) {
   const int64_t offset = t * call.neurons + first;
   for (int k = 0; k < Cell::kIns; ++k) {
     rows.x[k] = call.x[k] ? call.x[k].at(t) + first : spares.absent;
@@ -155,9 +223,9 @@ void set_backward_rows(CellRows<Cell>& rows, const CellCall<T>& call, CellSpares
     if (t > 0 && call.grad_out[k]) prefetch_row(call.grad_out[k].at(t - 1), first, width);
   }
   for (int k = 0; k < Cell::kStates; ++k) {
-    rows.next[k] = call.states[k] + offset;
-    rows.previous[k] = t > 0 ? call.states[k] + offset - call.neurons : call.initial[k] + first;
-    if (t > 1) prefetch_row(call.states[k], offset - 2 * call.neurons, width);
+    rows.next[k] = const_cast<T*>(states.after(k, t));
+    rows.previous[k] = states.after(k, t - 1);
+    if (t > 1 && call.every == 1) prefetch_row(call.states[k], offset - 2 * call.neurons, width);
     rows.outer[k] = outer_of(call, spares, k, t - 1, first);
   }
   for (int k = 0; k < Cell::kTerms; ++k) rows.terms[k] = spares.term[k];
@@ -202,8 +270,11 @@ void run_cell_tile_backward(const CellCall<T>& call, int64_t first, int width) {
     for (int turn = 0; turn < 2; ++turn) carry[turn][k] = carried[turn][k];
   }
   start_backward(call, spares, first, width, carry[0]);
+  CellStates<Cell> states(call, first, width);
   for (int64_t back = 0; back < call.steps; ++back) {
-    set_backward_rows(rows, call, spares, call.steps - 1 - back, first, width);
+    const int64_t t = call.steps - 1 - back;
+    states.have(t, rows);
+    set_backward_rows(rows, call, spares, states, t, first, width);
     for (int k = 0; k < Cell::kStates; ++k) {
       rows.grad_next[k] = carry[back % 2][k];
       rows.grad_previous[k] = carry[1 - back % 2][k];
@@ -229,7 +300,7 @@ void prepare_cell_memory(const CellCall<T>& call) {
   };
   prepare(call.out, Cell::kOuts);
   prepare(call.grad_x, Cell::kIns);
-  if (!call.grad_x) prepare(call.states, Cell::kStates);
+  if (!call.grad_x && call.every == 1) prepare(call.states, Cell::kStates);
 }
 
 // tile(first neuron, width) for all tiles; backward from the last to the first: forward left the last in the cache.

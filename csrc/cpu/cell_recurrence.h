@@ -187,7 +187,7 @@ class RecurrentBackward {
     set_shared_rows(rows, back, first);
     if (back == 0) start_backward(call_, spares, first, width, rows.grad_late);
     if (back > 0) Cell::step_late(variant_of<Cell>(back - 1), rows, width);
-    set_backward_rows(rows, call_, spares, call_.steps - 1 - back, first, width);
+    set_backward_rows(rows, call_, spares, CellStates<Cell>(call_, first, width), call_.steps - 1 - back, first, width);
     const int variant = variant_of<Cell>(back);
     Cell::step_backward(variant, rows, width);
     Slots<T*, Cell::kTerms> sums, lost;

@@ -60,7 +60,7 @@ class Backward:
         self._has_rec = has_rec
         variants = [lanes for lanes, _ in self._variants]
         counts = {**program.counts_back, "bridges": bridges}
-        self._kernel = program.kernel(variants, stores, counts, [*map(len, self._terms)], late)
+        self._kernel = program.kernel(variants, stores, counts, [*map(len, self._terms)], late, program.rerun)
 
     def run(self, xs, states, seqs, tensors, grad_outs, grad_last, wants_x, headed: bool):
         """Gradients of inputs, states and tensors. headed: gradients of outputs have a row before the first step's."""
@@ -99,7 +99,8 @@ class Backward:
                 recurrence=program.recurrence_of(tensors, rec),
                 x=[*(rows(x, program.in_dtype) for x in xs), *(rows(again, dtype) for again in seqs[len(states) :])],
                 initial=[contiguous(state, dtype) for state in states],
-                states=[seq[len(seq) - steps :] for seq in seqs[: len(states)]],
+                every=program.every,
+                states=[seq[len(seq) - steps // program.every :] for seq in seqs[: len(states)]],
                 grad_out=own,
                 outer=outer,
                 grad_last=[contiguous(grad, dtype) for grad in grad_last],

@@ -117,7 +117,7 @@ class CudaKernel(Kernel):
         """As for the neurons of csrc/cuda: several states are too many for four neurons a thread."""
         return self._counts["states"] == 1 and self._dtype != torch.float64
 
-    def run(self, steps, shape, tensors, headed=False, recurrence=None, **places):
+    def run(self, steps, shape, tensors, headed=False, recurrence=None, every=1, **places):
         params, neurons = self._params(tensors, shape), shape.numel()
         call = self._call(steps=steps, neurons=neurons, params=periodic(params))
         if self._terms is not None:

@@ -223,6 +223,7 @@ struct Cell {{
   static constexpr int kIns = {ins}, kOuts = {outs}, kStates = {states}, kParams = {params}, kTerms = {terms};
   static constexpr int kProducts = {products}, kFirstProduct = {first_product}, kBridges = {bridges};
   static constexpr int kVariants = {variants};
+  static constexpr bool kReruns = {reruns};
   static constexpr int kFirstTerm[] = {{{first_terms}}};
   static void step_backward(int variant, CellRows<Cell>& rows, int width) {{
     switch (variant) {{
@@ -233,6 +234,9 @@ struct Cell {{
     switch (variant) {{
 {late_cases}
     }}
+  }}
+  static void step(CellRows<Cell>& rows, int width) {{
+{step}
   }}
 {functions}
 }};
@@ -263,10 +267,15 @@ def forward_source(dtype: torch.dtype, counts: dict[str, int], body: str) -> str
 
 
 def backward_source(
-    dtype: torch.dtype, counts: dict[str, int], bodies: Sequence[str], late: Sequence[str], terms: Sequence[int]
+    dtype: torch.dtype,
+    counts: dict[str, int],
+    bodies: Sequence[str],
+    late: Sequence[str],
+    terms: Sequence[int],
+    step: str | None,
 ) -> str:
     """The file of a step's backward. bodies, late, terms: of each variant, what comes before its products and after
-    them, and how many terms it has."""
+    them, and how many terms it has; step: the step itself, where it is run again for its states."""
     first_terms = [sum(terms[:k]) for k in range(len(terms) + 1)]
     functions = [
         (f"{name}_{k}", body) for name, texts in (("back", bodies), ("late", late)) for k, body in enumerate(texts)
@@ -275,6 +284,8 @@ def backward_source(
         **counts,
         terms=first_terms[-1],
         variants=len(bodies),
+        reruns="false" if step is None else "true",
+        step=step or "",
         first_terms=", ".join(map(str, first_terms)),
         cases="\n".join(f"case {k}: return back_{k}(rows, width);" for k in range(len(bodies))),
         late_cases="\n".join(f"case {k}: return late_{k}(rows, width);" for k in range(len(late))),

@@ -26,6 +26,7 @@ class Kernel:
         counts: ins, outs, states, products, first_product, and of a backward bridges.
         terms: of each variant of a backward, how many terms it has; None: a forward.
         late: of each variant of a backward lanes and stores of what comes after its products.
+        rerun: lanes and stores of the step itself, where backward runs it again for its states.
         storage: dtypes of sequences of inputs, and of outputs.
         device: where it runs.
 
@@ -37,6 +38,8 @@ class Kernel:
     """The table that its lanes are written by."""
     multiplies = False
     """Whether it has products between steps."""
+    reruns = False
+    """Whether a backward may run steps again for their states."""
 
     def __init__(
         self,
@@ -47,8 +50,11 @@ class Kernel:
         storage: tuple[torch.dtype, torch.dtype],
         device: torch.device,
         late: Sequence[tuple[Lanes, list]] = (),
+        rerun: tuple[Lanes, list] | None = None,
     ):
-        self._variants, self._stores = variants, stores
+        if rerun is not None:
+            variants, stores = [*variants, rerun[0]], [*stores, rerun[1]]
+        self._variants, self._stores, self._reruns = variants, stores, rerun is not None
         self._nodes = [lanes.params(node for node, _ in stored) for lanes, stored in zip(variants, stores, strict=True)]
         self._dtype, self._storage, self._device = variants[0].dtype, storage, device
         self._late = late
@@ -66,7 +72,14 @@ class Kernel:
         return torch.empty(shape, dtype=dtype, device=device)
 
     def run(
-        self, steps: int, shape: torch.Size, tensors: Sequence[Tensor], headed: bool = False, recurrence=None, **places
+        self,
+        steps: int,
+        shape: torch.Size,
+        tensors: Sequence[Tensor],
+        headed: bool = False,
+        recurrence=None,
+        every: int = 1,
+        **places,
     ) -> None:
         """One call.
 
@@ -74,6 +87,7 @@ class Kernel:
             tensors: of the surroundings, for the parameters.
             headed: whether `outer` has a row before the first step.
             recurrence: of a step with products, `Recurrence.call`.
+            every: after every so many steps states are stored; backward runs those between again.
             places: lists of what is read and written, by the names of csrc/cpu/cell.h.
         """
         raise NotImplementedError
@@ -114,7 +128,7 @@ class CpuKernel(Kernel):
     """In C++, by the system's compiler, for the time loops of csrc/cpu/cell.h."""
 
     operators = OPERATORS
-    multiplies = True
+    multiplies = reruns = True
 
     @staticmethod
     def empty(shape, dtype, device):
@@ -139,12 +153,13 @@ class CpuKernel(Kernel):
             source = forward_source(self._dtype, self._counts, bodies[0])
         else:
             late = [RowEmitter(lanes, [], stored, symbols).text() if stored else "" for lanes, stored in self._late]
-            source = backward_source(self._dtype, self._counts, bodies, late, self._terms)
+            step = bodies.pop() if self._reruns else None
+            source = backward_source(self._dtype, self._counts, bodies, late, self._terms, step)
         self._library = library(source)
 
-    def run(self, steps, shape, tensors, headed=False, recurrence=None, **places):
+    def run(self, steps, shape, tensors, headed=False, recurrence=None, every=1, **places):
         params = self._params(tensors, shape)
-        call = _Call(steps=steps, neurons=shape.numel(), whole=self._whole(shape), headed=headed)
+        call = _Call(steps=steps, neurons=shape.numel(), whole=self._whole(shape), headed=headed, every=every)
         arrays = {name: array(values) for name, values in places.items()}
         arrays |= {"params": periodic(params), "functions": self._functions}
         for name, values in arrays.items():
@@ -187,6 +202,7 @@ class _Call(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("steps", "neurons", "whole")),
         *((name, ctypes.c_void_p) for name in ("parallel_for", "functions", "x", "initial", "params", "out", "states")),
+        ("every", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("last", "grad_out", "outer")),
         ("headed", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("grad_last", "grad_x", "grad_initial", "terms", "recurrence")),

@@ -24,6 +24,9 @@ KERNELS: dict[str, type[Kernel]] = {"cpu": CpuKernel, "cuda": CudaKernel}
 
 _STEPS_TRIED = 3
 
+_STATES_RUN_AGAIN = 256
+"""Bytes of a neuron's states that backward has again at a time: a tile of them (csrc/cpu/rows.h) stays in the cache."""
+
 Cell = tuple[Step, Surroundings]
 """A cell that runs, with the key of its program's."""
 
@@ -75,6 +78,10 @@ class Program:
         self._kept = {names[node]: k for k, node in enumerate(kept)}
         stores += [(node, f"rows.out[{k}]") for k, node in enumerate(kept, len(own))]
         self._forward = self.kernel([self._lanes], [stores], {**self.counts, "outs": len(own) + len(kept)})
+        # Storing states costs more than running a few cheap operations again.
+        seen = products or kept or self._lanes.written or any(place is not None for place in self.places)
+        self.rerun = (self._lanes, stores) if self.kernels.reruns and count and not seen else None
+        self.every = max(4, _STATES_RUN_AGAIN // (count * self.dtype.itemsize)) if self.rerun else 1
         self.counts_back = {**self.counts, "ins": self.counts["ins"] + len(kept)}
         self._reread: set[int] | None = None
         self._joints = {}
@@ -106,9 +113,9 @@ class Program:
         if shared or any(place is not None for place in self.places):
             raise Refused("its step writes in place to states that it has given out")
 
-    def kernel(self, variants: Sequence[Lanes], stores: Sequence[list], counts: dict, terms=None, late=()) -> Kernel:
+    def kernel(self, variants: Sequence[Lanes], stores: Sequence[list], counts: dict, terms=None, *rest) -> Kernel:
         """A kernel of this program's."""
-        return self.kernels(variants, stores, counts, terms, (self.in_dtype, self.out_dtype), self.device, late)
+        return self.kernels(variants, stores, counts, terms, (self.in_dtype, self.out_dtype), self.device, *rest)
 
     def run(self, cell: Cell, xs: Sequence[Tensor], states: Sequence[Tensor], heads: Sequence[Tensor] = ()):
         """All steps: outputs [T, ...] and the last states.
@@ -190,8 +197,8 @@ class Program:
     def forward(self, xs, states, tensors, heads, reread: set[int] | None = None):
         """Outputs, last states, and what backward reads, which is nothing unless `reread` (`rereads`) is given.
 
-        Backward reads the states of all steps, some behind heads, then what products gave, and what is to be read
-        again, in the program's dtype.
+        Backward reads the states after every so many steps (`every`), some behind heads, then what products gave, and
+        what is to be read again, in the program's dtype.
         """
         xs, states = [rows(x, self.in_dtype) for x in xs], [contiguous(state, self.dtype) for state in states]
         steps, before = xs[0].steps, int(bool(heads))
@@ -203,7 +210,7 @@ class Program:
         given = {place for place in self.places if place is not None}
         whole = {k: empty((before + steps, *self.shape)) for k in given}
         keep = range(len(states)) if reread is not None else ()
-        kept = {k: empty((steps, *self.shape)) for k in keep if k not in given}
+        kept = {k: empty((steps // self.every, *self.shape)) for k in keep if k not in given}
         again = [empty((steps, *self.shape)) if k in (reread or ()) else None for k in range(len(self._kept))]
         rec = [empty((steps, *self.shape)) if reread is not None else None for _ in range(len(self.recurrence))]
         seqs = [whole[k][before:] if k in given else kept.get(k) for k in range(len(states))]
@@ -214,6 +221,7 @@ class Program:
                 self.shape,
                 tensors,
                 recurrence=self.recurrence_of(tensors, rec),
+                every=self.every,
                 x=[*xs, *[NO_ROWS] * len(rec)],
                 initial=states,
                 out=[*(out[before:] for out in own), *again],

@@ -4,6 +4,7 @@ A period may begin in the middle of such a neuron's step. Its steps are therefor
 where a window ends: what comes after the cut is of the step that the next period goes on with.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -156,6 +157,7 @@ class Cell:
         self.taken = {(slot.what, slot.output) for user, slot in users if user not in self.shift}
         self.inner = {(slot.what, slot.output) for user, slot in users if user in self.shift}
         self.why = ""
+        self._shape = _shape(operations[0])
         self._last = None
 
     def is_state(self, operation: Operation, slot) -> bool:
@@ -167,15 +169,25 @@ class Cell:
         return slot.kind == MADE and slot.what in self.shift
 
     def stage(self) -> Stage:
-        """What a step of it makes, and keeps for backward: what it is given and its states."""
-        given = {
-            (slot.what, slot.output): slot.like for one in self.operations for slot in one.slots if slot.kind == MADE
-        }
-        outside = [like for (maker, _), like in given.items() if maker not in self.shift and like.requires_grad]
-        states = [maker.outputs[output] for maker, output in self.states]
-        kept = [like for like in (*outside, *states) if like.shape == _shape(self.operations[0])]
-        made = [maker.outputs[output] for maker, output in self.taken]
-        return Stage(sum(like.bytes for like in made), sum(like.bytes for like in kept), is_step=True)
+        """What a step of it makes, and keeps for backward: what it is given, and its states where they are not run
+        again; what the loop keeps beside: both factors of its products."""
+        slots = [slot for one in self.operations for slot in one.slots if slot.kind == MADE]
+        learns = {(s.what, s.output) for s in slots if s.like.requires_grad and s.like.shape == self._shape}
+        kept = {key for key in learns if key[0] not in self.shift}
+        if not self._is_run_again:
+            kept |= {key for key in self.states if key[0].outputs[key[1]].requires_grad}
+        products = [one for one in self.operations if one.function in known.MULTIPLIES]
+        factors = [{(slot.what, slot.output) for slot in one.slots if slot.kind == MADE} & learns for one in products]
+        beside = set().union(*(both for both in factors if len(both) == 2)) - kept
+        size = self.operations[0].outputs[0].bytes
+        spikes = sum(maker.outputs[output].bytes for maker, output in self.taken)
+        return Stage(spikes, size * len(kept), is_step=True, loops=size * len(beside))
+
+    @functools.cached_property
+    def _is_run_again(self) -> bool:
+        """Whether backward has the states again from what comes from outside, as far as can be told before it is
+        traced."""
+        return not self.products and not self.taken & {*self.states}
 
     def first(self, operation: Operation) -> int:
         """The step, counted from the cut, in which an operation is first pending."""

@@ -50,6 +50,8 @@ PRODUCTS = frozenset(
 )
 """Those whose sums may round otherwise when the steps are one call, or where operands begin elsewhere in memory."""
 
+MULTIPLIES = frozenset(rules.functions("mul multiply __mul__ __rmul__", torch, Tensor))
+"""Those that keep both factors for backward, where both have gradients."""
 
 ELEMENTWISE = frozenset(
     rules.functions(

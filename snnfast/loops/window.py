@@ -14,6 +14,10 @@ import torch
 IN_CACHE = 16 << 20
 """Bytes that the layers of one window make that a CPU's cache holds together with what is computed from them."""
 
+ENOUGH = 8
+"""Steps of a window in training that need not fit into the cache: of fewer, those that run alone at a window's ends
+cost more than it gains."""
+
 SMALL = 1 << 16
 """Bytes beside the loop's that are no matter."""
 
@@ -73,6 +77,7 @@ def choose(stages: list[Stage], steps: int | None, device: torch.device) -> tupl
         return _equal(steps, most), limit
     if steps is None:
         return Windows((min(AT_FIRST, most),)), limit
+    most = max(ENOUGH, most)
     room = spare(stages) + steps * sum(stage.loops for stage in stages)
     sizes = _growing(stages, steps, most, room, 1)
     for count in range(2, len(sizes) + 3):
