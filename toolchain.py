@@ -15,12 +15,16 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 # The GPUs of a build that cannot ask one. PTX of the oldest runs on all of them, that of the newest on what comes.
 ARCHITECTURES = ("7.5+PTX", "8.0", "9.0", "10.0", "12.0+PTX")
+
+ROOM = 9 * 10**9
+"""Bytes of the tests' environment, and of the archives that it is installed from."""
 
 
 class Missing(Exception):
@@ -42,6 +46,18 @@ def check() -> None:
     include = sysconfig.get_path("include", vars={"installed_base": sys.base_prefix})
     if not Path(include, "Python.h").exists():
         raise Missing(f"no Python.h in {include}: install Python's headers (Debian, Ubuntu: apt install python3-dev)")
+
+
+def warn_of_little_room(*folders: str) -> None:
+    """Says where there may be too little room for what is downloaded: on a full disk pip fails after minutes."""
+    for folder in folders:
+        free = shutil.disk_usage(folder).free
+        if free < ROOM:
+            print(
+                f"snnfast: {free / 1e9:.1f} GB are free on the disk of {folder}, where torch with CUDA's libraries, as "
+                f"it is downloaded and installed, takes up to {ROOM / 1e9:.0f} GB",
+                file=sys.stderr,
+            )
 
 
 def find_compiler() -> list[str]:
@@ -254,5 +270,6 @@ if __name__ == "__main__":
         check()
         if os.environ.get("SNNFAST_CUDA") == "1":
             find_home()
+        warn_of_little_room(str(Path(__file__).parent), tempfile.gettempdir())
     except Missing as lack:
         sys.exit(f"snnfast: {lack}")

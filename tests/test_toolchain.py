@@ -169,3 +169,11 @@ def test_progress_shows_the_number_and_name_of_each_file_and_all_else(capfd):
     with toolchain.progress():
         os.system('echo "[3/14] c++ -MMD -c csrc/cpu/leaky.cpp -o x.o"; echo "leaky.cpp:1: error"')
     assert capfd.readouterr().out == "[3/14] csrc/cpu/leaky.cpp\nleaky.cpp:1: error\n"
+
+
+def test_little_room_on_a_disk_is_said_before_anything_is_downloaded(monkeypatch, capsys):
+    free = {"/roomy": 50 * 10**9, "/full": 5 * 10**9}
+    monkeypatch.setattr(toolchain.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder]))
+    toolchain.warn_of_little_room("/roomy", "/full")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("snnfast: 5.0 GB are free on the disk of /full") and "9 GB" in said
