@@ -7,12 +7,13 @@ namespace snnfast::recording {
 namespace {
 
 // The attributes of a Recorder, its Reading, and an Operation that are asked for here.
-#define SNNFAST_NAMES(X)                                                                                          \
-  X(operations)                                                                                                   \
-  X(place)                                                                                                        \
-  X(number)                                                                                                       \
-  X(cut) X(stepping) X(waiting) X(window_is_full) X(reading) X(fixed) X(snapshots) X(function) X(modes) X(leaves) \
-      X(result) X(count) X(given) X(made) X(made_by) X(same_as) X(several) X(links) X(always) X(again) X(counted) \
+#define SNNFAST_NAMES(X)                                                                                             \
+  X(operations)                                                                                                      \
+  X(place)                                                                                                           \
+  X(number)                                                                                                          \
+  X(cut)                                                                                                             \
+  X(stepping) X(waiting) X(window_is_full) X(reading) X(fixed) X(snapshots) X(function) X(modes) X(leaves) X(result) \
+      X(count) X(given) X(made) X(made_by) X(same_as) X(several) X(links) X(always) X(again) X(counted)              \
           X(placeholders) X(is_plain)
 
 struct Names {
@@ -194,14 +195,15 @@ bool is_at_full_window(PyObject* recorder, Py_ssize_t place) {
   return is_true(Owned(PyObject_CallMethodObjArgs(recorder, names().window_is_full, nullptr)));
 }
 
-// The placeholders of the operation that is next, which is given these arguments; null: it does not go on.
+// The placeholders of the operation that is next, which is given these arguments; null: it does not go on. What runs
+// Python comes first: another thread may have what waits computed meanwhile.
 PyObject* record(PyObject* recorder, PyObject* operation, const Leaves& leaves) {
   const Names& name = names();
-  const Owned count = attribute(operation, name.count), given = attribute(operation, name.given);
-  if (as_size(count) == 0 || leaves.size() != PyList_Size(given)) return nullptr;
-  if (!is_in(attribute(operation, name.modes)) || reads_what_others_write(recorder)) return nullptr;
   const Py_ssize_t place = as_size(attribute(recorder, name.place));
-  if (!fits(operation, leaves, given) || is_at_full_window(recorder, place)) return nullptr;
+  if (!is_in(attribute(operation, name.modes)) || is_at_full_window(recorder, place)) return nullptr;
+  const Owned count = attribute(operation, name.count), given = attribute(operation, name.given);
+  if (as_size(count) == 0 || leaves.size() != PyList_Size(given) || reads_what_others_write(recorder)) return nullptr;
+  if (!fits(operation, leaves, given)) return nullptr;
   take(operation, leaves, given);
   const Owned number = attribute(recorder, name.number);
   Owned outs = placeholders_of(recorder, operation, number);
