@@ -161,13 +161,13 @@ class CellStates {
     again_ = room().data();
   }
 
-  // State k after step t, which is none before the chunk's last but one; the one before the first for -1.
+  // State k after step t, which is one of the chunk or the one right before it; -1: before the first step.
   const T* after(int k, int64_t t) const {
     if (t < 0) return call_.initial[k] + first_;
     return t >= chunk_ ? again(k, t) : stored_state(call_, k, t, first_);
   }
 
-  // Has the states after step t, and before it, where `rows` are a step's but for what it makes.
+  // Runs the chunk of step t again, if it is another than the last; `rows` lend what a step reads besides.
   void have(int64_t t, CellRows<Cell>& rows) {
     if constexpr (Cell::kReruns) {
       if (call_.every == 1 || t >= chunk_) return;

@@ -7,14 +7,12 @@ namespace snnfast::recording {
 namespace {
 
 // The attributes of a Recorder, its Reading, and an Operation that are asked for here.
-#define SNNFAST_NAMES(X)                                                                                             \
-  X(operations)                                                                                                      \
-  X(place)                                                                                                           \
-  X(number)                                                                                                          \
-  X(cut)                                                                                                             \
-  X(stepping) X(waiting) X(window_is_full) X(reading) X(fixed) X(snapshots) X(function) X(modes) X(leaves) X(result) \
-      X(count) X(given) X(made) X(made_by) X(same_as) X(several) X(links) X(always) X(again) X(counted)              \
-          X(placeholders) X(is_plain)
+// clang-format off
+#define SNNFAST_NAMES(X) \
+  X(operations) X(place) X(number) X(cut) X(stepping) X(waiting) X(window_is_full) X(reading) X(fixed) X(snapshots) \
+  X(function) X(modes) X(leaves) X(result) X(count) X(given) X(made) X(made_by) X(several) X(links) X(always) X(again) \
+  X(counted) X(placeholders) X(is_plain)
+// clang-format on
 
 struct Names {
 #define SNNFAST_NAME(name) PyObject* const name = PyUnicode_InternFromString(#name);
@@ -87,7 +85,7 @@ bool is_in(PyObject* modes) {
   return true;
 }
 
-// Whether a constant is the one of the periods before; of those that equal it, the numbers are told from one another.
+// Whether a constant is that of the periods before, or a number equal to it that was computed anew.
 bool is_constant(PyObject* value, PyObject* what) {
   if (value == what) return true;
   if (Py_TYPE(value) != Py_TYPE(what) || !(PyFloat_CheckExact(value) || PyLong_CheckExact(value))) return false;
@@ -163,8 +161,8 @@ bool reads_what_others_write(PyObject* recorder) {
   return is_true(attribute(reading, names().fixed)) || is_true(attribute(reading, names().snapshots));
 }
 
-// Python's garbage collector goes through all that lives, and does so the more often the more there is: what waits is
-// hidden from it, as it refers to nothing that would not live without it.
+// Python's garbage collector goes through all that lives, the more often the more is made: what waits is hidden from
+// it. The recorder holds it until it is a value, so there is nothing to collect.
 void hide(PyObject* object) { PyObject_GC_UnTrack(object); }
 
 Owned placeholders_of(PyObject* recorder, PyObject* operation, PyObject* number) {

@@ -187,7 +187,8 @@ class Cell:
     def _is_run_again(self) -> bool:
         """Whether backward has the states again from what comes from outside, as far as can be told before it is
         traced."""
-        return not self.products and not self.taken & {*self.states}
+        cheap = known.BY_LIBRARY.isdisjoint(one.function for one in self.operations)
+        return cheap and not self.products and not self.taken & {*self.states}
 
     def first(self, operation: Operation) -> int:
         """The step, counted from the cut, in which an operation is first pending."""

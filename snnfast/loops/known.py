@@ -53,6 +53,16 @@ PRODUCTS = frozenset(
 MULTIPLIES = frozenset(rules.functions("mul multiply __mul__ __rmul__", torch, Tensor))
 """Those that keep both factors for backward, where both have gradients."""
 
+BY_LIBRARY = frozenset(
+    rules.functions(
+        "sigmoid exp tanh log sqrt sin cos atan tan asin acos erf erfc log2 log10 sinh cosh expm1 log1p",
+        torch,
+        F,
+        Tensor,
+    )
+)
+"""Those that a cell has a library compute, which costs more than a step's other operations."""
+
 ELEMENTWISE = frozenset(
     rules.functions(
         f"{rules.POINTWISE} {rules.CASTS} sigmoid tanh relu leaky_relu hardtanh heaviside addcmul addcdiv lerp "
