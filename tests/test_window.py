@@ -82,6 +82,13 @@ def test_steps_too_large_for_the_cache_run_several_at_once_in_training_where_mem
     assert sizes([Stage(IN_CACHE, 0, is_step=True)], 48) == (2,)
 
 
+def test_why_windows_are_as_long_as_they_are_is_said_as_it_is():
+    small, large = Stage(1 << 16, 1 << 16, is_step=True), Stage(IN_CACHE, IN_CACHE, is_step=True, loops=2 * IN_CACHE)
+    assert "spikes of a window take up to 16 MiB" in choose([small], 1000, CPU)[1]
+    why = choose([large], 48, CPU)[1]
+    assert "take up to" not in why and "up to 8 steps, whose spikes take more than 16 MiB" in why
+
+
 def test_without_a_backward_the_cache_is_the_limit():
     stages = [Stage(1 << 20, 0), Stage(1 << 20, 0, is_step=True)]
     assert sizes(stages, 40) == (14,) and Windows((14,)).split(range(40))[-1] == tuple(range(28, 40))

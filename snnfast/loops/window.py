@@ -69,15 +69,14 @@ def choose(stages: list[Stage], steps: int | None, device: torch.device) -> tupl
         steps: None where that is not known: all windows are then alike, and may hold more than the loop.
     """
     made = sum(stage.made for stage in stages if stage.is_step)
-    most = max(2, _limit(device) // max(made, 1))
-    limit = f"the spikes of a window take up to {size_of(_limit(device))}"
+    most, limit = _most(made, 2, device)
     kept = sum(stage.kept for stage in stages)
     adds = max((more for more, _ in beside(stages)), default=0)
     if not kept or adds <= 0:
         return _equal(steps, most), limit
     if steps is None:
         return Windows((min(AT_FIRST, most),)), limit
-    most = max(ENOUGH, most)
+    most, limit = _most(made, ENOUGH, device)
     room = spare(stages) + steps * sum(stage.loops for stage in stages)
     sizes = _growing(stages, steps, most, room, 1)
     for count in range(2, len(sizes) + 3):
@@ -89,6 +88,14 @@ def choose(stages: list[Stage], steps: int | None, device: torch.device) -> tupl
         f"{size_of(spare(stages))}, and {limit}"
     )
     return Windows(tuple(sizes)), why
+
+
+def _most(made: int, least: int, device: torch.device) -> tuple[int, str]:
+    """The most steps of a window whose layers make so many bytes each, no fewer than `least`, and why."""
+    fitting, limit = _limit(device) // max(made, 1), size_of(_limit(device))
+    if fitting < least:
+        return least, f"a window has up to {least} steps, whose spikes take more than {limit}"
+    return fitting, f"the spikes of a window take up to {limit}"
 
 
 def _growing(stages: list[Stage], steps: int, most: int, room: int, count: int) -> list[int]:
