@@ -38,6 +38,7 @@ class Contender:
         compiles: whether the first call compiles.
         unrolls: whether that compiles a graph of all T steps.
         counted: whether its memory is torch's, and so is known.
+        waits: whether its operations wait, as none does while hooks on saved tensors are set.
         autocasts: whether torch's autocast reaches its products.
         steps_at_most: beyond so many it would not end within minutes.
     """
@@ -51,6 +52,7 @@ class Contender:
     compiles = False
     unrolls = False
     counted = True
+    waits = False
     autocasts = True
     steps_at_most: float = math.inf
 
@@ -911,6 +913,7 @@ class SnnFastRecorded(SnnFast):
     """The author's loop, with `import snnfast` for `import snntorch`, recorded as it runs: nothing is compiled."""
 
     name = "snnfast-record"
+    waits = True
     # Products over whole sequences round otherwise than one product per step.
     exact = False
 

@@ -249,18 +249,22 @@ def _all_memory_from_torch():
 def held_bytes(forward: Callable[[], torch.Tensor | tuple[torch.Tensor, ...]], device: torch.device) -> int:
     """Bytes that are allocated after `forward` for its backward, beside its output, as `peak_bytes` counts them.
 
-    Unlike `retained_bytes` it sees what is kept outside of autograd's saved tensors, such as checkpoints.
+    Unlike `retained_bytes` it sees what is kept outside of autograd's saved tensors, such as checkpoints, and sets no
+    hooks, under which nothing waits.
     """
+
+    def run():
+        output = forward()
+        outputs = output if isinstance(output, tuple) else (output,)
+        return outputs, sum(tensor.untyped_storage().nbytes() for tensor in outputs)
+
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
-        output = forward()
-        held = torch.cuda.memory_allocated(device) - before
-    else:
-        allocations, output = _cpu_allocations(forward)
-        held = sum(allocations)
-    outputs = output if isinstance(output, tuple) else (output,)
-    return held - sum(tensor.untyped_storage().nbytes() for tensor in outputs)
+        _, given = run()
+        return torch.cuda.memory_allocated(device) - before - given
+    allocations, (_, given) = _cpu_allocations(run)
+    return sum(allocations) - given
 
 
 def free_bytes(device: torch.device) -> int | None:
