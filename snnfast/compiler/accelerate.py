@@ -12,6 +12,7 @@ from torch._dynamo.convert_frame import compile_lock
 from torch._dynamo.types import FrameAction
 
 from ..convert import convert
+from ..loops.unseen import watch_compiled
 from .backend import backend, listeners, make_options
 
 VARIANTS = 512
@@ -76,6 +77,7 @@ def captured(function: Callable, name: str, options: dict, limits_met: list[str]
 
     What is warned of where one is met goes to `limits_met` too.
     """
+    watch_compiled()
     context = torch._dynamo.optimize(partial(backend, options=options))
     context.callback = _Capture(context.callback, name, limits_met)
     return context(_own_code(getattr(function, "_call_impl", function), name))

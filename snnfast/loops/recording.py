@@ -106,8 +106,10 @@ def stop() -> None:
 
 def step(layer, input_: Tensor, states: tuple):
     """One step of a layer: recorded, if that is wanted here and its loop is one that can be."""
+    if torch.compiler.is_compiling():
+        return layer._step_fused(input_, states)
     recorder = of_this_thread()
-    goes_on = recorder is not None and not torch.compiler.is_compiling() and recorder.goes_on_with(layer)
+    goes_on = recorder is not None and recorder.goes_on_with(layer)
     if goes_on and recorder.settings is _chosen(layer) and layer._may_wait():
         out = recorder.next_step(layer, input_, states)
         if out is not NotImplemented:

@@ -39,6 +39,12 @@ def watch(more: int) -> None:
         _watch_compiled()
 
 
+def watch_compiled() -> None:
+    """Watches what torch compiles from now on, where recorders are older than its compiler's import."""
+    with _lock:
+        _watch_compiled()
+
+
 def watch_functions() -> None:
     """Watches autograd functions while a recorder is anywhere, or may be from one of them on."""
     watched = _watching or recording.is_on
@@ -56,7 +62,9 @@ def _next_batch_alone(batches):
 @functools.wraps(_compile)
 def _compile_alone(*args, **kwargs):
     recording.stop()
-    return _compile(*args, **kwargs)
+    compiled = _compile(*args, **kwargs)
+    watch_compiled()
+    return compiled
 
 
 def _watch_optimisers() -> None:
