@@ -2,10 +2,11 @@
 //
 // Sums run over what is not zero alone, in registers that hold the output's channels, or a row of the input's gradient.
 // An image's values are sorted and its results turned around in the first cache, so that any layout will do and no
-// other memory is needed. Forward adds in the order of oneDNN's kernels for contiguous images with eight lanes: from
-// the bias on, over blocks of input channels, then over the rows and columns of the filter, then over the channels of a
-// block. A transposed one adds in that of its kernels for strides: for each column of the filter a sum of its own, over
-// the rows, then over the channels. So sums may be torch's to the bit; snnfast.images tries whether they are.
+// other memory is needed. Forward adds in the order of oneDNN's kernels for contiguous images: over blocks of as many
+// input channels as a vector has lanes, then over the rows and columns of the filter, then over the channels of a
+// block; with eight lanes from the bias on, with sixteen a block by itself, and the bias after the first. A transposed
+// one adds in that of its kernels for strides: for each column of the filter a sum of its own, over the rows, then over
+// the channels. So sums may be torch's to the bit; snnfast.images tries whether they are.
 #pragma GCC optimize("fp-contract=fast")
 
 #include <torch/csrc/stable/library.h>
@@ -24,8 +25,10 @@ class Forward {
  public:
   Forward(const Shape& shape, const float* weight, const float* bias)
       : s_(shape),
-        blocks_(divided_up(shape.inputs, kBlock)),
-        filters_(blocks_ * shape.rows * shape.columns * kBlock, shape.outputs),
+        block_(has_avx512() ? 16 : 8),
+        by_block_(has_avx512() && shape.rows * shape.columns > 1),
+        blocks_(divided_up(shape.inputs, block_)),
+        filters_(blocks_ * shape.rows * shape.columns * block_, shape.outputs),
         bias_(1, shape.outputs) {
     filters_.clear();
     bias_.clear();
@@ -33,14 +36,14 @@ class Forward {
     const int64_t area = s_.rows * s_.columns;
     for (int64_t out = 0; out < s_.outputs; ++out) {
       for (int64_t c = 0; c < s_.inputs; ++c) {
-        float* to = filters_.row(c / kBlock * area * kBlock + c % kBlock) + out;
-        for (int64_t tap = 0; tap < area; ++tap) to[tap * kBlock * filters_.stride()] = *weight++;
+        float* to = filters_.row(c / block_ * area * block_ + c % block_) + out;
+        for (int64_t tap = 0; tap < area; ++tap) to[tap * block_ * filters_.stride()] = *weight++;
       }
     }
   }
 
   void run(const Images& x, int64_t begin, int64_t end, float* y) const {
-    Events events(blocks_ * s_.height * s_.width * kBlock);
+    Events events(blocks_ * s_.height * s_.width * block_);
     std::vector<int32_t> starts(blocks_ * s_.height * (s_.width + 1));
     Matrix<float> row(s_.size[1], s_.outputs);
     for (int64_t image = begin; image < end; ++image) {
@@ -61,19 +64,17 @@ class Forward {
   }
 
  private:
-  static constexpr int64_t kBlock = 8;  // input channels that are added together
-
   // By block of channels, row and column: where each begins.
   void find(const Images& x, int64_t image, Events& events, std::vector<int32_t>& starts) const {
     events.clear();
     int32_t* start = starts.data();
-    for (int64_t first = 0; first < s_.inputs; first += kBlock) {
-      const int64_t some = std::min(kBlock, s_.inputs - first);
+    for (int64_t first = 0; first < s_.inputs; first += block_) {
+      const int64_t some = std::min(block_, s_.inputs - first);
       for (int64_t y = 0; y < s_.height; ++y) {
         const float* row = x.at(image, first, y);
         for (int64_t column = 0; column < s_.width; ++column, row += x.strides[3]) {
           *start++ = events.count();
-          events.look_at(row, some, x.strides[1], column * kBlock);
+          events.look_at(row, some, x.strides[1], column * block_);
         }
         *start++ = events.count();
       }
@@ -82,28 +83,35 @@ class Forward {
 
   template <int kVectors>
   void sum_at(const Events& events, const int32_t* starts, int64_t oy, int64_t ox, int64_t first, float* to) const {
-    Lanes sums[kVectors];
+    Lanes sums[kVectors], total[kVectors];
     load(sums, bias_.row(0) + first);
+    load(total, bias_.row(0) + first);
     const int64_t y = oy * s_.stride[0] - s_.padding[0], x = ox * s_.stride[1] - s_.padding[1];
     const int64_t left = std::max<int64_t>(x, 0), right = std::min(x + s_.columns, s_.width);
     const int64_t top = std::max<int64_t>(y, 0), bottom = std::min(y + s_.rows, s_.height);
     const int64_t stride = filters_.stride();
     for (int64_t block = 0; block < blocks_; ++block) {
+      if (by_block_) std::fill_n(sums, kVectors, Lanes{});
       for (int64_t at = top; at < bottom; ++at) {
         const int32_t* start = starts + (block * s_.height + at) * (s_.width + 1);
-        const float* filter = filters_.row(((block * s_.rows + at - y) * s_.columns - x) * kBlock) + first;
+        const float* filter = filters_.row(((block * s_.rows + at - y) * s_.columns - x) * block_) + first;
         const Event* const last = events.begin(start[right]);
         for (const Event* event = events.begin(start[left]); event < last; ++event) {
           add(sums, event->height, filter + event->place * stride);
         }
       }
+      if (!by_block_) continue;
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) total[v] += sums[v];
     }
-    store(sums, to);
+    store(by_block_ ? total : sums, to);
   }
 
   const Shape& s_;
+  const int64_t block_;  // input channels that are added together
+  const bool by_block_;  // whether each has a sum of its own
   const int64_t blocks_;
-  Matrix<float> filters_;  // [blocks, rows, columns, kBlock] by outputs
+  Matrix<float> filters_;  // [blocks, rows, columns, block] by outputs
   Matrix<float> bias_;
 };
 
