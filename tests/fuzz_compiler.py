@@ -332,6 +332,12 @@ def _without(lines: list[str], position: int) -> list[str]:
     return lines[:position] + lines[end:]
 
 
+def program_of(seed: int, options: Options) -> Program:
+    """The program that goes with a seed and its options."""
+    everywhere = options.backend == "all"
+    return random_program(seed, options.long or everywhere, captured=not (options.is_recorded or everywhere))
+
+
 def try_seed(arguments: tuple[int, Options]) -> tuple[int, str, str, dict[str, int]]:
     """(seed, "passed" / "skipped" / "failed" / "captured wrong", reason, counts) of a program."""
     seed, options = arguments
@@ -343,7 +349,7 @@ def try_seed(arguments: tuple[int, Options]) -> tuple[int, str, str, dict[str, i
             if outcome != "passed":
                 break
         return seed, outcome, reason, counted
-    program = random_program(seed, options.long)
+    program = program_of(seed, options)
     try:
         return seed, "passed", "", check(program, options)
     except Raised as error:
@@ -397,7 +403,7 @@ def check_one(arguments: argparse.Namespace) -> int:
     start_process()
     seed = arguments.only
     options = options_of(arguments, seed)
-    program = random_program(seed, options.long or options.backend == "all")
+    program = program_of(seed, options)
     print(program)
     _, outcome, reason, counts = try_seed((seed, options))
     print(f"\n{outcome} {counts or ''}\n{reason}")

@@ -1,5 +1,6 @@
 """What the compiler may move past what: order, effects, and random programs."""
 
+import copy
 import operator
 import random
 from collections import Counter
@@ -210,6 +211,36 @@ def test_nothing_crosses_a_change_of_mode():
     first, constant, last = calls["exp"]
     for pair in ([first, constant], [constant, last], [first, last]):
         assert torch._C._set_grad_enabled in [node.target for node in order.contract(pair)]
+
+
+@pytest.mark.parametrize("products", ["batched", "per-step"])
+def test_a_weight_whose_data_is_assigned_in_the_loop(products):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(6, 8), snn.Leaky(beta=0.85, threshold=0.4)
+
+        def forward(self, x):
+            mem, spikes = self.lif.init_leaky(), []
+            for step, x_t in enumerate(x):
+                spk, mem = self.lif(self.fc(x_t), mem)
+                if step == 1:
+                    self.fc.weight.data *= 1.1
+                spikes.append(spk)
+            return torch.stack(spikes), mem
+
+    torch.manual_seed(0)
+    plain, given = Net().double(), normal(T, B, 6)
+    compiled = snn.accelerate(copy.deepcopy(plain), compile=True, products=products)
+    for _ in range(2):
+        found = []
+        for net in (plain, compiled):
+            net.zero_grad()
+            x = given.clone().requires_grad_()
+            spk, mem = net(x)
+            (spk.sum() + (mem * mem).sum()).backward()
+            found.append([spk, mem, x.grad, *net.parameters(), *(p.grad for p in net.parameters())])
+        torch.testing.assert_close(found[1], found[0])
 
 
 def test_functional_steps_are_fused():

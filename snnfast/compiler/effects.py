@@ -29,6 +29,9 @@ class Effects:
 
 # They change a tensor's part in the autograd graph, beneath which no operator runs.
 ON_AUTOGRAD = ("detach_", "requires_grad_", "retain_grad", "register_hook", torch.detach_)
+# What an assignment to `tensor.data` is captured as: the tensor has other memory from then on, and its version is the
+# one before, of which no operator tells either.
+ON_MEMORY = ("set_", "_lower_version_count_by_1")
 
 NONE = Effects()
 FENCE = Effects(fence=True)
@@ -53,6 +56,8 @@ class Watcher:
             return NONE
         if node.target in ON_AUTOGRAD:
             return Effects(writes=(0,))
+        if getattr(node.target, "__name__", node.target) in ON_MEMORY:
+            return FENCE
         leaves = tree_flatten((node.args, node.kwargs))[0]
         given = [leaf for leaf in leaves if isinstance(leaf, Node)]
         if not any(g.tensors(leaf) for leaf in given) and not g.tensors(node):

@@ -176,6 +176,8 @@ def gradient_of_a_step(d: Draft, v: Value) -> Value | None:
     step = f"{seq}[{d.rng.randrange(d.steps)}]"
     total = f"({seq}[-1].sum() + ({step} ** 2).sum())"
     asked = f"torch.autograd.grad({total}, {step}, retain_graph=True)[0]"
+    if d.captured:
+        asked = step
     d.outputs.append(f"({asked} if {step}.requires_grad and torch.is_grad_enabled() else {step})")
     return v
 

@@ -138,9 +138,9 @@ class Layer:
 class Draft:
     """A program being written: its lines, and the values that a statement may use."""
 
-    def __init__(self, seed: int, long: bool = False):
+    def __init__(self, seed: int, long: bool = False, captured: bool = False):
         self.rng = random.Random(seed)
-        self.long = long
+        self.long, self.captured = long, captured
         # Drawn apart: the other seeds' programs stay those that once found a mistake.
         self.recurrent = random.Random(f"heard {seed}").random() < 0.12
         self.features = set()

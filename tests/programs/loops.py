@@ -302,9 +302,13 @@ def loop_over_the_recording(d: Draft) -> None:
     write_loop(d, [frames], 1)
 
 
-def random_program(seed: int, long: bool = False) -> Program:
-    """The program of a seed; the same seed gives the same program. `long`: of more steps, most of them alike."""
-    d = Draft(seed, long)
+def random_program(seed: int, long: bool = False, captured: bool = False) -> Program:
+    """The program of a seed; the same seed gives the same program.
+
+    long: of more steps, most of them alike; captured: without asking for gradients of single steps, which torch.compile
+    does not give (docs/limits.md).
+    """
+    d = Draft(seed, long, captured)
     frames = write_inputs(d)
     depth = d.pick(1, 1, 1, 2, 2, 3)
     write_loop(d, frames, depth)
