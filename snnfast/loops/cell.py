@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..cells import products
-from . import functions, known
+from . import functions, known, purity
 from .operation import LITERAL, MADE, NUMBER, SAME, Operation
 from .series import Series, in_modes
 from .window import Stage
@@ -121,7 +121,7 @@ class Step:
         for function, names, entries in self.calls:
             values = [value(*entry) for entry in entries]
             count = len(values) - len(names)
-            if functions.is_one(function):
+            if purity.is_one(function):
                 out = functions.run(function, values)
             else:
                 out = products.call(function, values[:count], dict(zip(names, values[count:], strict=True)))
@@ -208,7 +208,8 @@ class Cell:
     def _call(self, given: "_Inputs", outputs: list, states: list) -> Callable:
         from .. import cells
 
-        key = tuple(outputs), tuple(map(id, given.constants)), given.form
+        read = tuple(purity.last_values(one.function) for one in self.operations if one.is_call)
+        key = tuple(outputs), tuple(map(id, given.constants)), given.form, read
         if self._last is None or self._last[0] != key:
             numbers = {operation: number for number, operation in enumerate(self.operations)}
             outs, after = ([(numbers[one], output) for one, output in some] for some in (outputs, self.states))

@@ -12,7 +12,7 @@ JOINS = {torch.stack, torch.cat, torch.concat}
 def _lanes_of(args: tuple, kwargs: dict) -> list | None:
     """The steps that a call joins along a new first dimension, or the first; None where it does something else."""
     lanes = args[0] if args else None
-    if (*args[1:], *kwargs.values()) not in ((), (0,)) or set(kwargs) - {"dim"}:
+    if set(kwargs) - {"dim"} or (*args[1:], *kwargs.values()) not in ((), (0,)):
         return None
     if not isinstance(lanes, (list, tuple)) or not all(isinstance(lane, Tensor) for lane in lanes):
         return None

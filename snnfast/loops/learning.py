@@ -5,7 +5,7 @@ import functools
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from . import functions, known, pieces
+from . import functions, known, pieces, purity
 from .operation import leaves_of, nesting_of
 from .period import Logged, Period, same_calls
 from .placeholder import describes
@@ -167,7 +167,7 @@ class Learning:
         self.log.append(
             Logged(function, nested, tuple(kwargs), leaves, sources, tuple(outs), several, modes(), same_as, writes)
         )
-        if functions.is_one(function):
+        if purity.is_one(function):
             owner = functions.caller()
             label = type(owner).__name__ if isinstance(owner, nn.Module) else function.__name__
             self.log[-1] = self.log[-1]._replace(where=place_of_caller(), label=label)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import functions, known
+from . import known, purity
 from .placeholder import arguments_of_placeholder
 
 INDEXED = {Tensor.__getitem__, Tensor.__setitem__, known.set_item}
@@ -101,7 +101,7 @@ class Operation:
         come before it in a period."""
         self.slots = slots
         self.is_step = isinstance(self.function, nn.Module)
-        self.is_call = functions.is_one(self.function)
+        self.is_call = purity.is_one(self.function)
         self.is_mark = self.is_step or self.is_call
         names = step_outputs(self.function) if self.is_step else ()
         self.state_outputs = [names.index(name) for name in self.function.state_names] if self.is_step else []

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten
 
 from .. import _torch
 from .._ext import native
-from . import functions, in_place, joining, known, pieces, recording, settling, stack
+from . import functions, in_place, joining, known, pieces, purity, recording, settling, stack
 from .alone import step_of
 from .before import Before
 from .computing import computed, why_it_was_no_use
@@ -95,6 +95,10 @@ class Recorder(stack.AtBottom):
     def expects(self, function) -> bool:
         """Whether a step of this layer, or a call of this function, is what comes next."""
         return self.period is not None and self.operations[self.place].function is function
+
+    def waits_for(self, function) -> bool:
+        """Whether calls of it wait."""
+        return self.waiting and any(one.function is function and one.count for one in self.operations)
 
     def goes_on_with(self, layer) -> bool:
         """Whether a step of this layer is what comes next after others of it that wait."""
@@ -420,7 +424,8 @@ class Recorder(stack.AtBottom):
         alive = {operation: settling.alive(operation) for operation in pending}
         early, held = settling.held(alive)
         story = functions.loops_of(self.first).story
-        window = computed(self.period, self.settings, story, early, held, as_written)
+        with purity.as_last({operation.function for operation in pending if operation.is_call}):
+            window = computed(self.period, self.settings, story, early, held, as_written)
         values = settling.values(window, alive, {id(tensor) for tensor, _ in self.reading.tensors.values()})
         for placeholder, value in values:
             become(placeholder, value)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch
-from . import functions, placeholder, series, settings
+from . import functions, placeholder, purity, series, settings
 
 is_on = False
 """Whether any layer of this process may be recorded: what a step asks first."""
@@ -144,6 +144,11 @@ def call(function: type, args: tuple):
     recorder = of_this_thread()
     if (recorder is not None and recorder.is_busy) or getattr(_of_thread, "plain", False):
         return NotImplemented
+    if purity.has_changed(function):
+        waits = recorder is not None and recorder.waits_for(function)
+        if waits:
+            recorder.pack(function)
+        purity.take_changes(function, wanders=waits)
     if recorder is None or (recorder.learning is None and not recorder.expects(function)):
         if not is_on or not functions.may_wait(function, args) or torch.compiler.is_compiling():
             return NotImplemented
