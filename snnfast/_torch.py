@@ -33,6 +33,8 @@ transforms_begin = (  # what torch.func's transforms call first
     (eager_transforms, "_jvp_increment_nesting"),
 )
 switches_grad = torch._C._set_grad_enabled, torch.autograd.grad_mode._enter_inference_mode  # as graphs hold them
+function_calls = torch.autograd.function._SingleLevelFunction  # what `apply` of an autograd function comes to
+apply = vars(torch._C._FunctionBase)["apply"]  # and that
 functions = torch._C._nn  # what of torch.nn.functional is C++, under the names that graphs have
 Packet, Operator = torch._ops.OpOverloadPacket, torch._ops.OperatorBase  # a name under torch.ops, what it calls
 

@@ -72,7 +72,7 @@ def apply(function: type[torch.autograd.Function], *args):
     """`function.apply` of one with `setup_context`, less the signature that torch binds anew in every call."""
     if functional() or torch.compiler.is_compiling():
         return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*_torch.unwrap_dead_wrappers(args))
+    return _torch.apply.__get__(None, function)(*_torch.unwrap_dead_wrappers(args))
 
 
 class Fold(NamedTuple):

@@ -381,3 +381,59 @@ def test_snnfasts_own_memory_is_known_to_nobody_else():
     x = snn.Leaky(0.5).unroll(torch.rand(STEPS, 64, 1024))[0]
     assert snn.memory.is_own(x.untyped_storage()) and not reading.is_shared_with_others(x)
     assert reading.is_shared_with_others(torch.from_numpy(np.ones(3)))
+
+
+VIEWS = {
+    "detach": lambda mem: mem.detach(),
+    "slice": lambda mem: mem[:, :3],
+    "view": lambda mem: mem.view(-1),
+    "transposed": lambda mem: mem.t(),
+    "unsqueeze": lambda mem: mem.unsqueeze(0),
+    "chunk": lambda mem: mem.chunk(2, 1)[0],
+    "reshape": lambda mem: mem.reshape(2, 12),
+    "narrow of a detached one": lambda mem: mem.detach().narrow(1, 0, 2),
+    "contiguous": lambda mem: mem.contiguous(),
+}
+WRITES = {
+    "in place": lambda view, mem: view.mul_(0.5),
+    "an item": lambda view, mem: view.__setitem__(0, 9.0),
+    "out=": lambda view, mem: torch.add(view, 1, out=view),
+    "NumPy": lambda view, mem: view.numpy().__setitem__(0, 3.0),
+    "the base": lambda view, mem: mem.mul_(0.5),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_of_a_membrane_is_of_its_memory(view, write):
+    def run(accelerate, at):
+        torch.manual_seed(0)
+        net = accelerate(nn.Sequential(nn.Linear(8, 6), snn.Leaky(beta=0.9)))
+        mem, found = torch.zeros(4, 6), []
+        with torch.no_grad():
+            for step, x in enumerate(3 * torch.rand(20, 4, 8)):
+                _, mem = net[1](net[0](x), mem)
+                seen = VIEWS[view](mem)
+                if step == at:
+                    WRITES[write](seen, mem)
+                found += [mem, seen]
+        return found
+
+    for at in (4, 12, 19):
+        for one, other in zip(run(snn.accelerate, at), run(lambda net: net, at), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_memory_that_another_process_may_write_to_is_read_when_it_is_given():
+    def run(accelerate):
+        torch.manual_seed(0)
+        net = accelerate(nn.Sequential(nn.Linear(8, 6), snn.Leaky(beta=0.9)))
+        frame, mem, found = torch.zeros(4, 8).share_memory_(), torch.zeros(4, 6), []
+        with torch.no_grad():
+            for step in range(12):
+                frame.numpy()[:] = step % 3
+                _, mem = net[1](net[0](frame), mem)
+                found.append(mem)
+        return torch.stack(found)
+
+    assert torch.equal(run(snn.accelerate), run(lambda net: net))

@@ -13,6 +13,7 @@ import platform
 import shlex
 import shutil
 import stat
+import struct
 import subprocess
 import tempfile
 import threading
@@ -100,7 +101,7 @@ def _processor() -> str:
 
 def compiler() -> list[str]:
     """The C++ compiler's command. Raises BuildFailed where there is none."""
-    if os.environ.get("CXX"):
+    if os.environ.get("CXX", "").strip():
         command = shlex.split(os.environ["CXX"])
         if shutil.which(command[0]):
             return command
@@ -179,10 +180,25 @@ def _put(target: Path, load: Callable[[Path], _Built], build: Callable[[Path], N
 
 
 def _loaded(path: Path) -> ctypes.CDLL:
+    _refuse_cut_off(path)
     loaded = ctypes.CDLL(str(path))
     loaded.run.argtypes = [ctypes.c_void_p]
     loaded.run.restype = ctypes.c_int
     return loaded
+
+
+def _refuse_cut_off(path: Path) -> None:
+    """Raises OSError for a library that ends before its table of sections does: the system's loader would crash."""
+    with open(path, "rb") as file:
+        header = file.read(64)
+        if header[:5] != b"\x7fELF\x02":
+            return
+        if len(header) < 64:
+            raise OSError(f"{path} is cut off")
+        (sections,) = struct.unpack_from("=Q", header, 40)
+        size, count = struct.unpack_from("=HH", header, 58)
+        if file.seek(0, os.SEEK_END) < sections + size * count:
+            raise OSError(f"{path} is cut off")
 
 
 def _build(source: str, made: Path) -> None:

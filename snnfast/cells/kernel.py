@@ -40,6 +40,8 @@ class Kernel:
     """Whether it has products between steps."""
     reruns = False
     """Whether a backward may run steps again for their states."""
+    tails: Sequence = ()
+    """Functions that ATen rounds otherwise where no whole vector of values lies row by row."""
 
     def __init__(
         self,
@@ -143,7 +145,7 @@ class CpuKernel(Kernel):
             for node in lanes.needed(node for node, _ in stored)
             if isinstance(OPERATORS.get(node.target), RowFunction) and node not in lanes.rows
         }
-        self._tails = [function for function in functions if OPERATORS[function].tail]
+        self.tails = [function for function in functions if OPERATORS[function].tail]
         self._functions = (ctypes.c_void_p * max(1, len(symbols)))()
         for place, symbol in enumerate(symbols):
             self._functions[place] = address(symbol)
@@ -178,8 +180,8 @@ class CpuKernel(Kernel):
         if size == 0:
             return 0
         threads = min(torch.get_num_threads(), math.ceil(count / _GRAIN))
-        if self._tails and threads > 1 and (math.ceil(count / threads) % size or count % size):
-            names = ", ".join(map(str, self._tails))
+        if self.tails and threads > 1 and (math.ceil(count / threads) % size or count % size):
+            names = ", ".join(map(str, self.tails))
             raise Refused(f"{names}: ATen rounds them otherwise at the ends of its {threads} threads' shares")
         return count - count % size
 

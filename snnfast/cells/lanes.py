@@ -20,6 +20,11 @@ _UNCHANGED = (aten.detach.default, aten.alias.default, aten.clone.default)
 _FILLS = (aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default)
 
 
+def _is_like(node: Node, other: Node) -> bool:
+    mine, its = node.meta["val"], other.meta["val"]
+    return mine.shape == its.shape and mine.dtype == its.dtype
+
+
 class Lanes:
     """The nodes of one step's graph by what they are.
 
@@ -69,6 +74,11 @@ class Lanes:
                 continue
             node.args, node.kwargs = map_arg(node.args, current), map_arg(node.kwargs, current)
             if node.op != "call_function":
+                continue
+            if node.target in _SUMS and _is_like(node, node.args[0]):
+                # Over dimensions of size one.
+                node.replace_all_uses_with(node.args[0])
+                memory[node] = memory[node.args[0]]
                 continue
             if node.target in IN_PLACE:
                 target = node.args[0]
@@ -122,6 +132,8 @@ class Lanes:
             return "sum"
         if target not in self.operators:
             raise Refused(f"{target} is not elementwise, or is not computed to the same bit")
+        if target not in _KEEP and all(other.meta["val"].dtype in _HALVES for other in node.all_input_nodes):
+            raise Refused(f"{target} computes in {node.args[0].meta['val'].dtype}")
         if not same:
             raise Refused(f"{target} gives shape {tuple(value.shape)}, a step has {tuple(self.shape)}")
         return "lane"

@@ -90,8 +90,7 @@ class Cell(SpikingNeuron):
             TypeError: states together with init_hidden=True, or too many of them.
             ValueError: a state of another shape.
         """
-        given = self._ordered(states, {})
-        self._check_states(input_, given)
+        given = self._checked(input_, self._ordered(states, {}))
         if recording.is_on:
             object.__setattr__(self, "_like", (input_.shape, input_.dtype, input_.device))
             return recording.step(self, input_, given)
@@ -104,8 +103,8 @@ class Cell(SpikingNeuron):
 
     def _step_alone(self, input_, states):
         ops.tell("cell", (input_, *states), None)
-        spk, *after = self.step(input_, *self._before(input_, self._fitting(input_, states), own=False))
-        self._check_count(after)
+        before = self._before(input_, self._fitting(input_, states), own=False)
+        spk, *after = self._taken_apart(self.step(input_, *before))
         return spk, dict(zip(self.state_names, after, strict=True))
 
     def _sequence(self, input_, states, want_seqs):
@@ -149,7 +148,7 @@ class Cell(SpikingNeuron):
         if not isinstance(input_, Tensor) or input_.dim() == 0 or not len(input_):
             got = tuple(input_.shape) if isinstance(input_, Tensor) else type(input_).__name__
             raise ValueError(f"the input must be a tensor [T, B, ...] of one step or more, got {got}")
-        self._check_states(input_[0], states)
+        states = self._checked(input_[0], states)
         before = self._before(input_[0], states, own=self.init_hidden)
         out, last = scan(self._spikes_and_states if want_seqs else self._spikes, input_, before)
         if self.init_hidden:
@@ -157,10 +156,10 @@ class Cell(SpikingNeuron):
         return out
 
     def _spikes(self, x: Tensor, *states: Tensor):
-        return self.step(x, *states)
+        return self._taken_apart(self.step(x, *states))
 
     def _spikes_and_states(self, x: Tensor, *states: Tensor):
-        spk, *states = self.step(x, *states)
+        spk, *states = self._taken_apart(self.step(x, *states))
         return (spk, *states), *states
 
     def _before(self, x: Tensor, given: tuple, own: bool) -> tuple[Tensor, ...]:
@@ -174,15 +173,29 @@ class Cell(SpikingNeuron):
             states = [new[k] if state is None else state for k, state in enumerate(states)]
         return tuple(states)
 
-    def _check_states(self, x: Tensor, given: tuple) -> None:
+    def _checked(self, x: Tensor, given: tuple) -> tuple:
+        """The given states; None for those that a reset gave, which stand for new ones."""
         self._refuse_states(given)
+        given = tuple(None if isinstance(state, Tensor) and state.shape == (0,) else state for state in given)
         for name, state in zip(self.state_names, given, strict=True):
             if isinstance(state, Tensor) and state.shape != x.shape:
                 raise ValueError(f"{name} must have the input's shape {tuple(x.shape)}, got {tuple(state.shape)}")
+        return given
 
-    def _check_count(self, states) -> None:
-        if len(states) != len(self.state_names):
-            raise TypeError(f"{type(self).__name__}.step must return its spikes and {', '.join(self.state_names)}")
+    def _taken_apart(self, found) -> tuple:
+        """What `step` returned: its spikes, and as many states as there are names."""
+        names = ", ".join(self.state_names)
+        if not isinstance(found, (tuple, list)) or len(found) != 1 + len(self.state_names):
+            got = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
+            raise TypeError(f"{type(self).__name__}.step must return its spikes and {names}, got {got}")
+        return tuple(found)
+
+    def reset_state(self) -> None:
+        if type(self).initial is Cell.initial:
+            super().reset_state()
+        else:
+            # Of a shape that no current has: the next step asks for initial states.
+            self._init_mem()
 
     def _keep_states(self, states) -> None:
         for name, state in zip(self.state_names, states, strict=True):

@@ -1,6 +1,5 @@
 """A traced cell as two kernels over whole sequences, and their autograd."""
 
-import threading
 import warnings
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from .lanes import Lanes
 from .recurrence import Call as RecurrenceCall
 from .recurrence import Recurrence
 from .surroundings import Surroundings
-from .tracing import Present, Refused, Step, Tracer
+from .tracing import Present, Refused, Step, Tracer, lock
 
 KERNELS: dict[str, type[Kernel]] = {"cpu": CpuKernel, "cuda": CudaKernel}
 """By type of device."""
@@ -87,7 +86,6 @@ class Program:
         self._joints = {}
         self._backwards = {}
         self._differentiated = None
-        self._lock = threading.RLock()
         self._tried: dict[tuple, str | None] = {}
         self.out_form = None  # how `scan` nests the outputs
         self.learns = [tensor.requires_grad for tensor in surroundings.tensors]
@@ -128,11 +126,18 @@ class Program:
         """
         if not all(states[k].is_contiguous() for k in self.recurrence.states):
             raise Refused("a product takes a first state that does not lie in memory row by row")
+        self.check_layout(xs, states)
         tensors = cell[1].tensors
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (*xs, *states, *tensors, *heads))
         self._try(cell, xs, states, differentiated)
         ops.tell("cell", (*xs, *states), len(xs[0]))
         return self._run(cell, xs, states, tensors, differentiated, heads)
+
+    def check_layout(self, xs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+        """Raises Refused where ATen would compute something otherwise for how these lie in memory."""
+        if self._forward.tails and not all(x[:1].is_contiguous() for x in (*xs, *(state[None] for state in states))):
+            names = ", ".join(map(str, self._forward.tails))
+            raise Refused(f"{names}: ATen rounds it otherwise where inputs and states do not lie row by row")
 
     def _run(self, cell, xs, states, tensors, differentiated, heads=()):
         if differentiated:
@@ -244,7 +249,7 @@ class Program:
 
     def joint(self, cell: Cell, present: Present) -> tuple[Lanes, Sequence[Node | None], list[bool], list[bool]]:
         """A step's backward: its lanes, gradients of inputs, states and tensors, and what is differentiated."""
-        with self._lock:
+        with lock:
             if present not in self._joints:
                 joint = self._tracer.joint(*cell, self._traced, present, self.writes_states)
                 ins, count = self.ins, self.counts["states"]
@@ -288,7 +293,7 @@ class Program:
 
     def backward(self, cell: Cell, outs: tuple[bool, ...], last: tuple[bool, ...]) -> Backward:
         """The kernel for these gradients of outputs and last states."""
-        with self._lock:
+        with lock:
             if (outs, last) not in self._backwards:
                 self._backwards[outs, last] = Backward(self, cell, outs, last)
             return self._backwards[outs, last]
@@ -363,7 +368,7 @@ def _gradients_by_loop(cell: Cell, inputs: Sequence[Tensor], counts: Sequence[in
         for k, tensor in zip(floating, given, strict=True):
             found[k] = tensor
         xs, states, tensors, heads = _split(found, counts)
-        with surroundings.substituted(tensors):
+        with surroundings.as_seen(), surroundings.substituted(tensors):
             outs, last = run_loop(step, xs, states)
         if heads:
             outs = [torch.cat([head.unsqueeze(0), out]) for head, out in zip(heads, outs, strict=True)]

@@ -1,7 +1,6 @@
 """`scan`: a cell over a whole sequence, fused where it can be, and otherwise step by step."""
 
 import inspect
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -17,11 +16,10 @@ from . import trees
 from .building import BuildFailed
 from .program import KERNELS, Program
 from .surroundings import Surroundings, surroundings_of
-from .tracing import Refused, Step
+from .tracing import Refused, Step, lock
 
 _PROGRAMS = 256
 _programs: OrderedDict[tuple, Program | Exception] = OrderedDict()
-_lock = threading.RLock()
 _said = set()
 
 
@@ -84,7 +82,8 @@ def why_not_fused(cell: Callable[..., Any], x: Any, state: Any = None) -> str | 
         if call.makes_its_state():
             with torch.no_grad():
                 call = _Call(cell, x, call.first_step([x[0] for x in call.xs])[1])
-        call.program()
+        program, _ = call.program()
+        program.check_layout(call.xs, call._states)
     except (Refused, BuildFailed) as refused:
         return str(refused)
     finally:
@@ -199,6 +198,8 @@ class _Call:
         surroundings = surroundings_of(self.cell.cell)
         if surroundings.hooked() or _has_any_global_hook():
             raise Refused("hooks have to run at every step")
+        if surroundings.unseen:
+            raise Refused(f"it reads an object of type {surroundings.unseen}, which may change while nobody sees it")
         key = self.cell.x_form, self.cell.state_form, self.cell.spread
         steps = [x[0] if len(x) else x.new_empty(x.shape[1:]) for x in self.xs]
         program = _program(key, self.cell, steps, self._states, surroundings)
@@ -258,7 +259,7 @@ def _program(key: tuple, step: Step, xs, states, surroundings: Surroundings) -> 
     kinds = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in (*xs, *states))
     modes = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.get_default_dtype()
     key = key, kinds, modes, surroundings.key
-    with _lock:
+    with lock:
         if key not in _programs:
             try:
                 _programs[key] = Program(step, xs, states, surroundings)

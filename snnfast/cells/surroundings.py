@@ -1,5 +1,6 @@
 """What the code of a cell can read besides its arguments: modules, closures, globals, attributes."""
 
+import copy
 import dataclasses
 import functools
 import operator
@@ -49,12 +50,14 @@ class Surroundings:
         key: all of it but the tensors' values, hashable; of cells with equal keys one program does for both, each with
             its own tensors.
         tensors: every tensor, once, in an order that the key fixes.
+        unseen: the type of an object that may change while nobody sees it; "" where there is none.
 
     Installed libraries are taken to be the same throughout: of their functions only what is bound to them counts.
     """
 
     def __init__(self, cell):
         self.tensors: list[Tensor] = []
+        self.unseen = ""
         self._seen: dict[int, int] = {}
         self._classes: set[int] = set()
         self._alive = []  # so that no id is given anew
@@ -78,8 +81,7 @@ class Surroundings:
             elif len(container) != len(content) + hidden or any(
                 container.get(name, self) is not value for name, value in content.items()
             ):
-                names = {*container, *content}
-                return next((str(n) for n in names if container.get(n, self) is not content.get(n)), "an attribute")
+                return next((str(n) for n in content if container.get(n, self) is not content[n]), "an attribute")
         for names, name, value in self._globals:
             if names.get(name) is not value:
                 return name
@@ -91,15 +93,36 @@ class Surroundings:
     def restore(self) -> None:
         """Puts back what lists, dictionaries and attributes held."""
         for container, content, hidden in self._contents:
-            if isinstance(container, list):
-                container[:] = content
-            elif isinstance(container, set):
-                container.clear()
-                container.update(content)
-            elif isinstance(container, dict):
-                for name in [name for name in container if name not in content] if not hidden else ():
-                    del container[name]
-                container.update(content)
+            _refill(container, content, bool(hidden))
+
+    @contextmanager
+    def as_seen(self) -> Iterator[None]:
+        """Within it, lists, dictionaries, attributes, globals and outer variables hold what was seen, whoever changed
+        them since."""
+        now = [
+            copy.copy(container) if isinstance(container, (list, set, dict)) else None for container in self._places()
+        ]
+        names = [(names, name, names.get(name, self)) for names, name, _ in self._globals]
+        cells = [(cell, cell.cell_contents) for cell, _ in self._cells]
+        self._put([(names, name, value) for names, name, value in self._globals], self._cells)
+        self.restore()
+        try:
+            yield
+        finally:
+            self._put(names, cells)
+            for container, content in zip(self._places(), now, strict=True):
+                _refill(container, content)
+
+    def _places(self) -> list:
+        return [container for container, *_ in self._contents]
+
+    def _put(self, names: list[tuple], cells: list[tuple]) -> None:
+        for where, name, value in names:
+            if value is not self and where.get(name, self) is not value:
+                where[name] = value
+        for cell, value in cells:
+            if cell.cell_contents is not value:
+                cell.cell_contents = value
 
     @contextmanager
     def placed(self, others: list[Tensor]) -> Iterator[TorchFunctionMode]:
@@ -182,6 +205,8 @@ class Surroundings:
             or type(value).__module__.partition(".")[0] == "torch"
         ):
             self._key.append(Same(value))
+            if _changes_unseen(value):
+                self.unseen = type(value).__name__
         else:
             self._walk_class(type(value))
             self._walk_dict(vars(value))
@@ -261,6 +286,28 @@ def surroundings_of(cell) -> Surroundings:
     while len(_known) > _KNOWN:
         _known.popitem(last=False)
     return found
+
+
+def _refill(container, content, more: bool = False) -> None:
+    """Has a list, set or dictionary hold what another one holds; more: and what else it has."""
+    if isinstance(container, list):
+        container[:] = content
+    elif isinstance(container, set):
+        container.clear()
+        container.update(content)
+    elif isinstance(container, dict):
+        for name in () if more else [name for name in container if name not in content]:
+            del container[name]
+        container.update(content)
+
+
+def _changes_unseen(value) -> bool:
+    """Whether an object holds what may change while it stays the same: an array, a deque, one with slots."""
+    kind = type(value)
+    if any(hasattr(kind, name) for name in ("__setitem__", "__next__", "append")):
+        return True
+    slots = [name for base in kind.__mro__ for name in vars(base).get("__slots__", ())]
+    return bool(slots) and not _is_installed(_file_of(kind))
 
 
 def _kind(tensor: Tensor) -> tuple:

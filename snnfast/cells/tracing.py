@@ -1,5 +1,6 @@
 """The graphs of one step of a cell, forward and joint with its backward. The one file that names torch's tracer."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -10,6 +11,10 @@ from torch.fx import GraphModule
 
 from .products import Products
 from .surroundings import Surroundings
+
+lock = threading.RLock()
+"""One thread traces at a time: torch's tracer keeps state of the process's, and the user's modules hold other tensors
+meanwhile."""
 
 
 class Refused(Exception):
@@ -64,8 +69,9 @@ class Tracer:
         # Here and below: with them comes sympy, which nobody needs who has no cell.
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._xs, self._states, self._tensors = map(self._fakes, (xs, states, tensors))
+        with lock:
+            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+            self._xs, self._states, self._tensors = map(self._fakes, (xs, states, tensors))
 
     def forward(self, step: Step, surroundings: Surroundings) -> Traced:
         """Raises Refused."""
@@ -138,12 +144,12 @@ class Tracer:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         try:
-            with self._mode:
+            with lock, surroundings.as_seen(), self._mode:
                 module = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*given)
+                changed = surroundings.changed()
             constants = [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
             if any(constant is tensor for constant in constants for tensor in surroundings.tensors):
                 raise Refused("it reads a tensor from where that cannot be traced")
-            changed = surroundings.changed()
             if changed is not None:
                 raise Refused(f"its step changes something that it shares with other code: {changed}")
             return module
@@ -154,8 +160,6 @@ class Tracer:
         except Exception as error:  # noqa: BLE001
             # The loop that runs instead says better what is wrong with the cell.
             raise Refused(f"it cannot be traced: {type(error).__name__}: {error}") from error
-        finally:
-            surroundings.restore()
 
 
 def _leaf(tensor: Tensor, learns: bool = True) -> Tensor:

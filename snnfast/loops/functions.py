@@ -3,22 +3,18 @@
 import sys
 import weakref
 
-import torch
 from torch import nn
 
-from .. import spike
+from .. import _torch, spike
 from . import purity
 from .report import Loops
-
-apply = vars(torch.autograd.Function)["apply"]
-"""torch's own, whatever stands in its place meanwhile."""
 
 _DEPTH = 8
 
 
 def run(function: type, args):
     """`function.apply(*args)`, which no recorder sees."""
-    return apply.__get__(None, function)(*args)
+    return _torch.apply.__get__(None, function)(*args)
 
 
 def may_wait(function: type, args: tuple) -> bool:

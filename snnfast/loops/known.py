@@ -27,8 +27,8 @@ _BY_STEP = (
     "avg_pool3d"
 )
 _REVERSED = (
-    "__rsub__ __rdiv__ __rtruediv__ __rpow__ __rmul__ __radd__ __rmatmul__ __floordiv__ __rfloordiv__ __getitem__ "
-    "__eq__ __and__ __or__ __xor__ __invert__ positive"
+    "__rsub__ __rdiv__ __rtruediv__ __pow__ __rpow__ __rmul__ __radd__ __rmatmul__ __rmod__ __floordiv__ "
+    "__rfloordiv__ __getitem__ __eq__ __and__ __or__ __xor__ __invert__ positive"
 )
 
 DEFERRABLE = frozenset(
@@ -67,7 +67,7 @@ ELEMENTWISE = frozenset(
     rules.functions(
         f"{rules.POINTWISE} {rules.CASTS} sigmoid tanh relu leaky_relu hardtanh heaviside addcmul addcdiv lerp "
         "masked_fill threshold rsub logical_xor float_power contiguous positive __rsub__ __rdiv__ __rtruediv__ "
-        "__rpow__ __rmul__ __radd__ __eq__ __and__ __or__ __xor__ __invert__",
+        "__pow__ __rpow__ __rmul__ __radd__ __eq__ __and__ __or__ __xor__ __invert__",
         torch,
         F,
         Tensor,
@@ -155,11 +155,17 @@ def call_of(function) -> tuple[str, object]:
     return "call_function", function
 
 
+_GIVES_MEMORY = {"numpy", "__array__", "__dlpack__", "data_ptr"}
+"""To what may write to it while nobody sees it."""
+
+
 def written_by(function, args: tuple, kwargs: dict):
     """The tensors that a call may write: None where that could be any it is given."""
     if kwargs and kwargs.get("out") is not None:
         return [kwargs["out"]]
     name = getattr(function, "__name__", "")
+    if name in _GIVES_MEMORY:
+        return [args[0]]
     if function in DEFERRABLE or function in MAKERS:
         return [] if not (kwargs and kwargs.get("inplace")) else [args[0]]
     if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in ("__iadd__", "__isub__"):

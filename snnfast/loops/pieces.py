@@ -6,12 +6,14 @@ give. Whoever asks for one (`torch.autograd.grad`, `retain_grad`, `register_hook
 
 import functools
 import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _torch
+from .known import VIEWS, written_by
 
 WHOLE, OWN, NOBODYS = range(3)
 
@@ -29,8 +31,21 @@ class Piece(NamedTuple):
     gradient: int
 
 
+class View(NamedTuple):
+    """A tensor that the loop has in the memory of another, its base, and how it is taken from that."""
+
+    ref: weakref.ref
+    base: weakref.ref
+    again: Callable[[Tensor], Tensor]
+
+
 known: dict[int, Piece] = {}
 """By the id of the step's tensor, for as long as that lives."""
+
+views: dict[int, View] = {}
+"""By the id of the view, for as long as that lives."""
+
+_views_of: dict[int, list[weakref.ref]] = {}
 
 _grad, _retain_grad, _register_hook = torch.autograd.grad, Tensor.retain_grad, Tensor.register_hook
 
@@ -55,21 +70,59 @@ def forget(tensor: Tensor) -> None:
 
 
 def shares_memory(tensor: Tensor) -> bool:
-    """Whether a step of another stack is a view of the same memory."""
+    """Whether a step of another stack is a view of the memory that this one is in, its stack's."""
     mine = known[id(tensor)]
     if mine.stack is None:
         return False
     memory = mine.stack.untyped_storage()._cdata
+    if tensor.untyped_storage()._cdata != memory:
+        return False
     stacks = {id(piece.stack): piece.stack for piece in list(known.values()) if piece.stack is not None}
     return any(one is not mine.stack and one.untyped_storage()._cdata == memory for one in stacks.values())
 
 
+def note_view(view: Tensor, base: Tensor, again: Callable[[Tensor], Tensor]) -> None:
+    """Remembers a tensor as a view of another that is, or comes of, a step of a stack; `again` gives it of its base."""
+    key, its = id(view), id(base)
+    views[key] = View(weakref.ref(view, lambda _: views.pop(key, None)), weakref.ref(base), again)
+    if its not in _views_of:
+        weakref.finalize(base, _views_of.pop, its, None).atexit = False
+    _views_of.setdefault(its, []).append(views[key].ref)
+
+
+def run(call: Callable, func, args: tuple, kwargs: dict):
+    """`call(func, args, kwargs)`, before which steps that it writes get memory of their own."""
+    if not (known or views):
+        return call(func, args, kwargs)
+    for tensor in written_by(func, args, kwargs) or ():
+        own(tensor)
+    result = call(func, args, kwargs)
+    if func in VIEWS and args and isinstance(result, Tensor) and of(args[0]) is not None:
+        note_view(result, args[0], lambda base: func(base, *args[1:], **kwargs))
+    return result
+
+
 def own(tensor) -> None:
-    """Gives a step of a stack, that is about to be written, memory of its own, unless others are views of it."""
-    piece = of(tensor) if isinstance(tensor, Tensor) else None
-    if piece is not None and not shares_memory(tensor):
-        forget(tensor)
-        _torch.swap_tensors(tensor, tensor.clone())
+    """Gives a step of a stack, that is about to be written, memory of its own, and its views that memory."""
+    if not isinstance(tensor, Tensor):
+        return
+    base = tensor
+    while (view := views.get(id(base))) is not None and view.ref() is base and view.base() is not None:
+        base = view.base()
+    piece = of(base)
+    if piece is not None and not shares_memory(base):
+        forget(base)
+        _torch.swap_tensors(base, base.clone())
+    _renew_views_of(base)
+
+
+def _renew_views_of(base: Tensor) -> None:
+    for ref in _views_of.get(id(base), ()):
+        view = ref()
+        if view is not None and (found := views.get(id(view))) is not None and found.base() is base:
+            forget(view)
+            _torch.swap_tensors(view, found.again(base))
+            _renew_views_of(view)
 
 
 def _of_gradient(tensor) -> Piece | None:

@@ -15,8 +15,10 @@ _PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device,
 _PURE = """abs bool callable dict float getattr hasattr int isinstance len list max min pow property range round slice
     staticmethod str sum super tuple type zip enumerate ValueError TypeError RuntimeError AssertionError"""
 _PYTHONS = {getattr(builtins, name) for name in _PURE.split()}
-_DRAWING = tuple("""rand bernoulli normal poisson multinomial dropout exponential_ uniform_ random log_normal geometric cauchy
-    seed manual_seed set_rng_state default_generator Generator""".split())
+_DRAWING = (
+    *("rand", "bernoulli", "normal", "poisson", "multinomial", "dropout", "exponential_", "uniform_", "random"),
+    *("log_normal", "geometric", "cauchy", "seed", "manual_seed", "set_rng_state", "default_generator", "Generator"),
+)
 _ACTING = {"mark_dirty", "print", "input", "open", "item", "tolist", "numpy"}
 _LIBRARIES = ("torch", "math", "numpy")
 

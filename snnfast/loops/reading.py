@@ -1,10 +1,12 @@
 """The tensors that waiting operations will read, as they were when they were given."""
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from .. import memory
 
@@ -110,7 +112,21 @@ def versions_of(values) -> list[int]:
     return [version_of(value) for value in values if isinstance(value, Tensor)]
 
 
+_of_workers: dict[int, weakref.ref] = {}
+"""Tensors that a DataLoader's worker handed over, by where their memory is: shared, but the worker is done with it."""
+
+
+def note_batch(batch) -> None:
+    """Remembers a batch's tensors as a worker's."""
+    for tensor in tree_flatten(batch)[0]:
+        if isinstance(tensor, Tensor) and tensor.is_shared():
+            key = memory_of(tensor)
+            _of_workers[key] = weakref.ref(tensor, lambda _, key=key: _of_workers.pop(key, None))
+
+
 def is_shared_with_others(tensor: Tensor) -> bool:
-    """Whether somebody else, such as NumPy, has this memory too, and may write to it unseen."""
+    """Whether somebody else, such as NumPy or another process, has this memory too, and may write to it unseen."""
     storage = tensor.untyped_storage()
-    return not (storage.resizable() or storage.is_shared() or memory.is_own(storage))
+    if storage.is_shared():
+        return tensor.device.type == "cpu" and storage._cdata not in _of_workers
+    return not (storage.resizable() or memory.is_own(storage))

@@ -363,10 +363,7 @@ class Recorder(stack.AtBottom):
             self.pack(func, as_written=any_pending(pieces.asked_for_gradients(func, args, kwargs)))
         elif self.reading and not describes(func, args) and not may_come_first(self, func, args, kwargs):
             self.pack(func)
-        if pieces.known and (written := known.written_by(func, args, kwargs)):
-            for tensor in written:
-                pieces.own(tensor)
-        return self.before.run(func, args, kwargs)
+        return pieces.run(self.before.run, func, args, kwargs)
 
     def layer_changes(self, layer) -> None:
         """An attribute of a layer is about to change."""

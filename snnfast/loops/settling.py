@@ -1,13 +1,15 @@
 """What placeholders become when their window has been computed."""
 
+import functools
 import sys
 
 from torch import Tensor
 
 from . import known, pieces
-from .operation import Operation
+from .operation import MADE, NUMBER, REAL, Operation
 from .packing import Window
 from .placeholder import Pending
+from .series import in_modes
 
 
 def values(window: Window, alive: dict, used: set[int]) -> list[tuple[Pending, Tensor]]:
@@ -20,7 +22,58 @@ def values(window: Window, alive: dict, used: set[int]) -> list[tuple[Pending, T
                 by_output.setdefault(output, []).append((step, placeholder))
         for output, wanted in by_output.items():
             found += _pieces_of(window, operation, output, wanted, used)
+    _note_views(alive)
     return found
+
+
+def _note_views(alive: dict) -> None:
+    """Which of the placeholders the loop would have in the memory of others."""
+    viewing = [operation for operation in alive if operation.function in known.VIEWS]
+    if not viewing:
+        return
+    made = {
+        (operation, output, operation.start + step): placeholder
+        for operation, steps in alive.items()
+        for step, outputs in steps
+        for output, placeholder in outputs
+    }
+    for operation in viewing:
+        for step, outputs in alive[operation]:
+            for output, placeholder in outputs:
+                base, calls = _base_of(operation, output, step, made)
+                if base is not None:
+                    pieces.note_view(placeholder, base, functools.partial(_viewed, calls))
+
+
+def _base_of(operation: Operation, output: int, step: int, made: dict) -> tuple[Tensor | None, list]:
+    """The tensor that somebody has, of which a step of an operation is a view, and the calls that give it."""
+    calls = []
+    while operation.function in known.VIEWS and 0 <= step < operation.count:
+        slot, *others = operation.slots
+        if any(other.kind == MADE for other in others):
+            break
+        rest = [
+            operation.given[place][step] if other.kind in (REAL, NUMBER) else other.what
+            for place, other in enumerate(others, 1)
+        ]
+        calls.insert(0, (operation, rest, output))
+        if slot.kind != MADE:
+            return (operation.given[0][step] if slot.kind == REAL else slot.what), calls
+        period = operation.start + step - slot.lag
+        base = made.get((slot.what, slot.output, period))
+        if base is not None:
+            return base, calls
+        operation, output, step = slot.what, slot.output, period - slot.what.start
+    return None, calls
+
+
+def _viewed(calls: list, base: Tensor) -> Tensor:
+    for operation, rest, output in calls:
+        args, kwargs = operation.values([base, *rest])
+        with in_modes(operation.modes):
+            out = operation.function(*args, **kwargs)
+        base = out if operation.several is None else out[output]
+    return base
 
 
 def _pieces_of(window: Window, operation: Operation, output: int, wanted: list, used: set[int]) -> list:

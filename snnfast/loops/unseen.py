@@ -12,6 +12,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from .. import _torch
 from . import functions, recording
+from .reading import note_batch
 
 _CALLS = [(made, "__call__") for made in _torch.script_calls]
 _WATCHED = [(owner, name, getattr(owner, name)) for owner, name in (*_CALLS, *_torch.transforms_begin)]
@@ -47,8 +48,11 @@ def watch_compiled() -> None:
 
 def watch_functions() -> None:
     """Watches autograd functions while a recorder is anywhere, or may be from one of them on."""
-    watched = _watching or recording.is_on
-    torch.autograd.Function.apply = classmethod(_apply) if watched else functions.apply
+    # Beneath `torch.autograd.Function.apply`, of which people keep a bound one: `spike_fn = Spike.apply`.
+    if _watching or recording.is_on:
+        _torch.function_calls.apply = classmethod(_apply)
+    elif "apply" in vars(_torch.function_calls):
+        del _torch.function_calls.apply
 
 
 @functools.wraps(_next_batch)
@@ -56,7 +60,9 @@ def _next_batch_alone(batches):
     """The many small operations that make a batch, without a mode around each of them."""
     recorder = recording.of_this_thread()
     with contextlib.nullcontext() if recorder is None else recorder.away():
-        return _next_batch(batches)
+        batch = _next_batch(batches)
+    note_batch(batch)
+    return batch
 
 
 @functools.wraps(_compile)
@@ -105,19 +111,18 @@ def _begin_compiled_alone(callback):
     return _begin_compiled(callback)
 
 
-def _apply(cls, *args, **kwargs):
-    call = functions.apply.__get__(None, cls)
+def _apply(cls, *args):
     if recording.runs_plainly():
-        return call(*args, **kwargs)
-    out = recording.call(cls, args) if not kwargs else NotImplemented
+        return functions.run(cls, args)
+    out = recording.call(cls, args)
     if out is not NotImplemented:
         return out
     recorder = recording.of_this_thread()
     if recorder is None:
-        return call(*args, **kwargs)
+        return functions.run(cls, args)
     recorder.is_about_to_run(cls.__name__, args)
     with recorder.aside():
-        return call(*args, **kwargs)
+        return functions.run(cls, args)
 
 
 def _with_computed(function):
