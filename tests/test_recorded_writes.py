@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import snnfast as snn
 from recorded import CALLS, STEPS, B, Net, assert_recorded_as_written, given, inputs, loop, ran
 from snnfast.loops import reading, recording
+from snnfast.loops.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("no_recorder_stays")
 
@@ -437,3 +438,52 @@ def test_memory_that_another_process_may_write_to_is_read_when_it_is_given():
         return torch.stack(found)
 
     assert torch.equal(run(snn.accelerate), run(lambda net: net))
+
+
+def test_a_weight_written_through_its_data_while_a_loop_is_learnt():
+    """What ran before the loop's first step is not taken for what later steps compute from the weight as it is then."""
+
+    def run():
+        torch.manual_seed(0)
+        fc, lif, found = nn.Linear(16, 2), snn.Leaky(beta=0.56, threshold=0.34), []
+        for call in range(3):
+            mem = lif.init_leaky()
+            x = torch.rand(1 + call, 16)
+            for step in range(12):
+                spk, mem = lif(fc(x), mem)
+                if step == 0:
+                    fc.weight.data *= 1.1
+                found += [spk, mem]
+        return [one.detach() for one in found]
+
+    plain = run()
+    recording.record_everywhere(Settings("forward"))
+    try:
+        found = run()
+        assert all(map(torch.equal, found, plain))
+    finally:
+        recording.record_everywhere(None)
+
+
+def test_a_step_that_is_written_to_after_the_views_of_earlier_ones_were_saved():
+    def run(accelerate):
+        torch.manual_seed(0)
+        net = accelerate(nn.Sequential(nn.Linear(4, 7), snn.Leaky(beta=0.9), nn.Linear(7, 5), snn.Leaky(beta=0.8)))
+        fc1, lif1, fc2, lif2 = net
+        found = []
+        for _ in range(3):
+            net.zero_grad()
+            late, mem1, mem2, total = torch.zeros(3, 1, 7), torch.zeros(3, 1, 7), torch.zeros(3, 5), 0
+            for step, x in enumerate(3 * torch.rand(12, 3, 1, 4)):
+                spk1, mem1 = lif1(fc1(x), mem1)
+                scaled = late * 1.1
+                if step == 8:
+                    scaled.mul_(0.5)
+                spk2, mem2 = lif2(fc2(scaled.flatten(1)), mem2)
+                total, late = total + mem2, spk1
+            total.sum().backward()
+            found += [total.detach(), fc1.weight.grad.clone(), fc2.weight.grad.clone()]
+        return found
+
+    for one, other in zip(run(snn.accelerate), run(lambda net: net), strict=True):
+        torch.testing.assert_close(one, other)

@@ -35,9 +35,14 @@ class Before:
         out = func(*args, **kwargs)
         if func in self._functions and type(out) is Tensor and not kwargs:
             self.calls.append(Call(func, args, out, versions_of((*args, out)), modes()))
-        elif self.calls and func not in known.READERS:
-            self.calls.clear()
+        else:
+            self.see(func)
         return out
+
+    def see(self, func) -> None:
+        """A call that others run: what it writes, as through `tensor.data`, may not show in versions."""
+        if self.calls and func not in known.READERS:
+            self.calls.clear()
 
     def take_over(self, period: Period) -> None:
         """Tells a period what of it was computed already, and remembers from now on what it may begin with."""

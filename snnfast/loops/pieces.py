@@ -45,6 +45,9 @@ known: dict[int, Piece] = {}
 views: dict[int, View] = {}
 """By the id of the view, for as long as that lives."""
 
+orphans: dict[int, weakref.ref] = {}
+"""Views of what nobody has any more: others may be of the same memory."""
+
 _views_of: dict[int, list[weakref.ref]] = {}
 
 _grad, _retain_grad, _register_hook = torch.autograd.grad, Tensor.retain_grad, Tensor.register_hook
@@ -90,6 +93,12 @@ def note_view(view: Tensor, base: Tensor, again: Callable[[Tensor], Tensor]) -> 
     _views_of.setdefault(its, []).append(views[key].ref)
 
 
+def note_orphan(view: Tensor) -> None:
+    """Remembers a tensor as a view of what nobody has any more."""
+    key = id(view)
+    orphans[key] = weakref.ref(view, lambda _: orphans.pop(key, None))
+
+
 def run(call: Callable, func, args: tuple, kwargs: dict):
     """`call(func, args, kwargs)`, before which steps that it writes get memory of their own."""
     if not (known or views):
@@ -97,9 +106,21 @@ def run(call: Callable, func, args: tuple, kwargs: dict):
     for tensor in written_by(func, args, kwargs) or ():
         own(tensor)
     result = call(func, args, kwargs)
-    if func in VIEWS and args and isinstance(result, Tensor) and of(args[0]) is not None:
-        note_view(result, args[0], lambda base: func(base, *args[1:], **kwargs))
+    if func in VIEWS and args and (of(args[0]) is not None or id(args[0]) in views):
+        _note_results(func, args, kwargs, result)
     return result
+
+
+def _note_results(func, args: tuple, kwargs: dict, result) -> None:
+    def again(base: Tensor, place: int | None = None) -> Tensor:
+        found = func(base, *args[1:], **kwargs)
+        return found if place is None else found[place]
+
+    if isinstance(result, Tensor):
+        note_view(result, args[0], again)
+    elif isinstance(result, (tuple, list)):
+        for place, one in enumerate(result):
+            note_view(one, args[0], functools.partial(again, place=place))
 
 
 def own(tensor) -> None:
@@ -110,7 +131,7 @@ def own(tensor) -> None:
     while (view := views.get(id(base))) is not None and view.ref() is base and view.base() is not None:
         base = view.base()
     piece = of(base)
-    if piece is not None and not shares_memory(base):
+    if piece is not None and (id(base) not in orphans or not shares_memory(base)):
         forget(base)
         _torch.swap_tensors(base, base.clone())
     _renew_views_of(base)

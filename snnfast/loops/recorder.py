@@ -71,6 +71,7 @@ class Recorder(stack.AtBottom):
             return
         self._look_whether_it_failed()
         if not (self.waiting or self.learning or self.reading or (pieces.known and not writes_parameters_only)):
+            self.before.calls.clear()
             self.rest()
 
     @contextlib.contextmanager
@@ -166,6 +167,8 @@ class Recorder(stack.AtBottom):
         self._forget()
         self.first = landmark
         self.key = self._key(leaves)
+        if not self.is_there:
+            self.before.calls.clear()
         self.enter()
         period = loops.find(self.key)
         if period is not None:
@@ -285,6 +288,7 @@ class Recorder(stack.AtBottom):
                 return self.before.run(func, args, kwargs)
             return self._otherwise(func, args, kwargs)
         if self.learning is not None:
+            self.before.see(func)
             if self.learning.failed:
                 self._look_whether_it_failed()
                 return self._otherwise(func, args, kwargs)

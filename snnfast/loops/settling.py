@@ -41,7 +41,9 @@ def _note_views(alive: dict) -> None:
         for step, outputs in alive[operation]:
             for output, placeholder in outputs:
                 base, calls = _base_of(operation, output, step, made)
-                if base is not None:
+                if base is None:
+                    pieces.note_orphan(placeholder)
+                else:
                     pieces.note_view(placeholder, base, functools.partial(_viewed, calls))
 
 
