@@ -1,5 +1,6 @@
 """The graphs of one step of a cell, forward and joint with its backward. The one file that names torch's tracer."""
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,15 +63,25 @@ class Joint:
     states: tuple[bool, ...]
 
 
+@functools.cache
+def _fake_mode() -> type:
+    # Here and below: with them comes sympy, which nobody needs who has no cell.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    class FakeMode(FakeTensorMode):
+        """One that leaves torch's guard of devices alone, which other threads use."""
+
+        avoid_device_init = False
+
+    return FakeMode
+
+
 class Tracer:
     """Traces steps of cells for inputs, states and tensors like these; it holds none of them."""
 
     def __init__(self, xs: Sequence[Tensor], states: Sequence[Tensor], tensors: Sequence[Tensor]):
-        # Here and below: with them comes sympy, which nobody needs who has no cell.
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
         with lock:
-            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+            self._mode = _fake_mode()(allow_non_fake_inputs=True)
             self._xs, self._states, self._tensors = map(self._fakes, (xs, states, tensors))
 
     def forward(self, step: Step, surroundings: Surroundings) -> Traced:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from .. import _torch
-from . import functions, recording
+from . import recording
 from .reading import note_batch
 
 _CALLS = [(made, "__call__") for made in _torch.script_calls]
@@ -112,17 +112,18 @@ def _begin_compiled_alone(callback):
 
 
 def _apply(cls, *args):
+    call = _torch.apply.__get__(None, cls)
     if recording.runs_plainly():
-        return functions.run(cls, args)
+        return call(*args)
     out = recording.call(cls, args)
     if out is not NotImplemented:
         return out
     recorder = recording.of_this_thread()
     if recorder is None:
-        return functions.run(cls, args)
+        return call(*args)
     recorder.is_about_to_run(cls.__name__, args)
     with recorder.aside():
-        return functions.run(cls, args)
+        return call(*args)
 
 
 def _with_computed(function):
