@@ -73,7 +73,7 @@ def rows_of(rows: list[dict]) -> list[Pair]:
         product._replace(what="`Linear` and `Leaky`, the Open Neuromorphic benchmark"),
         recurrent._replace(what="a recurrent layer of Norse's"),
         network._replace(what="a training iteration of a small network, mostly products"),
-        loop._replace(what=f"the published loop that gains least, {loop.ours['loop']}, compiled"),
+        loop._replace(what=f"the published loop that gains least when compiled, {loop.ours['loop']}"),
     ]
 
 

@@ -442,7 +442,8 @@ def test_iterations_leave_nothing_behind():
         snn.reset(net)
         if call % 8 == 7:
             seen.append(live_bytes())
-    assert seen[0] == seen[1] == seen[2] and recorded_steps()
+    # What other tests left may go meanwhile.
+    assert seen[0] >= seen[1] >= seen[2] and recorded_steps()
 
 
 def test_the_last_state_keeps_no_window():

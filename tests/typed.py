@@ -31,8 +31,8 @@ class Spike(torch.autograd.Function):
 class Mine(snn.Cell):
     states = ("mem",)
 
-    def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        mem = 0.9 * states[0] + x
+    def step(self, x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+        mem = 0.9 * mem + x
         spk: Tensor = Spike.apply(mem - 1.0)  # type: ignore[no-untyped-call]
         return spk, mem * (1 - spk)
 

@@ -67,7 +67,8 @@ class Cell(SpikingNeuron):
         self._init_mem()
         self._register_instance()
 
-    def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+    # A subclass names its states, which mypy takes for the same signature for Any's sake.
+    def step(self, x: Tensor, *states: Any, **_: Any) -> Any:
         """One time step, for a subclass to write: current and states [B, ...] to spikes and states."""
         raise TypeError(f"{type(self).__name__} must have a step(self, x, {', '.join(self.state_names)})")
 

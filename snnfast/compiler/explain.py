@@ -13,7 +13,8 @@ from torch.fx import Interpreter, Node
 
 from .. import _torch, ops
 from ..loops import recording
-from ..loops.report import stories
+from ..loops.learning import LEARNT
+from ..loops.report import advice_on, stories
 from ..loops.settings import Settings, default_numbers
 from ..neurons import SpikingNeuron, fused_class, own
 from . import graph as g
@@ -314,17 +315,24 @@ class _Count:
         if layer.alone and self.recorded and not layer.why:
             if layer.steps == 1:
                 return [ONE_CALL]
-            return [Reason(cause, advice) for cause, advice in self._why_not_recorded()]
+            return [Reason(cause, advice) for cause, advice in self._why_not_recorded(layer.steps)]
         if layer.alone and not layer.why:
             return [Reason("torch ran it as it is and did not say why", NO_CAPTURE)]
         return layer.why
 
-    def _why_not_recorded(self) -> list[tuple[str, str]]:
+    def _why_not_recorded(self, steps: int) -> list[tuple[str, str]]:
         """What kept loops from being recorded, and what helps."""
         loops = [module._loops for module in self.modules.values() if isinstance(module, SpikingNeuron)]
-        told = {known.story.why: known.story.advice for known in loops if known is not None and known.story.why}
-        return list(told.items()) or [
-            ("its loop ended before it was known", "a loop of three steps or more is recorded")
+        told = {known.why: advice_on(known.why) for known in loops if known is not None and known.why}
+        if told:
+            return list(told.items())
+        if steps < LEARNT:
+            return [("it has too few steps", advice_on("too few steps"))]
+        return [
+            (
+                "no two steps of its loop were seen to be alike",
+                "a branch on the step's number, or a write into a step's tensor (`mem[0] = 0`), has it run as written",
+            )
         ]
 
     def _why_unseen(self, name: str, module: nn.Module) -> str | None:

@@ -14,6 +14,15 @@ from .report import place_of_caller
 from .series import modes
 from .translated import translated
 
+LEARNT = 3
+"""Steps of a loop, at least, that is recorded: two run as written."""
+
+LOOKS = frozenset(
+    {*("item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "__len__", "__iter__")}
+    | {*("__repr__", "__str__", "__format__", "__contains__", "equal", "allclose", "is_nonzero", "data_ptr", "unique")}
+)
+"""Names of calls that tell Python what a value is."""
+
 STEPS = 16
 """Calls of the loop's first among which it must repeat itself, or it runs as it is."""
 
@@ -56,7 +65,8 @@ class Learning:
 
     def _period(self, before: int, middle: int, now: int) -> Period | None:
         if any(before <= look for look, _ in self._looks):
-            self.failed = f"{self._looks[-1][1]} needs its values at every step"
+            name = self._looks[-1][1]
+            self.failed = f"{name} needs its values at every step" if name in LOOKS else f"there is no rule for {name}"
         self.failed = self.failed or _statistics_in_between(self.log[middle:now])
         if self.failed:
             return None

@@ -16,10 +16,11 @@ stories: dict[str, "Story"] = {}
 _NOT_THE_USERS = {"snnfast", "snntorch", "torch", "torchvision"}
 
 ADVICE = {
-    "needs its values at every step": "keep what it looks at in a list, and look after the loop",
+    "needs its values at every step": "keep what it looks at in a list, and read that once the loop has ended",
+    "no rule": "the loop runs as it is; what does not feed back can be moved behind it, over all steps at once",
     "is written to": "make a new tensor (`mem = mem * mask`) instead of writing into one of a step's (`mem[0] = 0`)",
     "are not alike": "a loop whose steps take turns repeats itself only after all of them",
-    "looks at values": "values are asked for before two steps have gathered: look less often, or after the loop",
+    "looks at values": "values are asked for before two steps have gathered: look less often, or once the loop has ended",
     "gains less": "larger batches, or fewer operations that need the step before, make it pay",
     "steps run as one": 'numbers="forward" keeps spikes and losses, and lets gradients be sums over all steps',
     "too few steps": "a loop of three steps or more is recorded",
@@ -61,11 +62,6 @@ class Story:
             if operation is first:
                 self.recorded += operation.count
 
-    @property
-    def advice(self) -> str:
-        """What can be done so that the loop is recorded."""
-        return next((text for part, text in ADVICE.items() if part in self.why), "nothing is to be done")
-
     def text(self) -> str:
         """Some lines on the loop."""
         lines = [
@@ -81,18 +77,29 @@ class Story:
             ends = ", ".join(f"{what} ({count})" for what, count in self.ends.most_common(4))
             lines.append(f"  values were asked for by {ends}")
         if self.why:
-            lines.append(f"  not recorded {self.failures} times: {self.why}; {self.advice}")
+            often = "once" if self.failures == 1 else f"{self.failures} times"
+            lines.append(f"  not recorded {often}: {self.why}; {advice_on(self.why)}")
         lines += [f"  DIFFERENT: {difference}" for difference in self.differences[:8]]
         if self.verified and not self.differences:
             lines.append(f"  {self.verified} windows verified: as written")
         return "\n".join(lines)
 
 
+def advice_on(why: str) -> str:
+    """What can be done so that a loop is recorded, which was not for this reason."""
+    return next((text for part, text in ADVICE.items() if part in why), "nothing is to be done")
+
+
 class Loops:
-    """What is remembered of the loops that a layer begins; it lives with the layer."""
+    """What is remembered of the loops that a layer begins; it lives with the layer.
+
+    Attributes:
+        why: the last of them was not recorded; "" where it was, or where nobody knows.
+    """
 
     def __init__(self):
         self.periods = []
+        self.why = ""
         self.failures = 0
         self.skip = 0
         self.place = place_of_caller()
@@ -111,6 +118,7 @@ class Loops:
     def keep(self, key: tuple, period) -> None:
         """Remembers a period in place of what began alike."""
         self.periods = [(key, period), *((k, p) for k, p in self.periods if k != key)][:KEPT]
+        self.why = ""
 
     def drop(self, period) -> None:
         """Forgets a period."""
@@ -120,7 +128,7 @@ class Loops:
         """The loop could not be recorded, or to no use: it runs as it is for a while, longer every time."""
         self.failures += 1
         self.story.failures += 1
-        self.story.why = why
+        self.why = self.story.why = why
         # Several windows have told that recording it gains nothing; to learn and record it anew costs the most.
         longer = LONGEST if to_no_use else 1
         self.skip = longer * min(2**self.failures if self.failures < 3 else 4 ** (self.failures - 1), LONGEST)
