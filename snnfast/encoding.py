@@ -263,7 +263,8 @@ def bin_events(
     """Count the events of one recording in `steps` equal intervals of time.
 
     Args:
-        t, x, y, p: time in any unit, column, row and polarity (0 or 1, or bool) of each event, all [events], any order.
+        t, x, y, p: time in any unit, column, row and polarity (0 or 1, or bool) of each event, all [events], any order;
+            tensors or NumPy arrays.
         steps: T.
         size: rows and columns of the sensor, (H, W).
         span: first and last time, in t's unit; events outside are left out. Default: from the first event to the last.
@@ -280,6 +281,7 @@ def bin_events(
         torch.Size([3, 2, 2, 2])
     """
     rows, columns = size
+    t, x, y, p = map(torch.as_tensor, (t, x, y, p))
     if t.dim() != 1 or not t.shape == x.shape == y.shape == p.shape:
         shapes = ", ".join(str(tuple(values.shape)) for values in (t, x, y, p))
         raise ValueError(f"t, x, y and p must have one shape [events], got {shapes}")

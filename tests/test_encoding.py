@@ -490,3 +490,9 @@ def test_operators_refuse_what_would_reach_beyond_memory():
 
 def test_encoding_is_a_public_name():
     assert "encoding" in snnfast.__all__ and snnfast.encoding is encoding
+
+
+def test_events_may_come_as_arrays():
+    t, places = np.array([0.0, 0.3, 0.9]), np.array([[0, 1, 1], [0, 0, 1], [1, 0, 1]])
+    given = snnfast.bin_events(t, *places, steps=3, size=(2, 2))
+    assert torch.equal(given, snnfast.bin_events(torch.from_numpy(t), *torch.from_numpy(places), steps=3, size=(2, 2)))

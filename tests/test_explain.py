@@ -375,3 +375,31 @@ def test_a_network_that_makes_one_step_a_call_is_explained_by_the_function_that_
     (layer,) = snn.explain(net, torch.rand(B, 5)).layers
     assert "explain(forward_pass, net, x)" in layer.advice[0]
     assert snn.explain(forward_pass, net, torch.rand(T, B, 5)).layers[0].fused
+
+
+def test_a_reason_is_this_networks():
+    """Another network of the class was looked into; this one's loop is short."""
+
+    class Looked(nn.Module):
+        def __init__(self, looks):
+            super().__init__()
+            self.fc, self.lif, self.looks = nn.Linear(4, 5), snn.Leaky(0.9), looks
+
+        def forward(self, x):
+            mem, spikes = self.lif.init_leaky(), []
+            for x_t in x:
+                spk, mem = self.lif(self.fc(x_t), mem)
+                if self.looks:
+                    spk.sum().item()
+                spikes.append(spk)
+            return torch.stack(spikes)
+
+    looked = snn.accelerate(Looked(True))
+    assert "item needs its values at every step" in str(snn.explain(looked, torch.rand(20, 3, 4)))
+    short = str(snn.explain(snn.accelerate(Looked(False)), torch.rand(2, 3, 4)))
+    assert "item" not in short and "it has too few steps" in short
+
+
+def test_what_can_be_explained_is_said():
+    with pytest.raises(TypeError, match=r"net must be a torch.nn.Module or a function, got Tensor"):
+        snn.explain(torch.rand(5, 3, 4), nn.Linear(4, 5))

@@ -120,7 +120,9 @@ class _Nested:
 
     def __init__(self, cell: Callable, x_form: trees.Form, state_form: trees.Form, spread: bool):
         self.cell, self.x_form, self.state_form, self.spread = cell, x_form, state_form, spread
-        self.name = getattr(cell, "__qualname__", None) or type(cell).__qualname__
+        owner = getattr(cell, "__self__", None)
+        of_layer = isinstance(owner, nn.Module)
+        self.name = type(owner).__qualname__ if of_layer else getattr(cell, "__qualname__", type(cell).__qualname__)
         self.out_form = None
 
     def step(self, x, state) -> tuple:

@@ -115,6 +115,8 @@ def explain(net: Callable[..., Any], *inputs: Any, **options: Any) -> Explanatio
         >>> report.kernels, [layer.fused for layer in report.layers]
         (1, [True])
     """
+    if not callable(net):
+        raise TypeError(f"net must be a torch.nn.Module or a function, got {type(net).__name__}")
     compiled = options.pop("compile", bool(options))
     make_options(**options)
     net = getattr(net, "_orig_mod", net)

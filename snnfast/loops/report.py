@@ -20,7 +20,7 @@ ADVICE = {
     "no rule": "the loop runs as it is; what does not feed back can be moved behind it, over all steps at once",
     "is written to": "make a new tensor (`mem = mem * mask`) instead of writing into one of a step's (`mem[0] = 0`)",
     "are not alike": "a loop whose steps take turns repeats itself only after all of them",
-    "looks at values": "values are asked for before two steps have gathered: look less often, or once the loop has ended",
+    "looks at values": "values are asked for before two steps have gathered: look less often, or at its end",
     "gains less": "larger batches, or fewer operations that need the step before, make it pay",
     "steps run as one": 'numbers="forward" keeps spikes and losses, and lets gradients be sums over all steps',
     "too few steps": "a loop of three steps or more is recorded",
