@@ -541,3 +541,23 @@ def test_a_batch_size_that_comes_back_is_recorded_from_the_first_step_on(install
         torch.stack([net(torch.rand(batch, 6)) for _ in range(9)])
     assert sum(story.plain for story in report.stories.values()) == plain
     assert len({id(story) for story in report.stories.values() if story.recorded}) == 1
+
+
+def test_a_traced_network_runs_its_neurons_step_by_step(installed):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(20, 40), snntorch.Leaky(beta=0.9)
+
+        def forward(self, x):
+            mem, spikes = torch.zeros(16, 40), []
+            for x_t in x:
+                spk, mem = self.lif(self.fc(x_t), mem)
+                spikes.append(spk)
+            return torch.stack(spikes)
+
+    net, x = Net(), 3 * torch.rand(6, 16, 20)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(net, (x,), check_trace=False)
+        assert torch.equal(traced(x), net(x))

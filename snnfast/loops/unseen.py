@@ -14,8 +14,8 @@ from .. import _torch
 from . import recording
 from .reading import note_batch
 
-_CALLS = [(made, "__call__") for made in _torch.script_calls]
-_WATCHED = [(owner, name, getattr(owner, name)) for owner, name in (*_CALLS, *_torch.transforms_begin)]
+_SCRIPTS = [(made, "__call__", made.__call__) for made in _torch.script_calls]
+_TRANSFORMS = [(owner, name, getattr(owner, name)) for owner, name in _torch.transforms_begin]
 
 _next_batch = _BaseDataLoaderIter.__next__
 _compile = torch.compile
@@ -32,8 +32,8 @@ def watch(more: int) -> None:
     with _lock:
         _watching += more
         watch_functions()
-        for owner, name, function in _WATCHED:
-            setattr(owner, name, _with_computed(function) if _watching else function)
+        for owner, name, function in _TRANSFORMS:
+            setattr(owner, name, _with_all_computed(function) if _watching else function)
         _BaseDataLoaderIter.__next__ = _next_batch_alone if _watching else _next_batch
         torch.compile = _compile_alone if _watching else _compile
         _watch_optimisers()
@@ -48,8 +48,11 @@ def watch_compiled() -> None:
 
 def watch_functions() -> None:
     """Watches autograd functions while a recorder is anywhere, or may be from one of them on."""
+    watched = _watching or recording.is_on
+    for owner, name, function in _SCRIPTS:
+        setattr(owner, name, _plainly(function) if watched else function)
     # Beneath `torch.autograd.Function.apply`, of which people keep a bound one: `spike_fn = Spike.apply`.
-    if _watching or recording.is_on:
+    if watched:
         _torch.function_calls.apply = classmethod(_apply)
     elif "apply" in vars(_torch.function_calls):
         del _torch.function_calls.apply
@@ -126,15 +129,27 @@ def _apply(cls, *args):
         return call(*args)
 
 
-def _with_computed(function):
-    is_transform = "increment_nesting" in function.__name__
+def _with_all_computed(function):
+    """What a transform is of may be in a closure."""
 
     @functools.wraps(function)
     def call(*args, **kwargs):
         recorder = recording.of_this_thread()
         if recorder is not None:
-            # What a transform is of may be in a closure.
-            recorder.is_about_to_run(function.__name__, None if is_transform else (*args, *kwargs.values()))
+            recorder.is_about_to_run(function.__name__, None)
         return function(*args, **kwargs)
+
+    return call
+
+
+def _plainly(function):
+    """What a script calls is given values, and gives such: autograd functions that it calls do not wait."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        recorder = recording.of_this_thread()
+        if recorder is not None:
+            recorder.is_about_to_run(function.__name__, (*args, *kwargs.values()))
+        return recording.run_plainly(function, *args, **kwargs)
 
     return call
