@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -65,6 +65,8 @@ def accelerate(
     settings = Settings(default_numbers() if numbers is None else numbers, verify)
     options = {"window": window, "products": products, "inner": inner}
     given = window is not None or products != "batched" or inner is not None
+    if compile not in (None, True, False):
+        raise TypeError(f"compile must be True, False or None, got {compile!r}")
     if compile or (compile is None and given):
         from .compiler.accelerate import accelerate as accelerate_compiled
 
@@ -96,8 +98,9 @@ def _in_region(function: Callable, settings: Settings) -> Callable:
     return accelerated_function
 
 
-@contextlib.contextmanager
-def accelerated(enabled: bool = True, *, numbers: str | None = None, verify: int = 0) -> Iterator[None]:
+def accelerated(
+    enabled: bool = True, *, numbers: str | None = None, verify: int = 0
+) -> contextlib.AbstractContextManager[None]:
     """Within it, the loops of this thread that step layers of snnfast run fused; with `enabled=False`, none does.
 
     Args: as `accelerate`.
@@ -110,5 +113,4 @@ def accelerated(enabled: bool = True, *, numbers: str | None = None, verify: int
         ...         spk, mem = lif(fc(x), mem)
     """
     settings = Settings(default_numbers() if numbers is None else numbers, verify)
-    with recording.region(settings if enabled else None):
-        yield
+    return recording.region(settings if enabled else None)

@@ -429,6 +429,8 @@ def resolve(spike_grad: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor],
         return atan()
     if type(spike_grad) in _KNOWN:
         return spike_grad
+    if isinstance(spike_grad, type):
+        raise TypeError(f"spike_grad must be an instance, such as {spike_grad.__name__}(), got the class")
     if not callable(spike_grad):
         raise TypeError(f"spike_grad must be callable or None, got {type(spike_grad).__name__}")
     named = named_in_snntorch(spike_grad)

@@ -57,6 +57,9 @@ class Unroll(nn.Sequential):
         if len(layers) == 1 and type(layers[0]) is nn.Sequential:
             super().__init__(OrderedDict(layers[0].named_children()))
         else:
+            for layer in layers:
+                if not isinstance(layer, nn.Module):
+                    raise TypeError(f"Unroll takes layers, as in Unroll(*layers), got {type(layer).__name__}")
             super().__init__(*layers)
         for name, layer in self.named_children():
             _check_layer(name, layer)

@@ -458,3 +458,14 @@ def test_documented_behaviours():
     with pytest.warns(UserWarning, match=re.escape("mem of shape (3,) does not fit the input's (2, 3)")):
         replaced = snn.Leaky(0.9)(X[0], torch.ones(3))
     assert torch.equal(replaced[1], snn.Leaky(0.9)(X[0], torch.zeros(2, 3))[1])
+
+
+def test_what_a_wrong_argument_is_told():
+    with pytest.raises(TypeError, match=r"spike_grad must be an instance, such as atan\(\), got the class"):
+        snn.Leaky(0.9, spike_grad=snn.surrogate.atan)
+    with pytest.raises(TypeError, match=r"Unroll takes layers, as in Unroll\(\*layers\), got list"):
+        snn.Unroll([nn.Linear(4, 5), snn.Leaky(0.9)])
+    with pytest.raises(TypeError, match="compile must be True, False or None, got 'yes'"):
+        snn.accelerate(nn.Linear(4, 5), compile="yes")
+    with pytest.raises(ValueError, match="numbers must be one of forward, exact; got 'x'"):
+        snn.accelerated(numbers="x")

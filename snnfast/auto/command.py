@@ -105,8 +105,8 @@ def _read_option(command: Command, option: str, rest: list[str]) -> None:
             _refuse(f"{name} must be one of {', '.join(_CHOICES[name])}; got {value!r}")
         setattr(command, name[2:], value)
     elif name == "--verify":
-        if given and not (value.isascii() and value.isdigit()):
-            _refuse(f"--verify=K takes a number of windows, got {value!r}")
+        if given and not (value.isascii() and value.isdigit() and int(value)):
+            _refuse(f"--verify=K takes a number of windows from 1 on, got {value!r}")
         command.verify = int(value) if given else VERIFIED
     elif name == "--explain":
         command.explain = _writable(value) if given else ""
