@@ -253,7 +253,9 @@ def output_membranes(
     if labels is not None:
         label = label_of(labels, sample, classes)
         if spikes is None:
-            prediction, said = (best := int(trace.amax(0).argmax())), f"true {label}, predicted {best}"
+            best = trace.amax(0)
+            # Silence is no tie of spikes, but one of membranes.
+            prediction, said = predicted(best), verdict(label, best if best.any() else torch.ones(classes))
         else:
             counts = counts_of(train_of(spikes, sample))
             prediction, said = predicted(counts), verdict(label, counts)

@@ -136,6 +136,12 @@ def test_an_encoded_signal_has_its_spikes_below():
     assert [segment.tolist() for segment in falls] == [[[4, -1], [4, 0]]]
 
 
+def test_membranes_that_rise_alike_predict_nothing():
+    for level in (0.0, -0.5):
+        figure = pictures.output_membranes(torch.full((5, 1, 4), level), torch.tensor([1]))
+        assert figure.get_suptitle() == "Output membranes: true 1, a tie of 4 classes"
+
+
 def test_output_membranes_mark_true_and_predicted_class():
     membranes = torch.zeros(6, 2, 4)
     membranes[:, 1, 2] = torch.linspace(0, 3, 6)
