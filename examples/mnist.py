@@ -81,9 +81,9 @@ def _parser() -> Parser:
 def _values() -> Iterator[str]:
     """What the recipes train with, and which encoders and readouts they take, each its own first."""
     yield "the recipes' values:"
-    yield f"  {'recipe':16} {'library':9} {'T':>4} {'batch':>5} {'epochs':>6}  encoders; readouts"
+    yield f"  {'recipe':16} {'library':9} {'T':>4} {'T,test':>6} {'batch':>5} {'epochs':>6}  encoders; readouts"
     for name, recipe in RECIPES.items():
-        numbers = f"{recipe.steps:4} {recipe.batch_size:5} {recipe.epochs:6}"
+        numbers = f"{recipe.steps:4} {recipe.test_steps or recipe.steps:6} {recipe.batch_size:5} {recipe.epochs:6}"
         yield f"  {name:16} {recipe.original:9} {numbers}  {', '.join(recipe.encoders)}; {', '.join(recipe.readouts)}"
 
 
@@ -238,6 +238,8 @@ def _draw(run: Run, directory: Path, animations: bool) -> None:
         f"{run.settings.recipe} on {run.settings.dataset}, {run.library}: {accuracy:.2%} after {epochs} "
         f"epoch{'s' if epochs > 1 else ''}"
     )
+    if run.settings.test_steps != run.settings.steps:
+        title += f" of T={run.settings.steps}, tested at T={run.settings.test_steps}"
     pictures.save_all(
         *(directory, images, labels),
         **run.shown(images),

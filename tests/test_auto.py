@@ -561,3 +561,15 @@ def test_a_traced_network_runs_its_neurons_step_by_step(installed):
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(net, (x,), check_trace=False)
         assert torch.equal(traced(x), net(x))
+
+
+def test_what_left_steps_to_snntorch_is_told(installed):
+    report.unfit.clear()
+    wide, watched = snntorch.Leaky(beta=0.9).double(), snntorch.Leaky(beta=0.9, inhibition=True)
+    mem, shut = wide.init_leaky(), watched.init_leaky()
+    for x in torch.rand(6, 4, 8):
+        _, mem = wide(x.double(), mem)
+        _, shut = watched(x, shut)
+    said = report.summary()
+    assert "Leaky: 6 steps by snnTorch's own: float64" in said
+    assert "Leaky: 6 steps by snnTorch's own: inhibition" in said

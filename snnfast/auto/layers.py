@@ -18,6 +18,7 @@ from .. import _torch, surrogate, transforms
 from ..functional import runs_reference
 from ..loops import recording, settings
 from ..loops.placeholder import Pending
+from ..loops.report import unfit
 from ..neurons import FUSED, SpikingNeuron, own
 from ..neurons.recurrent import ONE_TO_ONE, is_plain
 from ..ops import why_no_kernel_runs
@@ -190,6 +191,7 @@ def _front(theirs: type, behind: type[SpikingNeuron]):
             return recording.run_plainly(own_forward, self, input_, *states, **named)
         given = _by_name(fused, states, named)
         if given is None or not _fits(self, fused, input_, given):
+            unfit[type(self).__name__, _why_unfit(fused, input_)] += 1
             return own_forward(self, input_, *states, **named)
         # Not an instance's own: that is what has called this.
         return behind.forward(fused, input_, **given)
@@ -232,6 +234,18 @@ def _fits(layer: nn.Module, fused: SpikingNeuron, input_, given: dict) -> bool:
             and _takes(fused, input_, given)
             and not (transforms.at_work() or runs_reference())
         )
+
+
+def _why_unfit(fused: SpikingNeuron, input_) -> str:
+    """What of a layer, or of its current, leaves a step to snnTorch, in a word or two."""
+    for option in ("state_quant", "inhibition"):
+        if getattr(fused, option):
+            return option
+    if isinstance(input_, Tensor) and input_.dtype is not torch.float32:
+        return str(input_.dtype).removeprefix("torch.")
+    if not isinstance(getattr(fused, "_surrogate", None), surrogate.Surrogate):
+        return "its surrogate"
+    return "methods, states or options of its own"
 
 
 def _is_as_made(layer: nn.Module, fused: SpikingNeuron) -> bool:

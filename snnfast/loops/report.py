@@ -13,6 +13,9 @@ LONGEST = 1024
 stories: dict[str, "Story"] = {}
 """What happened to the loops of this process, by the place (file:line) where they step their first layer."""
 
+unfit: Counter[tuple[str, str]] = Counter()
+"""Steps that snnTorch's layers ran as snnTorch has them, by class and what left them to it (`snnfast.auto`)."""
+
 _NOT_THE_USERS = {"snnfast", "snntorch", "torch", "torchvision"}
 
 ADVICE = {
@@ -138,7 +141,9 @@ def summary() -> str:
     """What happened to each loop of this process, most steps first."""
     told = [story for story in stories.values() if story.plain + story.recorded > 2]
     told.sort(key=lambda story: -story.plain - story.recorded)
-    return "\n".join(story.text() for story in told) or "no loop over time steps of a layer that snnfast has fused"
+    lines = [story.text() for story in told]
+    lines += [f"{layer}: {steps} steps by snnTorch's own: {why}" for (layer, why), steps in unfit.most_common()]
+    return "\n".join(lines) or "no loop over time steps of a layer that snnfast has fused"
 
 
 def place_of_caller() -> str:
