@@ -216,3 +216,13 @@ def test_steps_joined_into_a_given_tensor():
             assert torch.stack(spikes, out=given) is given
             assert torch.equal(given, torch.stack(plain))
             assert torch.equal(torch.cat(spikes, out=torch.empty(80, 6)), torch.cat(plain))
+
+
+@pytest.mark.parametrize("bound", [torch.linspace(0.2, 1.0, 12, dtype=torch.float64), [0.5]])
+def test_a_number_that_becomes_something_else(bound):
+    def become(epoch):
+        globals()["BOUND"] = 1.0 if epoch < 2 else bound if isinstance(bound, torch.Tensor) else bound[0]
+        if epoch == 3 and not isinstance(bound, torch.Tensor):
+            globals()["BOUND"] = float("nan")
+
+    assert_as_the_loop(lambda: Net(Fire.apply), become)

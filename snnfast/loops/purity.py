@@ -144,14 +144,14 @@ def may_wait(function: type, args: Iterable) -> bool:
 def has_changed(function: type) -> bool:
     """Whether its code reads other values than at its last call."""
     reads = reads_of(function)
-    return reads is not None and bool(reads.places) and reads.values() != reads.last
+    return reads is not None and not all(map(_is_same, reads.values(), reads.last))
 
 
 def take_changes(function: type, wanders: bool) -> None:
     """Its calls from now on read the values that are there now; wanders: earlier ones waited."""
     reads = reads_of(function)
     reads.last = reads.values()
-    reads.wanders |= wanders
+    reads.wanders |= wanders or not all(map(_is_plain, reads.last))
 
 
 @contextlib.contextmanager
@@ -208,6 +208,10 @@ def _is_librarys(value) -> bool:
     if not isinstance(value, types.BuiltinFunctionType):
         return False
     return value in _PYTHONS or (getattr(value, "__module__", None) or "").partition(".")[0] in ("torch", "math")
+
+
+def _is_same(value, other) -> bool:
+    return value is other or (type(value) is type(other) and _is_plain(value) and value == other)
 
 
 def _value(owner, name: str):
