@@ -215,3 +215,21 @@ def test_explain_is_said_at_exit(tmp_path, monkeypatch, capsys):
 
         said.at_exit()
     assert capsys.readouterr().err == file.read_text() == "loop.py:3 fused\n"
+
+
+def test_what_was_verified_is_said_in_a_line(tmp_path):
+    script = tmp_path / "loop.py"
+    script.write_text(
+        "import torch, snntorch as snn\n"
+        "lif = snn.Leaky(beta=0.9)\n"
+        "for _ in range(3):\n"
+        "    mem, spikes = lif.init_leaky(), []\n"
+        "    for x in torch.rand(20, 4, 8):\n"
+        "        spk, mem = lif(x, mem)\n"
+        "        spikes.append(spk)\n"
+        "    torch.stack(spikes).sum().item()\n"
+    )
+    done = ended(start(*RUNNER, "--verify", "loop.py", cwd=tmp_path))
+    assert done.code == 0 and "windows verified: as written" in done.err, done.err
+    script.write_text("import snntorch\n")
+    assert "nothing was verified: no loop was fused" in ended(start(*RUNNER, "--verify", "loop.py", cwd=tmp_path)).err

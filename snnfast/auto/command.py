@@ -195,12 +195,25 @@ class _Report(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 print("snnfast: nothing was made faster: the script never imported snnTorch", file=sys.stderr)
         elif self._command.explain is not None:
             self._explain(self._command.explain)
+        elif self._command.verify:
+            print(_verified(), file=sys.stderr)
 
     def _explain(self, file: str) -> None:
         from ..loops import report
 
         with open(file, "w") if file else contextlib.nullcontext(sys.stderr) as out:
             print(report.summary(), file=out)
+
+
+def _verified() -> str:
+    """What came of `--verify`, in a line; where something differed, the loop has warned of it."""
+    from ..loops.report import stories
+
+    windows = sum(story.verified for story in stories.values())
+    different = sum(len(story.differences) for story in stories.values())
+    if not windows:
+        return "snnfast: nothing was verified: no loop was fused; --explain says why"
+    return f"snnfast: {windows} windows verified: " + (f"{different} differences" if different else "as written")
 
 
 def run(command: Command) -> None:
