@@ -57,7 +57,8 @@ class Unroll(nn.Sequential):
         if len(layers) == 1 and type(layers[0]) is nn.Sequential:
             super().__init__(OrderedDict(layers[0].named_children()))
         else:
-            for layer in layers:
+            named = len(layers) == 1 and isinstance(layers[0], OrderedDict)
+            for layer in layers[0].values() if named else layers:
                 if not isinstance(layer, nn.Module):
                     raise TypeError(f"Unroll takes layers, as in Unroll(*layers), got {type(layer).__name__}")
             super().__init__(*layers)

@@ -158,7 +158,8 @@ def test_the_help_lists_the_values_of_every_recipe(command, capsys):
     for name, recipe in command.RECIPES.items():
         (line,) = re.findall(rf"^  {name} .*$", printed, re.MULTILINE)
         words = re.split(r"[ ,;]+", line.strip())
-        values = recipe.original, recipe.steps, recipe.batch_size, recipe.epochs, *recipe.encoders, *recipe.readouts
+        steps = recipe.steps, recipe.test_steps or recipe.steps
+        values = recipe.original, *steps, recipe.batch_size, recipe.epochs, *recipe.encoders, *recipe.readouts
         assert words == [name, *map(str, values)]
 
 
