@@ -114,12 +114,12 @@ def memory(contender: Contender, workload, bench) -> dict:
     device = bench.device
     if not contender.counted or (device.type == "cpu" and bench.size.T > PROFILED_STEPS):
         return {}
-    # The first passes of a loop that is recorded learn it.
-    for _ in range(2):
-        workload.reset()
-        workload.backward(workload.forward())
     workload.reset()
     if contender.waits:
+        # The first passes of a loop that is recorded learn it.
+        for _ in range(2):
+            workload.backward(workload.forward())
+            workload.reset()
         retained = measure.held_bytes(workload.forward, device)
     else:
         retained = measure.retained_bytes(workload.forward, workload.held)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import snnfast as snn
 from recorded import CALLS, STEPS, B, Net, assert_recorded_as_written, given, inputs, loop, ran
-from snnfast.loops import reading, recording
+from snnfast.loops import pieces, reading, recording
 from snnfast.loops.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("no_recorder_stays")
@@ -487,3 +487,17 @@ def test_a_step_that_is_written_to_after_the_views_of_earlier_ones_were_saved():
 
     for one, other in zip(run(snn.accelerate), run(lambda net: net), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_views_of_what_lives_long_are_forgotten():
+    """One of each loop's views lives until the next loop; their base for good."""
+    fc, lif, data, kept = nn.Linear(8, 6), snn.Leaky(beta=0.9), torch.rand(4, 2, 4), pieces._views_of
+    with snn.accelerated(), torch.no_grad():
+        for _ in range(12):
+            mem, out = torch.zeros(4, 6), []
+            for _ in range(8):
+                frame = data.flatten(1)
+                spk, mem = lif(fc(frame), mem)
+                out.append(spk)
+            torch.stack(out)
+    assert len(kept.get(id(data), ())) <= 2

@@ -156,7 +156,7 @@ def call_of(function) -> tuple[str, object]:
 
 
 _GIVES_MEMORY = {"numpy", "__array__", "__dlpack__", "data_ptr"}
-"""To what may write to it while nobody sees it."""
+"""Names of calls that hand a tensor's memory to what may write to it unseen."""
 
 
 def written_by(function, args: tuple, kwargs: dict):

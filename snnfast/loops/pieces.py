@@ -48,7 +48,8 @@ views: dict[int, View] = {}
 orphans: dict[int, weakref.ref] = {}
 """Views of what nobody has any more: others may be of the same memory."""
 
-_views_of: dict[int, list[weakref.ref]] = {}
+_views_of: dict[int, set[int]] = {}
+"""Ids of the views of a base, by its own."""
 
 _grad, _retain_grad, _register_hook = torch.autograd.grad, Tensor.retain_grad, Tensor.register_hook
 
@@ -87,10 +88,15 @@ def shares_memory(tensor: Tensor) -> bool:
 def note_view(view: Tensor, base: Tensor, again: Callable[[Tensor], Tensor]) -> None:
     """Remembers a tensor as a view of another that is, or comes of, a step of a stack; `again` gives it of its base."""
     key, its = id(view), id(base)
-    views[key] = View(weakref.ref(view, lambda _: views.pop(key, None)), weakref.ref(base), again)
+
+    def forget_view(_) -> None:
+        views.pop(key, None)
+        _views_of.get(its, set()).discard(key)
+
+    views[key] = View(weakref.ref(view, forget_view), weakref.ref(base), again)
     if its not in _views_of:
         weakref.finalize(base, _views_of.pop, its, None).atexit = False
-    _views_of.setdefault(its, []).append(views[key].ref)
+    _views_of.setdefault(its, set()).add(key)
 
 
 def note_orphan(view: Tensor) -> None:
@@ -138,9 +144,9 @@ def own(tensor) -> None:
 
 
 def _renew_views_of(base: Tensor) -> None:
-    for ref in _views_of.get(id(base), ()):
-        view = ref()
-        if view is not None and (found := views.get(id(view))) is not None and found.base() is base:
+    for found in [views[key] for key in _views_of.get(id(base), ())]:
+        view = found.ref()
+        if view is not None and found.base() is base:
             forget(view)
             _torch.swap_tensors(view, found.again(base))
             _renew_views_of(view)
