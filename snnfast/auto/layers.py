@@ -241,8 +241,11 @@ def _why_unfit(fused: SpikingNeuron, input_) -> str:
     for option in ("state_quant", "inhibition"):
         if getattr(fused, option):
             return option
-    if isinstance(input_, Tensor) and input_.dtype is not torch.float32:
-        return str(input_.dtype).removeprefix("torch.")
+    # Unseen by a recorder, which this would take longer to tell than to ask.
+    with _torch.unwatched():
+        dtype = input_.dtype if isinstance(input_, Tensor) else torch.float32
+    if dtype is not torch.float32:
+        return str(dtype).removeprefix("torch.")
     if not isinstance(getattr(fused, "_surrogate", None), surrogate.Surrogate):
         return "its surrogate"
     return "methods, states or options of its own"
